@@ -1,0 +1,78 @@
+"""What a judge is. The contract, tested over the whole folder by `tests/judges/test_contract.py`.
+
+1. `judge(pairs)` returns one Verdict per pair, in the same order.
+2. Exchanging the sides of a pair exchanges the verdict; a judge that cannot promise this says
+   `order_free = False` and is wrapped in `both_orders` before it may label.
+3. "I could not tell" is an answer: a failure, a refusal or an unreadable reply is an abstention with a reason,
+   never a tie, a zero or a side.
+4. A verdict is a function of the judge's configuration and of the pairs of its prompt that it is asked about
+   together; never of the clock, of the process or of what was asked before.
+
+Judges import torch nowhere at module level, so that reading a recipe and labelling through an API stay light.
+What is left out: which pairs are asked, in what order, and where verdicts are kept (`pipeline.label`, `judges.cached`).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+from pipeline.plugins import Config
+from pipeline.records import Pair, Verdict, digest
+
+MAX_LOGIT = 8.0
+"""Logits are clipped here before they are combined: sigmoid(8) = 0.99966, and no single call can say more."""
+
+
+class Judge(Protocol):
+    """Anything that can say which of two answers is better."""
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """One verdict per pair, in order."""
+        ...
+
+
+class JudgeConfig(Config):
+    """Base of every judge's Config. The subclass adds `name: Literal["its file"]` and its options."""
+
+    VERSION: ClassVar[int] = 1
+    """Raised by hand when a change of the judge's code changes its answers, so that old labels are not reused."""
+
+    name: str
+    """The judge: a file of `judges/`, or the dotted name of any module that defines such a Config."""
+
+    @property
+    def order_free(self) -> bool:
+        """True if exchanging the sides provably exchanges the verdict (each answer is scored alone)."""
+        return True
+
+    def build(self) -> Judge:
+        """The judge itself. Models load here, not before.
+
+        Raises:
+            JudgeError: the judge cannot answer at all.
+        """
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that can change an answer: the options here; a subclass adds prompt texts and `VERSION`."""
+        return {**super().identity(), "version": self.VERSION}
+
+    def fingerprint(self) -> str:
+        """Hash of `identity()`; verdicts and the cache are keyed by it."""
+        return digest(self.identity())
+
+
+def logit(p: float) -> float:
+    """log(p / (1 - p)), clipped to +-MAX_LOGIT so that 0 and 1 stay finite."""
+    if p <= 0.0:
+        return -MAX_LOGIT
+    if p >= 1.0:
+        return MAX_LOGIT
+    return max(-MAX_LOGIT, min(MAX_LOGIT, math.log(p / (1.0 - p))))
+
+
+def sigmoid(z: float) -> float:
+    """1 / (1 + exp(-z)), without overflow. sigmoid(z) + sigmoid(-z) == 1 to rounding; sigmoid(0) == 0.5 exactly."""
+    if z >= 0:
+        return 1.0 / (1.0 + math.exp(-z))
+    return math.exp(z) / (1.0 + math.exp(z))
