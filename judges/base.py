@@ -14,9 +14,10 @@ What is left out: which pairs are asked, in what order, and where verdicts are k
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
-from pipeline.plugins import Config
+from pipeline.errors import JudgeError
+from pipeline.plugins import Config, Plugin
 from pipeline.records import Pair, Verdict, digest
 
 MAX_LOGIT = 8.0
@@ -60,6 +61,28 @@ class JudgeConfig(Config):
     def fingerprint(self) -> str:
         """Hash of `identity()`; verdicts and the cache are keyed by it."""
         return digest(self.identity())
+
+
+AnyJudge = Annotated[JudgeConfig, Plugin("judge")]
+"""The type of a field that holds a judge: by its name alone, or a block with `name`."""
+
+
+def ask(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
+    """`judge.judge(pairs)`, with the first promise of the contract checked.
+
+    Judges made of judges, and whoever labels, ask through this: a judge from outside that drops or reorders pairs
+    would otherwise give every later pair a neighbour's verdict without any error.
+
+    Raises:
+        JudgeError: not exactly one verdict per pair, in the order of the pairs.
+    """
+    verdicts = judge.judge(pairs)
+    if [verdict.pair_id for verdict in verdicts] != [pair.id for pair in pairs]:
+        raise JudgeError(
+            f"{type(judge).__module__}: asked about {len(pairs)} pairs, answered {len(verdicts)} verdicts that are not "
+            "one per pair in the same order; return a verdict for every pair, an abstention where there is no answer"
+        )
+    return verdicts
 
 
 def logit(p: float) -> float:

@@ -3,25 +3,50 @@
 `judge: {name: length}` is `judges/length.py`; `train: {dpo: {...}}` is `pipeline/algorithms/dpo.py`; a dotted name
 (`mylab.judges.rubric`) is any importable module. Nothing is registered by decorators or entry points, and no module
 is imported that the recipe does not name.
+
+What is left out: the types of the recipe itself, and reading it (`pipeline.recipe`).
 """
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
+import re
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 FOLDERS = {"judge": "judges", "algorithm": "pipeline.algorithms", "sampler": "pipeline.sampling"}
 """What a recipe can name, and the package whose modules carry those names."""
 
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_DEFINES_CONFIG = re.compile(r"^class Config\(", re.MULTILINE)
+
+
+def _take_numbers_as_they_are(schema: Any) -> None:
+    # Above its use, because it is called as soon as a class is made.
+    if isinstance(schema, dict):
+        if schema.get("type") in ("bool", "int", "float"):
+            schema["strict"] = True
+        for key, part in schema.items():
+            if key not in ("metadata", "default"):
+                _take_numbers_as_they_are(part)
+    elif isinstance(schema, list | tuple):
+        for part in schema:
+            _take_numbers_as_they_are(part)
+
 
 class Config(BaseModel):
-    """Base of every block of a recipe: frozen, unknown keys refused, prose under each field is its documentation."""
+    """Base of every block of a recipe: frozen, unknown keys refused, prose under each field is its documentation.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    Numbers and booleans are taken as they are: no `"0.1"` for 0.1, no `yes` for true, no true for 1, no infinity.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     RUNTIME: ClassVar[frozenset[str]] = frozenset()
     """Names of the fields that change how the work is done and not what comes out (processes, timeouts).
@@ -30,16 +55,47 @@ class Config(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The options that can change the outcome, JSON-ready, nested blocks included: what fingerprints hash."""
-        return {
-            name: _identity(getattr(self, name)) for name in type(self).model_fields if name not in self.RUNTIME
-        }
+        return {name: _identity(getattr(self, name)) for name in type(self).model_fields if name not in self.RUNTIME}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        # `strict=True` for the whole model would also refuse lists for tuples and text for paths, which is all that
+        # YAML can give.
+        schema = handler(source)
+        _take_numbers_as_they_are(handler.resolve_ref_schema(schema))
+        return schema
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Marks the type of a field that names a plugin: `judge: Annotated[JudgeConfig, Plugin("judge")]`."""
+
+    kind: str
+    """One of `FOLDERS`."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        # An instance schema writes what it holds with all its own fields, and not only those of the base.
+        return core_schema.no_info_before_validator_function(
+            partial(parse, self.kind), core_schema.is_instance_schema(source)
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"plugin": self.kind}  # `recipe.schema` puts the choices in its place
+
+
+def plugin(kind: str) -> Any:
+    """The type of a field that names a plugin of this kind, where the base of its Configs is not at hand."""
+    return Annotated[Config, Plugin(kind)]
 
 
 def names(kind: str) -> list[str]:
-    """The names a recipe may use for this kind: modules of its folder that define a plugin (a class `Config`)."""
+    """The names a recipe may use for this kind: modules of its folder that define a `class Config`.
+
+    Their text is searched and nothing is imported, so that one that is broken or lacks a package hides no other.
+    """
     package = importlib.import_module(FOLDERS[kind])
     found = (module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
-    return sorted(name for name in found if _is_plugin(f"{FOLDERS[kind]}.{name}"))
+    return sorted(name for name in found if _defines_config(f"{FOLDERS[kind]}.{name}"))
 
 
 def config_class(kind: str, name: str) -> type[Config]:
@@ -48,6 +104,8 @@ def config_class(kind: str, name: str) -> type[Config]:
     Raises:
         LookupError: there is no such plugin (the message lists those there are), or it needs a missing package.
     """
+    if not _NAME.fullmatch(name):
+        raise LookupError(_unknown(kind, name))
     path = name if "." in name else f"{FOLDERS[kind]}.{name}"
     try:
         module = importlib.import_module(path)
@@ -62,11 +120,12 @@ def config_class(kind: str, name: str) -> type[Config]:
     return found
 
 
-def parse(kind: str, value: Any) -> Any:
+def parse(kind: str, value: Any) -> Config:
     """A plugin's Config from what a recipe holds: its name alone, or a mapping with `name`.
 
-    Mistakes inside the block are raised as one pydantic error of type `plugin` whose context carries them all with
-    their paths, so that `recipe.explain` can print each by its own key path.
+    Raises:
+        PydanticCustomError: `plugin_name` if no plugin is named by it. `plugin` for mistakes inside the block: its
+            context carries all of them with their paths, so that `recipe.explain` can print each by its own.
     """
     if isinstance(value, Config):
         return value
@@ -75,25 +134,18 @@ def parse(kind: str, value: Any) -> Any:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         keys = [str(key) for key in value] if isinstance(value, dict) else []
         near = difflib.get_close_matches("name", keys, n=1)
-        hint = f"; did you mean 'name' by {near[0]!r}?" if near else ""
-        raise PydanticCustomError(
-            "plugin_name", "{message}", {"message": f"needs a name, one of {', '.join(names(kind))}{hint}"}
-        )
+        hint = f"; is {near[0]!r} meant to be 'name'?" if near else ""
+        raise _refusal(f"needs a name, one of {', '.join(names(kind))}{hint}")
     try:
         chosen = config_class(kind, value["name"])
     except LookupError as error:
-        raise PydanticCustomError("plugin_name", "{message}", {"message": str(error)}) from error
+        raise _refusal(str(error)) from error
     try:
         return chosen.model_validate(value)
     except ValidationError as error:
         raise PydanticCustomError(
             "plugin", "{count} mistakes", {"count": error.error_count(), "errors": error.errors(), "model": chosen}
         ) from error
-
-
-def plugin(kind: str) -> Any:
-    """The type of a recipe field that names a plugin of this kind."""
-    return Annotated[SerializeAsAny[Config], BeforeValidator(lambda value: parse(kind, value))]
 
 
 def _identity(value: Any) -> Any:
@@ -106,13 +158,20 @@ def _identity(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _is_plugin(path: str) -> bool:
-    found = getattr(importlib.import_module(path), "Config", None)
-    return isinstance(found, type) and issubclass(found, Config) and found.__module__ == path
+def _defines_config(module: str) -> bool:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return False
+    return _DEFINES_CONFIG.search(Path(spec.origin).read_text(encoding="utf-8", errors="replace")) is not None
+
+
+def _refusal(message: str) -> PydanticCustomError:
+    # The text goes in as a value: pydantic would read braces in a template.
+    return PydanticCustomError("plugin_name", "{message}", {"message": message})
 
 
 def _unknown(kind: str, name: str) -> str:
     known = names(kind)
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"no {kind} is called {name!r}{hint} There are: {', '.join(known)}"
+    hint = f"did you mean {near[0]!r}? There are" if near else "there are"
+    return f"no {kind} is called {name!r}; {hint}: {', '.join(known)}"

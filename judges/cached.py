@@ -1,0 +1,58 @@
+"""Never asks the same question twice: verdicts come from the journal where it has them, else from the wrapped judge.
+
+Not a judge that a recipe names (there is no Config here): labelling and comparing wrap whatever judge they are given.
+A question is the judge's fingerprint and everything of the pair that a judge may look at, its side order included, so
+that a pair and its exchange are two questions and a judge with a position bias is replayed as it answered.
+
+What is left out: who pays for a call that was under way when the process died (the client's journal rows do that).
+"""
+
+from collections.abc import Sequence
+
+from judges.base import Judge, ask
+from pipeline.records import Pair, Verdict, digest
+from pipeline.store import Journal
+
+KIND = "verdict"
+"""The kind of the journal's rows."""
+
+TRANSIENT = frozenset({"failed", "refused", "filtered"})
+"""Abstentions that asking again may mend. They are not stored: a server that was down would else be down for ever."""
+
+UNSEEN = {"n_tokens": True, "logprob": True, "ref_logprob": True}
+"""Fields of a Response that no judge looks at. Log-probabilities differ in their last digits between machines, and
+that must not buy a label twice."""
+
+
+class Cached:
+    """A judge with a memory."""
+
+    def __init__(self, judge: Judge, fingerprint: str, journal: Journal) -> None:
+        self.of = judge
+        self.fingerprint = fingerprint
+        self.journal = journal
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """One verdict per pair, in order; only pairs that the journal does not hold reach the wrapped judge."""
+        keys = [self.key(pair) for pair in pairs]
+        known = self._read(keys)
+        missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
+        if missing:
+            known |= self._answer(missing)
+        return [known[key] for key in keys]
+
+    def key(self, pair: Pair) -> str:
+        """Where the verdict on this pair with these sides is kept."""
+        seen = pair.model_dump(mode="json", exclude={"a": UNSEEN, "b": UNSEEN})
+        return digest([self.fingerprint, seen], length=32)
+
+    def _answer(self, missing: dict[str, Pair]) -> dict[str, Verdict]:
+        fresh = dict(zip(missing, ask(self.of, list(missing.values())), strict=True))
+        lasting = {key: verdict for key, verdict in fresh.items() if verdict.abstained not in TRANSIENT}
+        self.journal.put_many(KIND, {key: verdict.model_dump(mode="json") for key, verdict in lasting.items()})
+        # Read back: where another process answered the same question first, its answer is the one everybody sees.
+        return fresh | self._read(list(lasting))
+
+    def _read(self, keys: Sequence[str]) -> dict[str, Verdict]:
+        rows = self.journal.get_many(KIND, keys)
+        return {key: Verdict.model_validate(row) for key, row in rows.items()}

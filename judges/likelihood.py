@@ -1,0 +1,112 @@
+"""Prefers the answer that a language model finds likelier from an assistant that keeps a constitution.
+
+The score of an answer is its mean log-probability per token after a system message that states the constitution,
+minus, with a `contrast`, the same after a system message that states the opposite. Each answer is scored alone, so
+there is no position to be biased by. It serves small models, which cannot be asked "A or B?" but can tell coherent,
+on-topic text from the rest. What it cannot do: see facts; and it is fond of repetition, which `rules` is not.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from judges.base import JudgeConfig, sigmoid
+from pipeline.models import ModelConfig
+from pipeline.records import Message, Pair, Prompt, Response, Verdict
+
+
+class Config(JudgeConfig):
+    """How likelihood is measured."""
+
+    VERSION: ClassVar[int] = 1
+
+    name: Literal["likelihood"] = "likelihood"
+    model: ModelConfig = ModelConfig(quantization="none")
+    """The model that reads the answers. It may be the policy's base or any other."""
+    constitution: str = (
+        "You are a helpful assistant. Your answers are correct, clear, polite and to the point: "
+        "you do exactly what the user asked, in good language, and stop."
+    )
+    """The system message under which a good answer is likely."""
+    contrast: str | None = None
+    """A system message under which a bad answer is likely; its log-probability is subtracted. None: nothing is."""
+    temperature: float = Field(default=0.3, gt=0)
+    """Nats per token: a difference of this much makes the better answer 73 % likely to be preferred."""
+
+    def build(self) -> "LikelihoodJudge":
+        return LikelihoodJudge(self)
+
+
+class LikelihoodJudge:
+    """See `judges.base.Judge`."""
+
+    def __init__(self, config: Config) -> None:
+        from pipeline.models import load_model, load_tokenizer
+
+        self.config = config
+        self.fingerprint = config.fingerprint()
+        self.tokenizer = load_tokenizer(config.model)
+        self.model = load_model(config.model)
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """One verdict per pair. Answers to one prompt are scored together, each once."""
+        scores: dict[str, dict[tuple[str, bool | None], float | None]] = {}
+        for prompt, answers in _by_prompt(pairs).values():
+            scores[prompt.id] = dict(zip(answers, self._scores(prompt, list(answers)), strict=True))
+        return [self._verdict(pair, scores[pair.prompt.id]) for pair in pairs]
+
+    def _verdict(self, pair: Pair, scores: dict[tuple[str, bool | None], float | None]) -> Verdict:
+        a, b = scores[_answer(pair.a)], scores[_answer(pair.b)]
+        known: dict[str, Any] = {"pair_id": pair.id, "judge": self.config.name, "fingerprint": self.fingerprint}
+        if a is None or b is None:
+            return Verdict(**known, abstained="truncated", evidence={"why": "longer than the model's context"})
+        # Rounded before they are compared, so that the evidence gives exactly the verdict.
+        a, b = round(a, 6), round(b, 6)
+        p_a = sigmoid((a - b) / self.config.temperature)
+        return Verdict(**known, p_a=p_a, evidence={"score_a": a, "score_b": b})
+
+    def _scores(self, prompt: Prompt, answers: list[tuple[str, bool | None]]) -> list[float | None]:
+        """Nats per token of each answer; None where the conversation does not fit the model."""
+        good = self._means(prompt, answers, self.config.constitution)
+        if self.config.contrast is None:
+            return good
+        bad = self._means(prompt, answers, self.config.contrast)
+        return [None if g is None or b is None else g - b for g, b in zip(good, bad, strict=True)]
+
+    def _means(self, prompt: Prompt, answers: list[tuple[str, bool | None]], system: str) -> list[float | None]:
+        from pipeline.models import answer_ids, answer_logprobs, chat_ids
+
+        prefix = chat_ids(self.tokenizer, _under(system, prompt))
+        ids = [answer_ids(self.tokenizer, text, finished=finished) for text, finished in answers]
+        room = getattr(self.model.config, "max_position_embeddings", None) or math.inf
+        fits = [index for index, answer in enumerate(ids) if answer and len(prefix) + len(answer) <= room]
+        means: list[float | None] = [None] * len(ids)
+        if fits:
+            found = answer_logprobs(self.model, prefix, [ids[index] for index in fits])
+            for index, logprobs in zip(fits, found, strict=True):
+                means[index] = float(logprobs.double().mean())
+        return means
+
+
+def _answer(response: Response) -> tuple[str, bool | None]:
+    return (response.text, response.finished)
+
+
+def _by_prompt(pairs: Sequence[Pair]) -> dict[str, tuple[Prompt, dict[tuple[str, bool | None], None]]]:
+    """Each prompt with its different answers, in a fixed order whatever the order and sides of the pairs."""
+    found: dict[str, tuple[Prompt, set[tuple[str, bool | None]]]] = {}
+    for pair in pairs:
+        found.setdefault(pair.prompt.id, (pair.prompt, set()))[1].update((_answer(pair.a), _answer(pair.b)))
+    return {
+        key: (prompt, dict.fromkeys(sorted(answers, key=lambda answer: (len(answer[0]), answer[0], str(answer[1])))))
+        for key, (prompt, answers) in found.items()
+    }
+
+
+def _under(system: str, prompt: Prompt) -> tuple[Message, ...]:
+    """The conversation under the constitution; a system message of its own follows it."""
+    own = [message.content for message in prompt.messages if message.role == "system"]
+    turns = [message for message in prompt.messages if message.role != "system"]
+    return (Message(role="system", content="\n\n".join([system, *own])), *turns)

@@ -1,0 +1,107 @@
+"""The command line: `prefloop run RECIPE [key.path=value ...]`, `prefloop status RUN`, `prefloop schema`.
+
+Exit codes: 0 done; 2 the recipe, the data or a judge needs mending (the message says where and how); 3 another process
+is at work in the run directory; 4 a step failed (the same command continues); 130 and 143 stopped by a signal.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import recipe as recipes
+from pipeline.errors import DataError, PrefloopError
+from pipeline.run import Run, State
+
+RUNS = Path("runs")
+"""Where runs are kept unless `--run` says otherwise."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options) or 0)
+    except PrefloopError as error:
+        if str(error):
+            print(error, file=sys.stderr)
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prefloop", description="From prompts to which of your policy's checkpoints is better, and by how much."
+    )
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = verbs.add_parser("run", help="do what a recipe says; what is done already is not done again")
+    run.add_argument("recipe", type=Path, help="a YAML file, such as recipes/rlaif.yaml")
+    run.add_argument("overrides", nargs="*", metavar="key.path=value", help="such as train.dpo.beta=0.05")
+    run.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/<name of the recipe>)")
+    run.add_argument("--dry-run", action="store_true", help="say what would be done and why, and do nothing")
+    run.set_defaults(command=_run)
+
+    status = verbs.add_parser("status", help="what of a run is done, and what would run and why")
+    status.add_argument("run", type=Path, help="a run directory, such as runs/rlaif")
+    status.set_defaults(command=_status)
+
+    schema = verbs.add_parser("schema", help="print the JSON schema of recipes")
+    schema.set_defaults(command=_schema)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    recipe = recipes.load(options.recipe, options.overrides)
+    recipes.check_files(recipe)
+    directory = options.run or RUNS / options.recipe.stem
+    run = _open(recipe, directory)
+    run.execute(dry_run=options.dry_run)
+    if not options.dry_run:
+        _print_outcome(directory)
+
+
+def _status(options: argparse.Namespace) -> None:
+    path = options.run / "recipe.yaml"
+    if not path.is_file():
+        raise DataError(f"{options.run}: not a run directory (it has no recipe.yaml); runs are in {RUNS}/")
+    _show(_open(recipes.load(path), options.run).states())
+
+
+def _schema(options: argparse.Namespace) -> None:
+    print(json.dumps(recipes.schema(), indent=2, ensure_ascii=False))
+
+
+def _open(recipe: recipes.Recipe, directory: Path) -> Run:
+    # Only here, because planning imports every stage, and an error in a recipe should be told before that.
+    from pipeline import plan
+
+    cache = directory.absolute().parent / ".cache"
+    return Run(directory, plan.steps(recipe, title=directory.name), recipes.dump(recipe), cache)
+
+
+def _show(states: Sequence[State]) -> None:
+    table = Table("step", "state", box=None, pad_edge=False)
+    for state in states:
+        table.add_row(state.step.name, "done" if state.done else f"would run: {state.why}")
+    Console(markup=False).print(table)
+
+
+def _print_outcome(directory: Path) -> None:
+    from pipeline.ratings import Results
+    from pipeline.report import table
+
+    results = Results.model_validate_json((directory / "results.json").read_text(encoding="utf-8"))
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print()
+    console.print(results.headline, markup=False, highlight=False)
+    console.print()
+    console.print(table(results))
+    console.print(f"\nreport: {directory / 'report.html'}", markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

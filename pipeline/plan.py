@@ -1,0 +1,131 @@
+"""The steps of a recipe: what each reads, and which functions do it. The line of data of the whole project.
+
+    generate -> label -> train.* -> answers -> compare -> report
+
+What is left out: running them (`pipeline.run`), and what they do (`generate`, `label`, `train`, `compare`).
+"""
+
+from pathlib import Path
+
+from pipeline import compare, generate, label, train
+from pipeline.models import processes_for
+from pipeline.plugins import Config
+from pipeline.recipe import BASE, Recipe, dump
+from pipeline.run import Step
+
+
+def steps(recipe: Recipe, title: str) -> list[Step]:
+    """The graph of a recipe, in the order of its work."""
+    trained = [f"train.{name}" for name in recipe.train if name in checkpoints(recipe)]
+    return [
+        _generate(recipe),
+        _label(recipe),
+        *[_train(recipe, name) for name in recipe.train],
+        _answers(recipe, trained),
+        _compare(recipe),
+        _report(recipe, title),
+    ]
+
+
+def checkpoints(recipe: Recipe) -> tuple[str, ...]:
+    """What is compared, the base first."""
+    return recipe.compare.checkpoints or (BASE, *recipe.train)
+
+
+def _generate(recipe: Recipe) -> Step:
+    return _step(
+        "generate",
+        generate.Pairing.of(recipe.seed, recipe.model, recipe.generate),
+        [generate.VERSION],
+        files=recipe.generate.prompts.files,
+        work="pipeline.generate:work",
+        finish="pipeline.generate:finish",
+        processes=recipe.generate.processes,
+    )
+
+
+def _label(recipe: Recipe) -> Step:
+    config = label.Labelling(judge=recipe.judge, label=recipe.label, pairing=recipe.generate.pairing)
+    return _step(
+        "label",
+        config,
+        [label.VERSION],
+        inputs=("generate",),
+        work="pipeline.label:work",
+        finish="pipeline.label:finish",
+        processes=recipe.label.processes,
+    )
+
+
+def _train(recipe: Recipe, name: str) -> Step:
+    config = train.Training(seed=recipe.seed, model=recipe.model, algorithm=recipe.train[name])
+    return _step(f"train.{name}", config, [train.VERSION], inputs=("label",), finish="pipeline.train:finish")
+
+
+def _answers(recipe: Recipe, trained: list[str]) -> Step:
+    sampling = generate.Sampling(
+        seed=recipe.seed,
+        model=recipe.model,
+        sampler=recipe.compare.sampler or recipe.generate.sampler,
+        prompts=recipe.compare.prompts,
+        samples=recipe.compare.samples,
+        purpose="heldout",
+    )
+    return _step(
+        "answers",
+        compare.Answering(sampling=sampling, checkpoints=checkpoints(recipe)),
+        [generate.VERSION, compare.VERSION],
+        inputs=tuple(trained),
+        files=recipe.compare.prompts.files,
+        work="pipeline.compare:answers_work",
+        finish="pipeline.compare:answers_finish",
+        processes=recipe.compare.processes,
+    )
+
+
+def _compare(recipe: Recipe) -> Step:
+    config = compare.Comparing(
+        seed=recipe.seed,
+        judges=recipe.compare.judges,
+        labelling_judge=recipe.judge,
+        confidence=recipe.compare.confidence,
+        algorithms={name: BASE if name == BASE else recipe.train[name].name for name in checkpoints(recipe)},
+    )
+    return _step(
+        "compare",
+        config,
+        [label.VERSION, compare.VERSION],
+        inputs=("answers",),
+        work="pipeline.compare:compare_work",
+        finish="pipeline.compare:compare_finish",
+        processes=recipe.compare.processes,
+    )
+
+
+def _report(recipe: Recipe, title: str) -> Step:
+    config = compare.Reporting(title=title, recipe_yaml=dump(recipe), confidence=recipe.compare.confidence)
+    before = ("generate", "label", *[f"train.{name}" for name in recipe.train], "answers", "compare")
+    return _step("report", config, [compare.VERSION], inputs=before, finish="pipeline.compare:report_finish")
+
+
+def _step(
+    name: str,
+    config: Config,
+    versions: list[int],
+    *,
+    finish: str,
+    inputs: tuple[str, ...] = (),
+    files: tuple[Path, ...] = (),
+    work: str | None = None,
+    processes: int | None = None,
+) -> Step:
+    return Step(
+        name=name,
+        identity={**config.identity(), "version": versions},
+        inputs=inputs,
+        files=files,
+        options={"config": config.model_dump(mode="json")},
+        work=work,
+        ranks=processes_for(processes) if work else 1,
+        finish=finish,
+    )

@@ -1,0 +1,543 @@
+"""How much better one checkpoint is than another, and whether that is real: pure functions on numbers.
+
+A judge's answer is a probability, a tie counts one half, and the unit that is resampled is the prompt: answers to
+one prompt stand or fall together, and intervals that ignore it are too narrow (Miller, arXiv:2411.00640).
+Intervals are percentile bootstraps over prompts and not Student's t: they stay inside [0, 1], are as skewed as the
+scores are, and need no distribution function. Abstentions are in no rate; they are bounded from both sides instead.
+What is left out: sampling and judging (`pipeline.compare`), length-controlled rates, Bradley-Terry strengths,
+and every picture (`pipeline.report`).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import NormalDist
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import JudgeError
+from pipeline.records import Pair, Record, Response, Verdict, seed_of
+
+RESAMPLES = 5000
+"""Bootstrap resamples and sign flips. With 5000 the 2.5 % point moves by about 2 % of the interval between seeds."""
+FEW_CLUSTERS = 30
+"""Below this many prompts the bootstrap's tails are too thin to test with, and p comes from sign flips."""
+POWER = 0.8
+"""How surely the smallest detectable difference would have been detected."""
+
+_CHUNK = 100  # resamples drawn at once: bounds memory at 100 x prompts, and divides RESAMPLES
+_ROUNDING = 1e-12  # means closer than this are equal; exchanging the sides must not turn on the last bit
+
+Floats = NDArray[np.float64]
+
+
+class Estimate(Record):
+    """A mean with its interval over prompts, in the unit of what was averaged."""
+
+    value: float
+    low: float
+    high: float
+    standard_error: float
+    n: int
+    n_clusters: int
+
+
+class WinRate(Record):
+    """P(candidate better) over held-out prompts, as a share of 1, with what it takes to doubt it."""
+
+    win_rate: float
+    low: float
+    high: float
+    standard_error: float
+    """Over prompts, with the finite-cluster factor G/(G-1)."""
+    n: int
+    """Answers of the judge that were counted."""
+    n_clusters: int
+    """Prompts they came from."""
+    p_value: float
+    """Two-sided, against 50 %. Never below what `RESAMPLES` can show."""
+    smallest_detectable: float
+    """Distance from 50 % that a sample like this would have called decisive `POWER` of the time."""
+    decisive: bool
+    """The interval excludes 50 %, and the p-value agrees."""
+
+
+class Comparison(WinRate):
+    """One judge on `one` against `other`; the win rate is that of `one`."""
+
+    judge: str
+    one: str
+    other: str
+    ties: int
+    """Verdicts of exactly 0.5; they are in the rate."""
+    abstained: int
+    """Verdicts that were none; they are not in the rate."""
+    worst_low: float
+    """The rate had `one` lost wherever the judge abstained."""
+    worst_high: float
+    """The rate had `one` won wherever the judge abstained."""
+    tokens_ratio: float | None
+    """Mean tokens of an answer by `one` over those by `other`: how much of a win may be length."""
+    p_holm: float
+    """`p_value` after Holm's correction over all comparisons of this judge in the same results."""
+
+    def swap(self) -> Self:
+        """The same comparison seen from the other side."""
+        mirrored = {
+            "one": self.other,
+            "other": self.one,
+            "win_rate": 1 - self.win_rate,
+            "low": 1 - self.high,
+            "high": 1 - self.low,
+            "worst_low": 1 - self.worst_high,
+            "worst_high": 1 - self.worst_low,
+            "tokens_ratio": 1 / self.tokens_ratio if self.tokens_ratio else None,
+        }
+        return self.model_copy(update=mirrored)
+
+
+class Checkpoint(Record):
+    """What one policy's answers to the held-out prompts look like, whoever judges them."""
+
+    name: str
+    algorithm: str
+    """`base`, or the algorithm that trained it."""
+    n_answers: int
+    tokens_mean: float | None
+    """Tokens of an answer; None where the sampler did not count them."""
+    words_mean: float
+    finished_share: float | None
+    """Share of answers that ended by themselves and were not cut; None where that is unknown."""
+    distinct_2: float
+    """Distinct word bigrams over word bigrams, all answers together (after Li et al., arXiv:1510.03055)."""
+    repetition: float
+    """Share of an answer's word 4-grams that occurred in it before, mean over answers."""
+    kl: Estimate | None
+    """KL(policy || base) in nats per answer, or None where log-probabilities are missing. See `kl_to_base`."""
+
+
+class JudgeInfo(Record):
+    """One judge over everything it was asked here, and the two biases that can be read off without truth."""
+
+    name: str
+    fingerprint: str
+    labelled: bool
+    """It also labelled the training data, so policies were trained to please it."""
+    asked: int
+    ties: int
+    abstained: dict[str, int]
+    """Reason -> count."""
+    prefers_longer: float | None
+    """Share of decided pairs of unequal length (in characters) that the longer answer won."""
+    position_a: float | None
+    """Share of decided verdicts for side a. Sides are drawn by hash, so a fair judge is near one half."""
+
+
+class Results(Record):
+    """All that a comparison found: what `results.json` holds. Make it with `Results.of`."""
+
+    headline: str
+    checkpoints: tuple[Checkpoint, ...]
+    judges: tuple[JudgeInfo, ...]
+    comparisons: tuple[Comparison, ...]
+    prompts: int
+    """Held-out prompts."""
+    confidence: float
+    """Of every interval, e.g. 0.95."""
+    labelling_judge: str | None
+    """Name of the judge that labelled the training data, whether or not it also compares."""
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        checkpoints: Sequence[Checkpoint],
+        judges: Sequence[JudgeInfo],
+        comparisons: Sequence[Comparison],
+        prompts: int,
+        confidence: float = 0.95,
+        labelling_judge: str | None = None,
+    ) -> Self:
+        """The results with Holm's correction over each judge's comparisons, and the headline they support."""
+        results = cls(
+            headline="",
+            checkpoints=tuple(checkpoints),
+            judges=tuple(judges),
+            comparisons=corrected(comparisons, confidence=confidence),
+            prompts=prompts,
+            confidence=confidence,
+            labelling_judge=labelling_judge,
+        )
+        return results.model_copy(update={"headline": headline(results)})
+
+    @property
+    def base(self) -> str | None:
+        """The checkpoint that the others are measured against."""
+        named = (checkpoint.name for checkpoint in self.checkpoints if checkpoint.algorithm == "base")
+        return next(named, self.comparisons[0].other if self.comparisons else None)
+
+    def between(self, one: str, other: str | None) -> tuple[Comparison, ...]:
+        """Every judge's comparison of the two, in the order of `judges`, seen from `one`."""
+        seen = [found for found in self.comparisons if (found.one, found.other) == (one, other)]
+        seen += [found.swap() for found in self.comparisons if (found.other, found.one) == (one, other)]
+        order = {judge.name: place for place, judge in enumerate(self.judges)}
+        return tuple(sorted(seen, key=lambda found: order.get(found.judge, len(order))))
+
+
+def win_rate(scores: Sequence[float], clusters: Sequence[str], *, confidence: float = 0.95, seed: int) -> WinRate:
+    """The mean score with its prompt-clustered interval.
+
+    Args:
+        scores: P(candidate better) in [0, 1], a tie 0.5. Abstentions are not among them.
+        clusters: the prompt of each score.
+
+    The same seed and prompts give the mirrored interval for the exchanged scores `1 - s`, because the same prompts
+    are drawn. Where no prompt differs from another (one prompt, or all won) there is nothing to resample, and the
+    interval is Wilson's with one trial per prompt.
+    """
+    if not scores or not all(0 <= score <= 1 for score in scores):
+        raise ValueError(f"scores must be some numbers in [0, 1], not {list(scores[:5])}")
+    sums, sizes = _by_cluster(scores, clusters)
+    value, error, z = float(sums.sum() / sizes.sum()), _standard_error(sums, sizes), _z((1 + confidence) / 2)
+    if error < _ROUNDING:
+        low, high = wilson(value, len(sums), confidence)
+        # The spread that was seen is none, which is no proof that there is none: take Wilson's.
+        error, p_value = (high - low) / (2 * z), _sign_flip_p(sums - sizes / 2, seed)
+    else:
+        means = _resampled_means(sums, sizes, seed)
+        low, high = _percentile_interval(means, confidence)
+        p_value = _bootstrap_p(means) if len(sums) >= FEW_CLUSTERS else _sign_flip_p(sums - sizes / 2, seed)
+    return WinRate(
+        win_rate=value,
+        low=low,
+        high=high,
+        standard_error=error,
+        n=len(scores),
+        n_clusters=len(sums),
+        p_value=p_value,
+        smallest_detectable=(z + _z(POWER)) * error,
+        decisive=_excludes_half(low, high) and p_value < 1 - confidence,
+    )
+
+
+def clustered_mean(
+    values: Sequence[float], clusters: Sequence[str], *, confidence: float = 0.95, seed: int
+) -> Estimate:
+    """The mean of any numbers with the same interval. With one prompt, or no spread, the interval is the point."""
+    sums, sizes = _by_cluster(values, clusters)
+    value, error = float(sums.sum() / sizes.sum()), _standard_error(sums, sizes)
+    low, high = (value, value)
+    if error > 0:
+        low, high = _percentile_interval(_resampled_means(sums, sizes, seed), confidence)
+    return Estimate(value=value, low=low, high=high, standard_error=error, n=len(values), n_clusters=len(sums))
+
+
+def wilson(share: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for a share of n trials (Wilson 1927): never empty, never outside [0, 1]."""
+    z = _z((1 + confidence) / 2)
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjusted p-values, in the order given: all claims at once are right with the stated confidence."""
+    adjusted, floor = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = floor
+    return adjusted
+
+
+def compare_checkpoints(
+    judge: str,
+    one: Checkpoint,
+    other: Checkpoint,
+    rows: Iterable[tuple[str, float | None]],
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """One judge's comparison of two checkpoints.
+
+    Args:
+        rows: (prompt id, probability that `one` is better, or None where the judge abstained), one per verdict.
+
+    Raises:
+        JudgeError: the judge answered nothing, so there is no rate.
+    """
+    rows = list(rows)
+    decided = [(prompt, p) for prompt, p in rows if p is not None]
+    if not decided:
+        raise JudgeError(
+            f"judge {judge!r}, {one.name} against {other.name}: it abstained on all {len(rows)} verdicts, "
+            "so there is nothing to compare; read the reasons in its verdicts, or compare with another judge"
+        )
+    scores, abstained = [p for _, p in decided], len(rows) - len(decided)
+    # Sorted: the same prompts are drawn whichever checkpoint is named first, so that the intervals mirror exactly.
+    drawn_with = seed_of(seed, judge, *sorted((one.name, other.name)))
+    rate = win_rate(scores, [prompt for prompt, _ in decided], confidence=confidence, seed=drawn_with)
+    return Comparison(
+        **rate.model_dump(),
+        judge=judge,
+        one=one.name,
+        other=other.name,
+        ties=scores.count(0.5),
+        abstained=abstained,
+        worst_low=math.fsum(scores) / len(rows),
+        worst_high=(math.fsum(scores) + abstained) / len(rows),
+        tokens_ratio=one.tokens_mean / other.tokens_mean if one.tokens_mean and other.tokens_mean else None,
+        p_holm=rate.p_value,
+    )
+
+
+def corrected(comparisons: Sequence[Comparison], *, confidence: float) -> tuple[Comparison, ...]:
+    """The comparisons with `p_holm` over those of the same judge, and `decisive` by it."""
+    adjusted: dict[int, float] = {}
+    for judge in {found.judge for found in comparisons}:
+        places = [place for place, found in enumerate(comparisons) if found.judge == judge]
+        p_values = holm([comparisons[place].p_value for place in places])
+        adjusted.update(zip(places, p_values, strict=True))
+    return tuple(
+        found.model_copy(
+            update={
+                "p_holm": adjusted[place],
+                "decisive": _excludes_half(found.low, found.high) and adjusted[place] < 1 - confidence,
+            }
+        )
+        for place, found in enumerate(comparisons)
+    )
+
+
+def describe(
+    name: str,
+    algorithm: str,
+    responses: Mapping[str, Sequence[Response]],
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Checkpoint:
+    """What a checkpoint's answers look like, from its responses by prompt id.
+
+    Words are what white space separates, lower-cased. A number that some answer lacks is None and not a mean over
+    the rest: answers that lack it are seldom a random part.
+    """
+    answers = [response for sampled in responses.values() for response in sampled]
+    if not answers:
+        raise ValueError(f"checkpoint {name!r} has no answers to describe")
+    words = [answer.text.casefold().split() for answer in answers]
+    return Checkpoint(
+        name=name,
+        algorithm=algorithm,
+        n_answers=len(answers),
+        tokens_mean=_mean_if_known([answer.n_tokens for answer in answers]),
+        words_mean=sum(map(len, words)) / len(words),
+        finished_share=_mean_if_known([answer.finished for answer in answers]),
+        distinct_2=distinct(words, 2),
+        repetition=sum(repetition(answer) for answer in words) / len(words),
+        kl=kl_to_base(responses, confidence=confidence, seed=seed_of(seed, "kl", name)),
+    )
+
+
+def kl_to_base(
+    responses: Mapping[str, Sequence[Response]], *, confidence: float = 0.95, seed: int = 0
+) -> Estimate | None:
+    """KL(policy || base) in nats per answer: the mean of log p - log p_base over the policy's own samples.
+
+    This is the k1 Monte-Carlo estimate (Schulman, "Approximating KL divergence", 2020): unbiased for answers sampled
+    at temperature 1 from the whole vocabulary, and it may come out below zero by chance. None unless every
+    answer has both log-probabilities and both are finite.
+    """
+    differences, clusters = [], []
+    for prompt, sampled in responses.items():
+        for answer in sampled:
+            if answer.logprob is None or answer.ref_logprob is None:
+                return None
+            differences.append(answer.logprob - answer.ref_logprob)
+            clusters.append(prompt)
+    if not differences or not all(map(math.isfinite, differences)):
+        return None
+    return clustered_mean(differences, clusters, confidence=confidence, seed=seed)
+
+
+def distinct(answers: Iterable[Sequence[str]], n: int) -> float:
+    """Distinct n-grams over n-grams of all answers together; 0 where no answer has n words.
+
+    It falls as answers are added, so only checkpoints with as many answers can be compared by it.
+    """
+    grams = Counter(gram for words in answers for gram in _grams(words, n))
+    return len(grams) / grams.total() if grams else 0.0
+
+
+def repetition(words: Sequence[str], n: int = 4) -> float:
+    """Share of an answer's n-grams that occurred in it before; 0 for an answer of fewer than n words."""
+    grams = _grams(words, n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def describe_judge(
+    name: str, fingerprint: str, *, labelled: bool, pairs: Sequence[Pair], verdicts: Sequence[Verdict]
+) -> JudgeInfo:
+    """One judge over the pairs it was asked about and its verdicts, in the same order."""
+    decided = [
+        (pair, verdict.p_a > 0.5)
+        for pair, verdict in zip(pairs, verdicts, strict=True)
+        if verdict.p_a is not None and not verdict.is_tie
+    ]
+    longer = [(len(pair.a.text) > len(pair.b.text)) == for_a for pair, for_a in decided if _lengths_differ(pair)]
+    return JudgeInfo(
+        name=name,
+        fingerprint=fingerprint,
+        labelled=labelled,
+        asked=len(verdicts),
+        ties=sum(verdict.is_tie for verdict in verdicts),
+        abstained=dict(sorted(Counter(str(v.abstained) for v in verdicts if v.abstained is not None).items())),
+        prefers_longer=sum(longer) / len(longer) if longer else None,
+        position_a=sum(for_a for _, for_a in decided) / len(decided) if decided else None,
+    )
+
+
+def headline(results: Results) -> str:
+    """The result in one or two plain sentences: the best checkpoint against the base, then against the runner-up."""
+    ranked = _ranked(results)
+    if not ranked:
+        return "No checkpoint was compared."
+    sentences = [_sentence(results, results.between(ranked[0], results.base), first=True)]
+    if len(ranked) > 1:
+        direct = results.between(ranked[0], ranked[1])
+        sentences.append(_sentence(results, direct or results.between(ranked[1], results.base), first=False))
+    return " ".join(sentences)
+
+
+def percent(share: float) -> str:
+    """0.6312 -> `63.1 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def interval(low: float, high: float) -> str:
+    """(0.5841, 0.676) -> `[58.4, 67.6]`, in percent."""
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _ranked(results: Results) -> list[str]:
+    """Checkpoints that were compared with the base, best first.
+
+    By the first judge that did not label the training data: what a policy was trained to please cannot rank it.
+    """
+    rates = {}
+    for checkpoint in results.checkpoints:
+        found = results.between(checkpoint.name, results.base)
+        if found:
+            independent = [comparison for comparison in found if comparison.judge != results.labelling_judge]
+            rates[checkpoint.name] = (independent or found)[0].win_rate
+    return sorted(rates, key=lambda name: -rates[name])
+
+
+def _sentence(results: Results, found: Sequence[Comparison], *, first: bool) -> str:
+    """One comparison by all its judges, with the claim that they support together."""
+    one, other = found[0].one, found[0].other
+    won = [comparison.win_rate > 0.5 for comparison in found if comparison.decisive]
+    split = 0 < len(won) < len(found)
+    parts = []
+    for place, comparison in enumerate(found):
+        stated = _stated(comparison, of_prompts=first and place == 0)
+        # Who a judge is has been said once the first sentence is over.
+        role = _role(results, comparison, short=place > 0) if first else ""
+        parts.append(stated + role + (" (not decisive)" if split and not comparison.decisive else ""))
+    stated = "; ".join(parts)
+    if not won:
+        points = math.ceil(100 * max(comparison.smallest_detectable for comparison in found))
+        needed = f"the smallest difference this sample could show is {points} points"
+        return f"{one} against {other} is not decisive: {stated}; {needed}."
+    if len(set(won)) > 1:
+        return f"The judges contradict each other on {one} against {other}: {stated}."
+    return f"{one} {'beats' if won[0] else 'is worse than'} {other}{' by some judges only' if split else ''}: {stated}."
+
+
+def _stated(comparison: Comparison, *, of_prompts: bool) -> str:
+    counted = f" of {comparison.n_clusters} held-out prompts" if of_prompts else ""
+    bounds = interval(comparison.low, comparison.high)
+    return f"{percent(comparison.win_rate)}{counted} {bounds} by {comparison.judge}"
+
+
+def _role(results: Results, comparison: Comparison, *, short: bool) -> str:
+    if results.labelling_judge is None:
+        return ""
+    if comparison.judge == results.labelling_judge:
+        return ", which also labelled the training data"
+    return ", which did not" if short else ", which did not label the training data"
+
+
+def _by_cluster(values: Sequence[float], clusters: Sequence[str]) -> tuple[Floats, Floats]:
+    """Sum and number of the values of each cluster, ordered by the cluster's name."""
+    if len(values) != len(clusters):
+        raise ValueError(f"{len(values)} values but {len(clusters)} clusters")
+    names, index = np.unique(np.asarray(clusters, dtype=object), return_inverse=True)
+    sums, sizes = np.zeros(len(names)), np.zeros(len(names))
+    np.add.at(sums, index, np.asarray(values, dtype=np.float64))
+    np.add.at(sizes, index, 1.0)
+    return sums, sizes
+
+
+def _standard_error(sums: Floats, sizes: Floats) -> float:
+    """sqrt(G/(G-1) * sum_g (sum_{i in g} (s_i - mean))^2) / n; 0 for one cluster."""
+    groups = len(sums)
+    if groups == 1:
+        return 0.0
+    residuals = sums - sizes * (sums.sum() / sizes.sum())
+    return float(math.sqrt(groups / (groups - 1) * (residuals @ residuals)) / sizes.sum())
+
+
+def _resampled_means(sums: Floats, sizes: Floats, seed: int) -> Floats:
+    """`RESAMPLES` means, each over as many clusters as there are, drawn with replacement."""
+    random, groups = np.random.default_rng(seed), len(sums)
+    means = np.empty(RESAMPLES)
+    for start in range(0, RESAMPLES, _CHUNK):
+        drawn = random.integers(groups, size=(_CHUNK, groups))
+        means[start : start + _CHUNK] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    return means
+
+
+def _percentile_interval(means: Floats, confidence: float) -> tuple[float, float]:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _bootstrap_p(means: Floats) -> float:
+    """2 min(share at or below 1/2, share at or above 1/2), at least one resample's worth."""
+    below = int(np.count_nonzero(means <= 0.5 + _ROUNDING))
+    above = int(np.count_nonzero(means >= 0.5 - _ROUNDING))
+    return min(1.0, max(2 * min(below, above), 1) / RESAMPLES)
+
+
+def _sign_flip_p(deviations: Floats, seed: int) -> float:
+    """Two-sided permutation p: were the candidates equal, each cluster's distance from one half had any sign."""
+    random, observed, as_large = np.random.default_rng(seed), abs(deviations.sum()), 1
+    for _ in range(0, RESAMPLES, _CHUNK):
+        signs = random.choice([-1.0, 1.0], size=(_CHUNK, len(deviations)))
+        as_large += int(np.count_nonzero(np.abs(signs @ deviations) >= observed - _ROUNDING))
+    return as_large / (RESAMPLES + 1)
+
+
+def _excludes_half(low: float, high: float) -> bool:
+    return low > 0.5 + _ROUNDING or high < 0.5 - _ROUNDING
+
+
+def _z(probability: float) -> float:
+    return NormalDist().inv_cdf(probability)
+
+
+def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
+
+
+def _mean_if_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _lengths_differ(pair: Pair) -> bool:
+    return len(pair.a.text) != len(pair.b.text)

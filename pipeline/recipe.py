@@ -1,0 +1,608 @@
+"""The recipe: one experiment as one YAML file. What may be in it, how it is read, and how its mistakes are told.
+
+    recipe = load("recipes/rlaif.yaml", ["train.dpo.beta=0.05", "judge=length"])
+
+A recipe may say `extends: base.yaml` and then only what differs; an override `key.path=value` is one more recipe on
+top, of a single line. Blocks merge key by key, lists replace, and another `name` replaces its whole block, so that no
+option of the old judge lingers. All mistakes are raised together, each by its key path, before any model loads.
+
+What is left out, on purpose: variables, reading of the environment, and anything else that would make the meaning of
+a recipe depend on more than its files. `${HOME}` is six characters and `_target_` an unknown option. Nothing here
+imports torch, and no plugin is imported that the recipe does not name.
+"""
+
+import contextlib
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import models_json_schema
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from judges.base import AnyJudge
+from pipeline.algorithms.base import AlgorithmConfig
+from pipeline.errors import RecipeError
+from pipeline.models import ModelConfig
+from pipeline.plugins import FOLDERS, Config, Plugin, config_class, names
+from pipeline.sampling.base import SamplerConfig
+
+BASE = "base"
+"""What the policy is called before any training, where checkpoints are named."""
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 30
+"""Of a recipe file. Real ones have a few thousand bytes and six levels; more is an accident or an attack."""
+
+# ---------------------------------------------------------------- types
+
+AnySampler = Annotated[SamplerConfig, Plugin("sampler")]
+AnyAlgorithm = Annotated[AlgorithmConfig, Plugin("algorithm")]
+
+
+def _step_name(name: str) -> str:
+    # It becomes a folder, a column of the report and a part of a key path.
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError("a step's name needs to be lower-case letters, digits and _, a letter first")
+    if name == BASE:
+        raise ValueError(f"{BASE!r} is the policy before training; call the step something else")
+    return name
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str | Path) else value
+
+
+class PromptsConfig(Config):
+    """Where prompts come from."""
+
+    files: Annotated[tuple[Path, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+    """JSONL files of prompts, read in this order; a single path is enough. Relative to the current directory."""
+    limit: int | None = Field(default=None, ge=1)
+    """The first so many prompts of all files together. None: all."""
+    system: str | None = None
+    """The system message of prompts that bring none. None: what the model's chat template says by itself."""
+
+
+class GenerateConfig(Config):
+    """Stage 1: the policy answers every training prompt several times, and its answers are paired."""
+
+    RUNTIME: ClassVar[frozenset[str]] = frozenset({"processes"})
+
+    prompts: PromptsConfig
+    """What to answer."""
+    sampler: AnySampler
+    """How answers are drawn from the policy."""
+    candidates: int = Field(default=4, ge=2)
+    """Answers to each prompt."""
+    pairing: Literal["best_worst", "random", "all"] = "best_worst"
+    """best_worst: the judge sees every pair of a prompt's answers, and training gets the best against the worst.
+    random: disjoint random pairs. all: every pair, and each is a training example."""
+    processes: int | None = Field(default=None, ge=1)
+    """Processes that generate side by side. None: chosen for the machine."""
+
+
+class LabelConfig(Config):
+    """Stage 2: the judge says which answer of each pair is better."""
+
+    RUNTIME: ClassVar[frozenset[str]] = frozenset({"processes"})
+
+    min_confidence: float = Field(default=0.5, ge=0.5, lt=1)
+    """Verdicts with a lower probability for their winner stay in verdicts.jsonl and are not trained on."""
+    max_abstained: float = Field(default=0.2, ge=0, le=1)
+    """Share of pairs that the judge may leave open. More stops the run, with the reasons counted."""
+    processes: int | None = Field(default=None, ge=1)
+    """Processes that judge side by side. None: chosen for the machine."""
+
+
+class CompareConfig(Config):
+    """Stage 4: checkpoints answer held-out prompts, and judges compare the answers."""
+
+    RUNTIME: ClassVar[frozenset[str]] = frozenset({"processes"})
+
+    prompts: PromptsConfig
+    """Held-out prompts; no file of them may be one that was trained on."""
+    checkpoints: tuple[str, ...] | None = Field(default=None, min_length=2)
+    """Names of train steps, and `base` for the policy before training. None: base and every step."""
+    judges: tuple[AnyJudge, ...] = Field(min_length=1)
+    """Who compares. The first is the one whose result the report leads with."""
+    sampler: AnySampler | None = None
+    """How answers are drawn. None: as in `generate`."""
+    samples: int = Field(default=1, ge=1)
+    """Answers to each prompt by each checkpoint."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Level of the intervals."""
+    processes: int | None = Field(default=None, ge=1)
+    """Processes that generate and judge side by side. None: chosen for the machine."""
+
+
+class Recipe(Config):
+    """One experiment: from prompts to which of its train steps made the policy better."""
+
+    seed: int = Field(default=1, ge=0, lt=2**63)
+    """Every random choice is a function of this and of what it is about, never of time or order."""
+    model: ModelConfig
+    """The policy before training, and how it is loaded and adapted."""
+    generate: GenerateConfig
+    """Stage 1: answers, in pairs."""
+    judge: AnyJudge
+    """Who labels. May also be among `compare.judges`; the report then says that it judged its own pupils."""
+    label: LabelConfig = LabelConfig()
+    """Stage 2: which verdicts of the judge count."""
+    train: dict[Annotated[str, AfterValidator(_step_name)], AnyAlgorithm]
+    """Steps by name, in the order they run. A step's algorithm is its name, unless the block has another `name`."""
+    compare: CompareConfig
+    """Stage 4: which checkpoint is better, on prompts that none was trained on."""
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _steps_are_named_by_their_key(cls, steps: Any) -> Any:
+        return _named(steps)
+
+    @field_validator("compare", mode="after")
+    @classmethod
+    def _agrees_with_the_rest(cls, compare: CompareConfig, info: ValidationInfo) -> CompareConfig:
+        # The blocks before this one are in info.data if they are right, so this is told along with other mistakes.
+        mistakes: list[InitErrorDetails] = []
+        if "train" in info.data:
+            mistakes += _wrong_checkpoints(compare, [BASE, *info.data["train"]])
+        if "generate" in info.data:
+            mistakes += _trained_on(compare, info.data["generate"])
+        if mistakes:
+            raise ValidationError.from_exception_data("compare", mistakes)
+        return compare
+
+
+def _wrong_checkpoints(compare: CompareConfig, known: Sequence[str]) -> Iterator[InitErrorDetails]:
+    named = compare.checkpoints or ()
+    for index, name in enumerate(named):
+        if name not in known:
+            yield _mistake(("checkpoints", index), f"no step is called {name!r}{_hint(name, known)}")
+        elif name in named[:index]:
+            yield _mistake(("checkpoints", index), f"{name!r} is there twice")
+
+
+def _trained_on(compare: CompareConfig, generate: GenerateConfig) -> Iterator[InitErrorDetails]:
+    trained_on = {os.path.realpath(file) for file in generate.prompts.files}
+    for index, file in enumerate(compare.prompts.files):
+        if os.path.realpath(file) in trained_on:
+            what = f"{str(file)!r} is in generate.prompts too; comparing needs prompts that were not trained on"
+            yield _mistake(("prompts", "files", index), what)
+
+
+def _mistake(path: tuple[str | int, ...], what: str) -> InitErrorDetails:
+    return {"type": PydanticCustomError("recipe", "{what}", {"what": what}), "loc": path, "input": None}
+
+
+def _named(steps: Any) -> Any:
+    """The block `train` with every step's algorithm written out: `dpo: {beta: 0.1}` has the name dpo."""
+    if not isinstance(steps, Mapping):
+        return steps
+    blocks = {step: {} if block is None else block for step, block in steps.items()}
+    return {step: {"name": step, **block} if isinstance(block, Mapping) else block for step, block in blocks.items()}
+
+
+# ---------------------------------------------------------------- what others use
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, with `key.path=value` overrides applied in order.
+
+    Raises:
+        RecipeError: with every mistake of the files, the overrides and the options, one a line.
+    """
+    mistakes: list[str] = []
+    tree: dict[str, Any] | None = None
+    try:
+        tree = _read(Path(path))
+    except RecipeError as error:
+        mistakes.append(str(error))
+    for override in overrides:
+        try:
+            tree = _override(tree, override)
+        except RecipeError as error:
+            mistakes.append(str(error))
+    recipe = None
+    if tree is not None:
+        try:
+            recipe = Recipe.model_validate(tree)
+        except ValidationError as error:
+            mistakes += explain(error)
+    if recipe is None or mistakes:
+        raise _all_of(mistakes, f"{path}: ")
+    return recipe
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML with every default written out. Loading it gives an equal recipe."""
+    tree = recipe.model_dump(mode="json")
+    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a whole recipe, one that needs no `extends`. A plugin's block is any that its folder has."""
+    plugins = {kind: [config_class(kind, name) for name in names(kind)] for kind in FOLDERS}
+    everything: list[type[Config]] = [Recipe, *(each for configs in plugins.values() for each in configs)]
+    references, document = models_json_schema([(each, "validation") for each in everything])
+    for kind, configs in plugins.items():
+        blocks = [references[each, "validation"] for each in configs]
+        document["$defs"][kind] = {"anyOf": [{"enum": names(kind)}, *blocks]}
+    whole: dict[str, Any] = _with_choices({**document, **references[Recipe, "validation"], "title": "prefloop recipe"})
+    return whole
+
+
+def check_files(recipe: Recipe) -> None:
+    """Looks for the prompt files, which `load` does not, so that a recipe can be read away from its data.
+
+    Raises:
+        RecipeError: naming every one that is missing.
+    """
+    blocks = {"generate": recipe.generate.prompts, "compare": recipe.compare.prompts}
+    mistakes = [
+        f"{stage}.prompts.files: there is no file {file.absolute()}"
+        for stage, prompts in blocks.items()
+        for file in prompts.files
+        if not os.path.isfile(file)
+    ]
+    if mistakes:
+        raise _all_of(mistakes, "")
+
+
+def explain(error: ValidationError) -> list[str]:
+    """Each mistake that pydantic found in a recipe as one line: full key path, what was found, what is allowed."""
+    lines: dict[str, list[str]] = {}
+    for path, problem, remedy in _mistakes(error.errors(), Recipe):
+        remedies = lines.setdefault(f"{path}: {problem}" if path else problem, [])
+        if remedy not in remedies:  # the alternatives of one option are separate errors to pydantic
+            remedies.append(remedy)
+    return [problem + " or ".join(remedies) for problem, remedies in lines.items()]
+
+
+def _all_of(mistakes: Sequence[str], where: str) -> RecipeError:
+    count = f"{len(mistakes)} mistake" + ("s" if len(mistakes) > 1 else "")
+    return RecipeError("\n  ".join([where + count, *mistakes]))
+
+
+def _with_choices(schema: Any) -> Any:
+    """A schema with a reference in the place of each mark that `plugins.Plugin` left."""
+    if isinstance(schema, dict):
+        if isinstance(schema.get("plugin"), str):
+            return {**{key: schema[key] for key in schema if key != "plugin"}, "$ref": f"#/$defs/{schema['plugin']}"}
+        return {key: _with_choices(part) for key, part in schema.items()}
+    return [_with_choices(part) for part in schema] if isinstance(schema, list) else schema
+
+
+# ---------------------------------------------------------------- how mistakes are told
+
+_NEEDS = {
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text (in quotes, if it looks like something else)",
+    "path_type": "a path",
+    "literal_error": "{expected}",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a block of options",
+    "model_type": "a block of options",
+    "is_instance_of": "a {class}",
+    "too_short": "{min_length} or more of them",
+    "none_required": "null",
+}
+"""What pydantic asks for, in the words of a recipe, by its type of error."""
+
+
+def _mistakes(
+    errors: Sequence[ErrorDetails], block: type[Config], above: tuple[str, ...] = ()
+) -> Iterator[tuple[str, str, str]]:
+    """(key path, what was found, what to do) of each error inside `block`, which itself stands at the path `above`."""
+    for error in errors:
+        if error["type"] == "too_short" and any(_within(other["loc"], error["loc"]) for other in errors):
+            continue  # pydantic counts only the items that are right; those that are wrong are told themselves
+        inside, owner = _located(block, error["loc"])
+        path, context = (*above, *inside), error.get("ctx", {})
+        if error["type"] == "plugin":
+            yield from _mistakes(context["errors"], context["model"], path)
+        else:
+            yield ".".join(path), *_told(error, context, owner)
+
+
+def _within(inner: tuple[str | int, ...], outer: tuple[str | int, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
+
+
+def _told(error: ErrorDetails, context: Mapping[str, Any], owner: type[Config]) -> tuple[str, str]:
+    if error["type"] == "extra_forbidden":
+        return "no such option", _hint(str(error["loc"][-1]), _options(owner))
+    if error["type"] == "missing":
+        plugin = _plugin(_type_under(owner, None, str(error["loc"][-1])))
+        return "missing", f"; one of: {', '.join(names(plugin.kind))}" if plugin else "; it has no default"
+    if error["type"] == "value_error":
+        return str(context["error"]), ""
+    if error["type"] in _NEEDS:
+        return f"{_shown(error['input'])} found; needs to be ", _NEEDS[error["type"]].format(**context)
+    # Only pydantic's own messages have a url; those of a plugin or of this file say what was found.
+    return (f"{_shown(error['input'])} found; " if "url" in error else "") + error["msg"], ""
+
+
+def _located(block: type[Config], location: tuple[str | int, ...]) -> tuple[list[str], type[Config]]:
+    """pydantic's location as a key path, without the alternatives it tried, and the block its last key stands in."""
+    here: Any = block
+    path: list[str] = []
+    owner = block
+    for part in location:
+        alternatives = _alternatives(here)
+        if len(alternatives) > 1:
+            here = next((each for each in alternatives if getattr(each, "__name__", "") == part), Any)
+        elif part != "[key]":
+            owner = _block_class(here, None) or owner
+            here = _type_under(here, None, part)
+            path.append(str(part))
+    return path, owner
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    more = f" and {len(known) - 12} more" if len(known) > 12 else ""
+    return f"; there are: {', '.join(known[:12])}{more}"
+
+
+def _options(block: type[Config]) -> list[str]:
+    return [*block.model_fields, *(["extends"] if block is Recipe else [])]
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---------------------------------------------------------------- one recipe over another
+
+
+def _read(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe file over those that it extends; `within` are the files that were being read when it was named."""
+    if any(os.path.realpath(path) == os.path.realpath(each) for each in within):
+        raise RecipeError(f"extends goes in a circle: {' -> '.join(str(each) for each in [*within, path])}")
+    tree = _parse(_text(path), str(path))
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: needs to be a block of options, `key: value` lines")
+    bases = tree.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) and "\0" not in base for base in bases):
+        raise RecipeError(f"{path}: extends: {_shown(bases)} found; needs to be a file or a list of files")
+    merged: dict[str, Any] = {}
+    for each in [*(_read(path.parent / base, (*within, path)) for base in bases), tree]:
+        merged = _over(merged, each)
+    return merged
+
+
+def _override(tree: dict[str, Any] | None, override: str) -> dict[str, Any] | None:
+    """The tree with `key.path=value` over it. Without a tree the override is checked by itself."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"{override!r} is no override; those are key.path=value")
+    value = _parse(text, override, lines=False)
+    if tree is None:
+        return None
+    try:
+        return _over(tree, _one_line(keys, value, tree, Recipe))
+    except IndexError as error:
+        raise RecipeError(f"{override}: {error}") from error
+
+
+def _over(base: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+    if "train" in base:
+        base = {**base, "train": _named(base["train"])}
+    merged: dict[str, Any] = _merged(base, child, Recipe)
+    return merged
+
+
+def _merged(base: Any, child: Any, expected: Any) -> Any:
+    """`child` over `base`, where the types of a recipe expect `expected`."""
+    base, child = _spelled_out(base, expected), _spelled_out(child, expected)
+    if not (isinstance(base, dict) and isinstance(child, dict)):
+        return child
+    names_a_plugin = any(_plugin(each) for each in _alternatives(expected))
+    if names_a_plugin and "name" in child and child["name"] != base.get("name"):
+        return child
+    merged = dict(base)
+    for key, value in child.items():
+        below = _type_under(expected, base, key)
+        if value is None and isinstance(base.get(key), dict) and NoneType not in get_args(below):
+            del merged[key]  # no value is null here: it takes the block back, to the default if there is one
+        else:
+            merged[key] = _merged(base[key], value, below) if key in base else value
+    return merged
+
+
+def _one_line(keys: Sequence[str], value: Any, base: Any, expected: Any) -> Any:
+    """The recipe that an override of `base` is: `a.b=1` is {a: {b: 1}}. A list is repeated with its one item changed.
+
+    Raises:
+        IndexError: a key does not count an item of its list.
+    """
+    if not keys:
+        return value
+    key = keys[0]
+    below = _type_under(expected, base, key)
+    if not isinstance(base, list):
+        inside = base.get(key) if isinstance(base, dict) else None
+        return {key: _one_line(keys[1:], value, inside, below)}
+    if key not in map(str, range(len(base))):
+        raise IndexError(f"{key!r} is no item of a list that has {len(base)}, counted from 0")
+    item = base[int(key)]
+    changed = _merged(item, _one_line(keys[1:], value, item, below), below)
+    return [*base[: int(key)], changed, *base[int(key) + 1 :]]
+
+
+def _spelled_out(value: Any, expected: Any) -> Any:
+    """The block that a short form stands for, `{name: length}` for `length`, so that keys can be put over it."""
+    if isinstance(value, str):
+        for each in _alternatives(expected):
+            if _plugin(each):
+                return {"name": value}
+            block = _block_class(each, None)
+            if block:
+                with contextlib.suppress(ValidationError):
+                    return block.model_validate(value).model_dump(exclude_unset=True)
+    return value
+
+
+# The types of a recipe, walked along its keys. A type is what stands in an annotation: a Config, an Annotated[...]
+# with a Plugin, a dict, a tuple, or several joined by |.
+
+
+def _type_under(expected: Any, value: Any, key: str | int) -> Any:
+    """The type of what stands at `key` of `value`, itself of type `expected`. Any: the types do not tell."""
+    for each in _alternatives(expected):
+        block = _block_class(each, value)
+        if block is not None and key in block.model_fields:
+            return _annotation(block.model_fields[str(key)])
+        if get_origin(each) in (dict, tuple, list):
+            return get_args(each)[1 if get_origin(each) is dict else 0]
+    return Any
+
+
+def _block_class(expected: Any, value: Any) -> type[Config] | None:
+    """The Config that `value` will be read as; that of a plugin is in the module of its name."""
+    plugin = _plugin(expected)
+    if plugin is not None:
+        name = value.get("name") if isinstance(value, dict) else None
+        try:
+            return config_class(plugin.kind, name) if isinstance(name, str) else None
+        except LookupError:
+            return None  # reading the whole recipe will say so
+    return expected if isinstance(expected, type) and issubclass(expected, Config) else None
+
+
+def _alternatives(expected: Any) -> list[Any]:
+    if get_origin(expected) in (Union, UnionType):
+        return [each for each in get_args(expected) if each is not NoneType]
+    return [expected]
+
+
+def _plugin(expected: Any) -> Plugin | None:
+    return next((mark for mark in getattr(expected, "__metadata__", ()) if isinstance(mark, Plugin)), None)
+
+
+def _annotation(field: FieldInfo) -> Any:
+    marks = [mark for mark in field.metadata if isinstance(mark, Plugin)]
+    return Annotated[field.annotation, marks[0]] if marks else field.annotation
+
+
+# ---------------------------------------------------------------- YAML, strictly
+
+
+def _text(path: Path) -> str:
+    """What is in a recipe file.
+
+    Raises:
+        RecipeError: there is none, or it is too large or not UTF-8.
+    """
+    if not os.path.isfile(path):  # unlike Path.is_file, False for any name that cannot be one
+        near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.yaml")], n=1)
+        raise RecipeError(f"{path}: there is no such file" + (f"; did you mean {near[0]!r}?" if near else ""))
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise RecipeError(f"{path}: is larger than {MAX_BYTES:,} bytes, which no recipe is")
+        return content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def _parse(text: str, where: str, *, lines: bool = True) -> Any:
+    """The one YAML document in `text`.
+
+    Raises:
+        RecipeError: it is none, or uses what `_Loader` refuses; with `where` and, if `lines`, the line.
+    """
+    try:
+        # A subclass of SafeLoader that refuses all tags; yaml.safe_load would read 1.1's numbers and aliases.
+        return yaml.load(text, Loader=_Loader)  # noqa: S506
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark and lines else ""
+        problem = ", ".join(part for part in (error.context, error.problem) if part)
+        raise RecipeError(f"{where}{line}: {problem}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: {str(error).splitlines()[0]}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain scalars; no tags, no aliases, no key twice."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012  (that is how PyYAML keeps them)
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            # Ten lines of them can stand for a billion values.
+            raise _refused(f"the alias *{event.anchor} is not read; write the value out, or use extends", event)
+        if getattr(event, "tag", None) is not None:
+            raise _refused(f"the tag {event.tag} is not read; write the value without it", event)
+        if self.depth == MAX_DEPTH:
+            raise _refused(f"more than {MAX_DEPTH} levels deep", event)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:str":
+                raise _refused("a key needs to be text; put it in quotes", key)
+            if key.value in lines:
+                raise _refused(f"the key {key.value!r} is there twice, first on line {lines[key.value]}", key)
+            lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts in quotes whatever YAML 1.1 or 1.2 would not read as text, and writes no alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # Readers turn Unicode's own line ends into \n unless they are escaped. Texts of several lines stay readable.
+        style = '"' if re.search("[\x85\u2028\u2029]", data) else "|" if "\n" in data else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def _refused(problem: str, at: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
+
+
+# YAML 1.1, PyYAML's own, reads 1e-5 as text, no as false, 012 as ten and 1:30 as ninety.
+for _tag, _scalar in {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?(0|[1-9][0-9]{0,999})",
+    "float": r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*|(?=[eE]))|\.[0-9]+)([eE][-+]?[0-9]+)?",
+}.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_scalar})\Z"), None)

@@ -1,0 +1,648 @@
+"""What a run found, for people: `report.html`, `report.md`, `results.json`, and the table that ends the command.
+
+The HTML is one file that opens offline and asks nobody for anything. Its tables and plots are markup rendered with
+autoescape; plots are SVG placed in percentages, so they fit a phone and take their colours from the page in light
+and dark alike. The answers side by side are JSON that a small script puts on the page as text, never as markup.
+The same input gives the same bytes: no time, no random id. What is left out: every statistic (`pipeline.ratings`)
+and reading a run directory.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from pydantic import Field
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.ratings import Checkpoint, Comparison, Estimate, JudgeInfo, Results, interval, percent
+from pipeline.records import Message, Record
+
+NOTHING = "–"
+"""Stands in a table for a number that is not known."""
+MAX_POINTS = 400
+"""Points of one training curve; a longer curve keeps the extremes of each stretch."""
+
+CURVES = ("loss", "eval_loss", "rewards/accuracies", "rewards/margins", "kl", "rewards", "logps", "grad_norm")
+"""Order of the training curves that everybody looks for. Others follow by name."""
+NOT_CURVES = frozenset({"step", "epoch", "total_flos", "num_tokens"})
+"""Bookkeeping that counts up whatever happens."""
+
+
+class Labels(Record):
+    """What labelling the training data came to."""
+
+    judge: str
+    prompts: int
+    candidates: int
+    pairs: int
+    decided: int
+    ties: int
+    abstained: dict[str, int] = Field(default_factory=dict)
+    """Reason -> count."""
+    confidence: tuple[int, ...] = ()
+    """Decided pairs by confidence, in bins of equal width from 0.5 to 1."""
+
+
+class StepTime(Record):
+    """What one step of the run took."""
+
+    name: str
+    state: str
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+
+
+class Sample(Record):
+    """One held-out prompt with every checkpoint's answer and every judge's scores."""
+
+    prompt: tuple[Message, ...]
+    kind: str = ""
+    lang: str = ""
+    answers: dict[str, str]
+    """Checkpoint -> text."""
+    finished: dict[str, bool | None] = Field(default_factory=dict)
+    """Checkpoint -> whether the answer ended by itself."""
+    scores: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    """Judge -> `one vs other` -> P(`one` is better), or None where the judge abstained."""
+
+
+class ReportData(Record):
+    """Everything a report is made of."""
+
+    title: str
+    recipe_yaml: str
+    """The resolved recipe."""
+    results: Results
+    labels: Labels | None = None
+    curves: dict[str, list[dict[str, float | None]]] = Field(default_factory=dict)
+    """Train step -> its log, one mapping an entry: `step` and any metrics."""
+    steps: tuple[StepTime, ...] = ()
+    versions: dict[str, str] = Field(default_factory=dict)
+    hardware: dict[str, str] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    samples: tuple[Sample, ...] = ()
+
+
+class Sheet(NamedTuple):
+    """A table of texts, the same in HTML and in Markdown. The first `names` columns are words, the rest numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    names: int = 1
+
+
+class Axis(NamedTuple):
+    """A linear scale with its ticks; places are percentages of the drawing."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    label: Callable[[float], str]
+
+    def at(self, value: float) -> float:
+        """Place of a value from the left, 0 to 100; what lies outside is put on the edge."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(100 * min(1.0, max(0.0, share)), 2)
+
+    def up(self, value: float) -> float:
+        """Place of a value from the top, as SVG counts."""
+        return round(100 - self.at(value), 2)
+
+
+def render(data: ReportData) -> dict[str, str]:
+    """File name -> text of the three files."""
+    sheets = _sheets(data)
+    return {
+        "report.html": _html(data, sheets),
+        "report.md": _markdown(data, sheets),
+        "results.json": data.results.model_dump_json(indent=2) + "\n",
+    }
+
+
+def table(results: Results) -> Table:
+    """The comparison as a terminal shows it: a line a checkpoint, at most 100 columns for up to three judges."""
+    shown = Table(box=box.SIMPLE_HEAD, caption=Text(_caption(results)), caption_justify="left", pad_edge=False)
+    shown.add_column("checkpoint", overflow="fold")
+    for judge in results.judges:
+        shown.add_column(Text(f"win rate\n{judge.name}"), overflow="fold")
+    for name in ("KL\nnats", "tokens", "ended\nitself", "distinct\n-2"):
+        shown.add_column(name, justify="right")
+    narrow = len(results.judges) > 2
+    for checkpoint in results.checkpoints:
+        found = {comparison.judge: comparison for comparison in results.between(checkpoint.name, results.base)}
+        rates = [_terminal_rate(found.get(judge.name), narrow) for judge in results.judges]
+        shown.add_row(Text(checkpoint.name), *rates, *map(Text, _terminal_facts(checkpoint)))
+    return shown
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def _sheets(data: ReportData) -> dict[str, Sheet]:
+    results = data.results
+    return {
+        "comparisons": _comparison_sheet(results),
+        "checkpoints": _checkpoint_sheet(results),
+        "judges": _judge_sheet(results.judges),
+        "labels": _label_sheet(data.labels),
+        "steps": _step_sheet(data.steps),
+        "curves": _curve_sheet(data.curves),
+        "machine": Sheet("Versions and hardware", ("what", "value"), tuple((data.versions | data.hardware).items()), 2),
+    }
+
+
+def _comparison_sheet(results: Results) -> Sheet:
+    columns = (
+        "comparison", "judge", "verdict", "win rate", _interval_name(results), "prompts", "verdicts", "ties",
+        "abstained", "worst to best", "p (Holm)", "detectable", "length ratio",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            f"{found.one} vs {found.other}",
+            found.judge,
+            verdict(found),
+            percent(found.win_rate),
+            interval(found.low, found.high),
+            str(found.n_clusters),
+            str(found.n),
+            str(found.ties),
+            str(found.abstained),
+            interval(found.worst_low, found.worst_high) if found.abstained else NOTHING,
+            _p(found.p_holm),
+            f"± {100 * found.smallest_detectable:.1f}",
+            _number(found.tokens_ratio, 2),
+        )
+        for found in results.comparisons
+    )
+    return Sheet("Comparisons", columns, rows, names=3)
+
+
+def _checkpoint_sheet(results: Results) -> Sheet:
+    columns = (
+        "checkpoint", "algorithm", "KL, nats", _interval_name(results), "tokens", "words", "ended itself",
+        "distinct-2", "repetition", "answers",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            found.name,
+            found.algorithm,
+            _number(found.kl.value, 1) if found.kl else NOTHING,
+            _nats(found.kl),
+            _number(found.tokens_mean, 0),
+            _number(found.words_mean, 0),
+            _share(found.finished_share),
+            _number(found.distinct_2, 2),
+            _number(found.repetition, 2),
+            str(found.n_answers),
+        )
+        for found in results.checkpoints
+    )
+    return Sheet("Checkpoints", columns, rows, names=2)
+
+
+def _judge_sheet(judges: Iterable[JudgeInfo]) -> Sheet:
+    columns = ("judge", "labelled the training data", "asked", "ties", "abstained", "prefers longer", "prefers side a")
+    rows = tuple(
+        (
+            judge.name,
+            "yes" if judge.labelled else "no",
+            str(judge.asked),
+            str(judge.ties),
+            _reasons(judge.abstained),
+            _share(judge.prefers_longer),
+            _share(judge.position_a),
+        )
+        for judge in judges
+    )
+    return Sheet("Judges", columns, rows, names=2)
+
+
+def _label_sheet(labels: Labels | None) -> Sheet:
+    if labels is None:
+        return Sheet("Labels", (), ())
+    names = ("judge", "prompts", "candidates", "pairs", "decided", "ties", "abstained")
+    counts = (labels.prompts, labels.candidates, labels.pairs, labels.decided, labels.ties)
+    return Sheet("Labels", names, ((labels.judge, *map(str, counts), _reasons(labels.abstained)),))
+
+
+def _step_sheet(steps: Iterable[StepTime]) -> Sheet:
+    rows = tuple((step.name, step.state, duration(step.seconds), memory(step.peak_memory_bytes)) for step in steps)
+    return Sheet("Time and memory", ("step", "state", "time", "peak memory"), rows, names=2)
+
+
+def _curve_sheet(curves: dict[str, list[dict[str, float | None]]]) -> Sheet:
+    rows = []
+    for name, log in curves.items():
+        for metric in _metrics(log):
+            values = [value for _, value in _finite(log, metric)]
+            if values:
+                shown = (_short(value) for value in (values[0], values[-1], min(values), max(values)))
+                rows.append((name, metric, *shown))
+    return Sheet("Training", ("step", "metric", "first", "last", "lowest", "highest"), tuple(rows), names=2)
+
+
+def verdict(found: Comparison) -> str:
+    """What one comparison supports, of `one`: better, worse, or not decisive."""
+    if not found.decisive:
+        return "not decisive"
+    return "better" if found.win_rate > 0.5 else "worse"
+
+
+def duration(seconds: float | None) -> str:
+    """75.2 -> `1 min 15 s`."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def memory(size: int | None) -> str:
+    """1_620_000_000 bytes -> `1.62 GB` (decimal, as memory is sold)."""
+    if size is None:
+        return NOTHING
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _interval_name(results: Results) -> str:
+    return f"{100 * results.confidence:g} % interval"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def _share(value: float | None) -> str:
+    return NOTHING if value is None else percent(value)
+
+
+def _nats(estimate: Estimate | None) -> str:
+    return NOTHING if estimate is None else f"[{estimate.low:.1f}, {estimate.high:.1f}]"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _short(value: float) -> str:
+    text = f"{value:.3g}" if abs(value) < 1e5 else f"{value:.2e}"
+    return text.replace("-", "−", 1) if value < 0 else text
+
+
+def _reasons(abstained: dict[str, int]) -> str:
+    counted = [f"{count} {reason}" for reason, count in abstained.items() if count]
+    return ", ".join(counted) or "0"
+
+
+# --- plots --------------------------------------------------------------------------------------------------------
+
+
+def axis(values: Iterable[float], label: Callable[[float], str] = "{:g}".format, wanted: int = 4) -> Axis:
+    """A scale around the values whose ticks are 1, 2 or 5 times a power of ten apart."""
+    values = list(values) or [0.0]
+    low, high = min(values), max(values)
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        low, high = low - 0.5, high + 0.5
+    rough = (high - low) / wanted
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = tuple(round(place * step, 12) for place in range(first, last + 1))
+    return Axis(ticks[0], ticks[-1], ticks, label)
+
+
+def rate_axis(comparisons: Iterable[Comparison]) -> Axis:
+    """A scale of win rates with 50 % in its middle, as wide as the widest interval needs."""
+    reach = max((max(abs(found.low - 0.5), abs(found.high - 0.5)) for found in comparisons), default=0.0)
+    half = min(0.5, max(0.1, math.ceil(round(reach * 10, 6)) / 10))
+    step = 0.05 if half <= 0.1 else 0.1 if half <= 0.3 else 0.25 if half == 0.5 else half / 2
+    count = round(half / step)
+    ticks = tuple(round(0.5 + place * step, 4) for place in range(-count, count + 1))
+    return Axis(0.5 - half, 0.5 + half, ticks, lambda share: f"{100 * share:g}")
+
+
+def _forest(results: Results) -> dict[str, Any]:
+    """Comparisons with the base first, each a group of one row a judge."""
+    scale = rate_axis(results.comparisons)
+    pairs = dict.fromkeys((found.one, found.other) for found in results.comparisons)
+    groups = [
+        {"one": one, "other": other, "rows": [_forest_row(found, results, scale) for found in results.comparisons
+                                              if (found.one, found.other) == (one, other)]}
+        for one, other in sorted(pairs, key=lambda pair: results.base not in pair)
+    ]  # fmt: skip
+    return {"axis": scale, "groups": groups}
+
+
+def _forest_row(found: Comparison, results: Results, scale: Axis) -> dict[str, Any]:
+    return {
+        "judge": found.judge,
+        "labelled": found.judge == results.labelling_judge,
+        "low": scale.at(found.low),
+        "value": scale.at(found.win_rate),
+        "high": scale.at(found.high),
+        "rate": percent(found.win_rate),
+        "interval": interval(found.low, found.high),
+        "verdict": verdict(found),
+        "tone": {"better": "gain", "worse": "loss"}.get(verdict(found), "none"),
+    }
+
+
+def _scatters(results: Results) -> list[dict[str, Any]]:
+    """KL against win rate, one drawing a judge, all on the same two scales."""
+    known = {found.name: found.kl for found in results.checkpoints if found.kl is not None}
+    against_base = [found for name in known for found in results.between(name, results.base)]
+    if not against_base:
+        return []
+    across = axis([0.0, *(known[found.one].high for found in against_base)])
+    upward = rate_axis(against_base)
+    drawn = []
+    for judge in results.judges:
+        points = [_point(found, known[found.one], across, upward) for found in against_base
+                  if found.judge == judge.name]  # fmt: skip
+        if points:
+            base = {"name": results.base, "x": across.at(0), "y": upward.up(0.5), "tone": "none"}
+            drawn.append({"judge": judge.name, "labelled": judge.labelled, "x": across, "y": upward,
+                          "points": _spread([base, *points])})  # fmt: skip
+    return drawn
+
+
+def _point(found: Comparison, kl: Estimate, across: Axis, upward: Axis) -> dict[str, Any]:
+    return {
+        "name": found.one,
+        "x": across.at(kl.value),
+        "y": upward.up(found.win_rate),
+        "left": across.at(kl.low),
+        "right": across.at(kl.high),
+        "top": upward.up(found.high),
+        "bottom": upward.up(found.low),
+        "tone": {"better": "gain", "worse": "loss"}.get(verdict(found), "none"),
+    }
+
+
+def _spread(points: list[dict[str, Any]], gap: float = 8.0) -> list[dict[str, Any]]:
+    """Gives each point's name a height of its own: names of neighbouring points are kept `gap` percent apart."""
+    placed: list[dict[str, Any]] = []
+    for point in sorted(points, key=lambda point: (point["y"], point["x"])):
+        near = [other["text_y"] for other in placed if abs(other["x"] - point["x"]) < 35]
+        height = max([point["y"], *(other + gap for other in near)])
+        placed.append({**point, "text_y": round(height, 2), "flip": point["x"] > 70})
+    return placed
+
+
+def _charts(log: list[dict[str, float | None]]) -> list[dict[str, Any]]:
+    """The training curves of one step; `x/chosen` and `x/rejected` share a drawing."""
+    groups: dict[str, list[str]] = {}
+    for metric in _metrics(log):
+        prefix, _, last = metric.rpartition("/")
+        groups.setdefault(prefix if prefix and last in ("chosen", "rejected") else metric, []).append(metric)
+    order = {name: place for place, name in enumerate(CURVES)}
+    named = sorted(groups.items(), key=lambda item: (order.get(item[0], len(order)), item[0]))
+    return [chart for name, metrics in named if (chart := _chart(name, metrics, log))]
+
+
+def _chart(name: str, metrics: list[str], log: list[dict[str, float | None]]) -> dict[str, Any] | None:
+    series = {metric: _thinned(_finite(log, metric)) for metric in metrics}
+    points = [point for found in series.values() for point in found]
+    if not points:
+        return None
+    across = axis(x for x, _ in points)
+    across = across._replace(low=min(x for x, _ in points), high=max(max(x for x, _ in points), across.ticks[0] + 1))
+    across = across._replace(ticks=tuple(tick for tick in across.ticks if across.low <= tick <= across.high))
+    upward = axis((y for _, y in points), label=_short, wanted=3)
+    tones = {"chosen": "gain", "rejected": "loss"}
+    return {
+        "name": name,
+        "x": across,
+        "y": upward,
+        "series": [
+            {
+                "name": metric.rpartition("/")[2] if len(metrics) > 1 else "",
+                "tone": tones.get(metric.rpartition("/")[2], "accent") if len(metrics) > 1 else "accent",
+                "points": " ".join(f"{across.at(x):g},{upward.up(y):g}" for x, y in found),
+                "x": across.at(found[-1][0]),
+                "y": upward.up(found[-1][1]),
+                "last": _short(found[-1][1]),
+            }
+            for metric, found in series.items()
+            if found
+        ],
+    }
+
+
+def _metrics(log: list[dict[str, float | None]]) -> list[str]:
+    return sorted({metric for entry in log for metric in entry} - NOT_CURVES)
+
+
+def _finite(log: list[dict[str, float | None]], metric: str) -> list[tuple[float, float]]:
+    """(step, value) where both are numbers: a NaN of a failed run leaves a gap in the data, not in the page."""
+    found = []
+    for place, entry in enumerate(log):
+        step, value = entry.get("step", place), entry.get(metric)
+        if step is not None and value is not None and math.isfinite(step) and math.isfinite(value):
+            found.append((float(step), float(value)))
+    return found
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most about `MAX_POINTS`, with the lowest and the highest of each stretch, so that no spike is lost."""
+    if len(points) <= MAX_POINTS:
+        return points
+    width = math.ceil(len(points) / (MAX_POINTS // 2))
+    kept: list[tuple[float, float]] = []
+    for start in range(0, len(points), width):
+        stretch = points[start : start + width]
+        kept += sorted({min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])})
+    return [*kept, points[-1]]
+
+
+def _histogram(counts: Sequence[int]) -> dict[str, Any] | None:
+    """Bars of the confidence histogram."""
+    if not any(counts):
+        return None
+    upward, width = axis([0, *counts], wanted=3), 100 / len(counts)
+    edges = [0.5 + 0.5 * place / len(counts) for place in range(len(counts) + 1)]
+    bars = [
+        {
+            "x": round(place * width + 0.6, 2),
+            "width": round(width - 1.2, 2),
+            "y": upward.up(count),
+            "height": upward.at(count),
+            "title": f"{edges[place]:.2f} to {edges[place + 1]:.2f}: {count} pairs",
+        }
+        for place, count in enumerate(counts)
+    ]
+    return {"bars": bars, "x": Axis(0.5, 1.0, (0.5, 0.6, 0.7, 0.8, 0.9, 1.0), "{:.1f}".format), "y": upward}
+
+
+def _outcomes(labels: Labels) -> list[dict[str, Any]]:
+    """Decided, tied and abstained as parts of one bar."""
+    parts = (("decided", labels.decided, "accent"), ("ties", labels.ties, "none"),
+             ("abstained", sum(labels.abstained.values()), "loss"))  # fmt: skip
+    total, start, drawn = max(1, sum(count for _, count, _ in parts)), 0.0, []
+    for name, count, tone in parts:
+        width = round(100 * count / total, 2)
+        shown = {"name": name, "count": count, "share": percent(count / total), "tone": tone}
+        drawn.append({**shown, "x": start, "width": width})
+        start = round(start + width, 2)
+    return drawn
+
+
+def _bars(steps: Sequence[StepTime]) -> list[tuple[float, float]]:
+    """(time, memory) of each step as a percentage of the largest."""
+    longest = max((step.seconds or 0 for step in steps), default=0) or 1
+    largest = max((step.peak_memory_bytes or 0 for step in steps), default=0) or 1
+    return [
+        (round(100 * (step.seconds or 0) / longest, 2), round(100 * (step.peak_memory_bytes or 0) / largest, 2))
+        for step in steps
+    ]
+
+
+# --- HTML ---------------------------------------------------------------------------------------------------------
+
+
+def _html(data: ReportData, sheets: dict[str, Sheet]) -> str:
+    environment = _environment(autoescape=True)
+    style, script = (files("pipeline").joinpath("templates", name).read_text("utf-8") for name in ASSETS)
+    return environment.get_template("report.html.j2").render(
+        data=data,
+        sheets=sheets,
+        claims=_claims(data.results.headline),
+        forest=_forest(data.results),
+        scatters=_scatters(data.results),
+        charts={name: found for name, log in data.curves.items() if (found := _charts(log))},
+        histogram=_histogram(data.labels.confidence) if data.labels else None,
+        outcomes=_outcomes(data.labels) if data.labels else [],
+        bars=_bars(data.steps),
+        total_time=duration(sum(step.seconds or 0 for step in data.steps)),
+        style=Markup(style),
+        script=Markup(script),
+        policy=_policy(style, script),
+        samples=Markup(embedded(_browser_data(data))),
+        interval_name=_interval_name(data.results),
+    )
+
+
+def _claims(headline: str) -> list[tuple[str, str]]:
+    """The headline's sentences as (claim, numbers), so that the page can print the first claim large."""
+    sentences = re.split(r"(?<=\.) ", headline)
+    return [(claim, rest) for claim, _, rest in (sentence.partition(": ") for sentence in sentences)]
+
+
+ASSETS = ("report.css", "report.js")
+
+
+def embedded(value: Any) -> str:
+    """JSON that may stand inside `<script>`: with no `<` in it no text can close the element or open a comment."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _policy(style: str, script: str) -> str:
+    """A Content-Security-Policy under which our one style and one script run, and nothing is ever fetched."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+
+
+def _browser_data(data: ReportData) -> dict[str, Any]:
+    """What the browser of samples reads."""
+    names = [checkpoint.name for checkpoint in data.results.checkpoints]
+    keys = dict.fromkeys(f"{found.one} vs {found.other}" for found in data.results.comparisons)
+    return {
+        "checkpoints": list(dict.fromkeys([*names, *(name for sample in data.samples for name in sample.answers)])),
+        "judges": [judge.name for judge in data.results.judges],
+        "comparisons": [dict(zip(("key", "one", "other"), (key, *key.split(" vs ", 1)), strict=True)) for key in keys],
+        "samples": [sample.model_dump(mode="json") for sample in data.samples],
+    }
+
+
+def _environment(**options: Any) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("pipeline", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **options,
+    )
+    environment.filters["tight"] = _tight
+    return environment
+
+
+def _tight(text: str) -> str:
+    """Keeps a number and its percent sign on one line."""
+    return text.replace(" %", "\u202f%")
+
+
+# --- Markdown -----------------------------------------------------------------------------------------------------
+
+
+def _markdown(data: ReportData, sheets: dict[str, Sheet]) -> str:
+    # Every value that the template prints passes `markdown_text`; only what is marked safe is printed as it is.
+    environment = _environment(autoescape=False, finalize=_markdown_value)
+    return environment.get_template("report.md.j2").render(
+        data=data,
+        sheets=[sheet for sheet in sheets.values() if sheet.rows],
+        confidence=data.labels.confidence if data.labels else (),
+        recipe=Markup(fenced(data.recipe_yaml, "yaml")),
+    )
+
+
+def _markdown_value(value: Any) -> Any:
+    return markdown_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is: on one line, no markup, no link, no end of a table cell."""
+    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"([\\`|*~$])", r"\\\1", text)
+    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
+    text = re.sub(r"\](?=[(\[:])", r"\\]", text)
+    text = re.sub(r"^([#+>-]|\d+[.)])(?=\s)", r"\\\1", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def fenced(text: str, language: str) -> str:
+    """A code block that its text cannot end."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+# --- terminal -----------------------------------------------------------------------------------------------------
+
+
+def _terminal_rate(found: Comparison | None, narrow: bool) -> Text:
+    if found is None:
+        return Text(NOTHING)
+    bounds, star = interval(found.low, found.high), " *" if found.decisive else ""
+    style = {"better": "bold green", "worse": "bold red"}.get(verdict(found), "")
+    return Text(f"{percent(found.win_rate)}{star}{chr(10) if narrow else ' '}{bounds}", style=style)
+
+
+def _terminal_facts(checkpoint: Checkpoint) -> tuple[str, ...]:
+    return (
+        _number(checkpoint.kl.value, 1) if checkpoint.kl else NOTHING,
+        _number(checkpoint.tokens_mean, 0),
+        _share(checkpoint.finished_share),
+        _number(checkpoint.distinct_2, 2),
+    )
+
+
+def _caption(results: Results) -> str:
+    return (
+        f"Win rate against {results.base or 'the base'} on {results.prompts} held-out prompts, "
+        f"{_interval_name(results)}. * decisive: not 50 %, all comparisons of the judge together."
+    )

@@ -1,0 +1,660 @@
+"""A run directory as a graph of steps: what is done, what must be done again and why, and doing it.
+
+A step is done when a directory with its fingerprint is published and sound. The fingerprint is a hash of what the step
+reads: its part of the recipe, the fingerprints of its inputs, the bytes of its data files. So a second run does
+nothing, a change redoes what depends on it, and going back redoes nothing at all.
+
+    .lock                                    held while anything of the run is at work
+    recipe.yaml  manifest.json               what this run is; what was done, where, in how long
+    report.html  ...                         copies of what the steps left in `out/public/`
+    steps/<step>/<fingerprint>/              what a step made, with the MANIFEST.json that proves it
+    steps/<step>/<fingerprint>.provenance.json   when, how long, on which machine, with which versions
+    .staging/<step>-<fingerprint>/           what is being made; survives a kill, and is continued
+
+The work is done in processes of their own (`pipeline.worker`), so that memory is given back between steps. What is left
+out: recipes, models and judges, of which the engine knows nothing, and cleaning up what no recipe asks for any more.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import takewhile
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+
+from pipeline import store
+from pipeline.errors import DataError, RunLockedError, StepFailedError
+from pipeline.records import canonical, digest
+
+GRACE_S = 5.0
+"""Seconds that a stopped worker has for its last words before it is killed, and that a lock outlives its holder."""
+
+POLL_S = 0.02
+"""Seconds between two looks at the workers."""
+
+PACKAGES = (
+    "prefloop", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "deepspeed", "datasets",
+    "pydantic", "openai",
+)  # fmt: skip
+"""Packages whose versions can change what comes out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One node of the graph. Functions are named `package.module:function` and called with a `worker.Job`."""
+
+    name: str
+    identity: dict[str, Any]
+    """The part of the recipe that decides what comes out, JSON-ready, with the version number of the step's code."""
+    inputs: tuple[str, ...] = ()
+    """Names of earlier steps whose output it reads."""
+    files: tuple[Path, ...] = ()
+    """Data files whose bytes it reads."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What only changes how the work is done, JSON-ready: handed to the functions, not part of the fingerprint."""
+    work: str | None = None
+    """Runs first, in `ranks` processes at once that share their work through the journal or among themselves."""
+    ranks: int = 1
+    finish: str
+    """Runs after `work` in one process, and fills `out/`."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Where one step stands."""
+
+    step: Step
+    fingerprint: str
+    path: Path
+    """Where its output is, or will be."""
+    why: str
+    """One sentence for people: "done", or what is different from the last time."""
+    digest: str | None
+    """Hash of the published output, every byte of it; None: the step must run."""
+
+    @property
+    def done(self) -> bool:
+        """True if its output is there, whole, and made from what its inputs are now."""
+        return self.digest is not None
+
+
+def fingerprint(step: Step, inputs: Mapping[str, str], data: Sequence[Sequence[str]]) -> str:
+    """What the output depends on, as 64 hex digits: `inputs` are fingerprints, `data` is [name, sha256] of files."""
+    return digest({"step": step.name, "identity": step.identity, "inputs": dict(inputs), "data": data}, 64)
+
+
+class Run:
+    """One run directory and the steps that should be done in it, in an order in which each finds its inputs."""
+
+    def __init__(
+        self, directory: Path, steps: Sequence[Step], recipe_text: str, cache: Path, console: Console | None = None
+    ) -> None:
+        self.directory = directory
+        self.steps = tuple(steps)
+        self.recipe_text = recipe_text
+        self.cache = cache
+        self.console = console or Console()
+        earlier: set[str] = set()
+        for step in self.steps:
+            assert step.name not in earlier, f"two steps are called {step.name!r}"
+            assert earlier.issuperset(step.inputs), f"{step.name!r} reads a step that does not come before it"
+            earlier.add(step.name)
+
+    def states(self) -> list[State]:
+        """Where each step stands. Reads no outputs, only their sizes, so it answers at once.
+
+        Raises:
+            DataError: a data file that a step reads is missing.
+        """
+        return self._states(self._data())
+
+    def execute(self, dry_run: bool = False) -> list[State]:
+        """Do what is not done. With nothing to do, no process is started and no file is touched.
+
+        Raises:
+            DataError: a data file is missing, or changed while a step was reading it.
+            RunLockedError: another process is at work in this directory.
+            StepFailedError: a step ended badly. Its `exit_code` is the step's own if that one gave its reason.
+            SystemExit: 130 or 143, after SIGINT or SIGTERM.
+        """
+        data = self._data()
+        states = self._states(data)
+        if dry_run or (all(state.done for state in states) and not self._outdated_top(states)):
+            for state in states:
+                self._say(state.step, state.why if state.done else f"runs: {state.why}")
+            return states
+        store.make_dirs(self.directory)
+        try:
+            with _raising_signals(), _locked(self.directory) as lock:
+                return self._do_all(data, lock)
+        except _Stopped as stopped:
+            name = signal.Signals(stopped.number).name
+            self._print(f"Stopped by {name}. What is finished is kept: the same command continues from here.")
+            raise SystemExit(128 + stopped.number) from None
+
+    # ---- where things stand
+
+    def _data(self) -> dict[Path, str]:
+        """The hash of every data file."""
+        missing = [
+            f"{path}: no such file, and the step {step.name!r} reads it; check the path"
+            for step in self.steps
+            for path in step.files
+            if not path.is_file()
+        ]
+        if missing:
+            raise DataError("\n".join(missing))
+        return {path: store.sha256_file(path) for path in {path for step in self.steps for path in step.files}}
+
+    def _states(self, data: Mapping[Path, str]) -> list[State]:
+        found: dict[str, State] = {}
+        for step in self.steps:
+            inputs = {name: found[name] for name in step.inputs}
+            found[step.name] = self._state(step, inputs, [[str(path), data[path]] for path in step.files])
+        return list(found.values())
+
+    def _state(self, step: Step, inputs: Mapping[str, State], data: list[list[str]]) -> State:
+        mark = fingerprint(step, {name: state.fingerprint for name, state in inputs.items()}, data)
+        path = self.directory / "steps" / step.name / mark[:12]
+        todo = State(step, mark, path, why="", digest=None)
+        if not path.exists():
+            return replace(todo, why=self._difference(step, inputs, data))
+        problems = store.verify(path, hashes=False)
+        if problems:
+            return replace(todo, why=f"outputs damaged: {_some(problems)}")
+        manifest = store.read_manifest(path) or {}
+        # A step made again on a GPU may come out different under the same fingerprint; what was made from the
+        # earlier output must then be made again too, or the report would speak of other weights than are there.
+        stale = [n for n, state in inputs.items() if state.done and manifest["inputs"][n]["digest"] != state.digest]
+        if stale:
+            return replace(todo, why=_some([f"{name} came out different" for name in stale]))
+        return replace(todo, why="done", digest=manifest["digest"])
+
+    def _difference(self, step: Step, inputs: Mapping[str, State], data: list[list[str]]) -> str:
+        """What is not as it was when the step last ran."""
+        last = self._last_manifest(step)
+        if last is None:
+            return "never ran"
+        reasons = [
+            *_changes(last["identity"], json.loads(canonical(step.identity))),
+            *(f"{name} changed" for name in _unequal(dict(last["data"]), dict(data))),
+            *(f"{name} changed" for name, state in inputs.items() if state.done and _is_other(last, name, state)),
+            *(f"{name} will run again" for name, state in inputs.items() if not state.done),
+        ]
+        return _some(reasons) if reasons else "its inputs are listed differently"
+
+    def _last_manifest(self, step: Step) -> dict[str, Any] | None:
+        published = (self.directory / "steps" / step.name).glob(f"*/{store.MANIFEST}")
+        newest_first = sorted(published, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        manifests = (store.read_manifest(path.parent) for path in newest_first)
+        return next((manifest for manifest in manifests if manifest is not None), None)
+
+    # ---- doing it
+
+    def _do_all(self, data: Mapping[Path, str], lock: int) -> list[State]:
+        for leftover in self.directory.glob(".*.tmp"):
+            store.remove(leftover)
+        told: set[str] = set()
+        while True:
+            states = self._states(data)
+            for name, content in self._outdated_top(states).items():
+                store.write_bytes(self.directory / name, [content])
+            for state in takewhile(lambda state: state.done, states):
+                if state.step.name not in told:
+                    self._say(state.step, "done")
+                    store.remove(self._staging(state))  # there if a kill came right after its publishing
+                told.add(state.step.name)
+            todo = next((state for state in states if not state.done), None)
+            if todo is None:
+                return states
+            by_name = {state.step.name: state for state in states}
+            chosen = self._first_to_make(todo, by_name)
+            self._make(chosen, {name: by_name[name] for name in chosen.step.inputs}, data, lock)
+            told.add(chosen.step.name)
+
+    def _first_to_make(self, todo: State, states: Mapping[str, State]) -> State:
+        """`todo`, unless an input of it is damaged: then that one, which was thought to be done by its size alone."""
+        for name in todo.step.inputs:
+            problems = store.verify(states[name].path, hashes=True)
+            if problems:
+                damaged = replace(states[name], why=f"outputs damaged: {_some(problems)}", digest=None)
+                return self._first_to_make(damaged, states)
+        return todo
+
+    def _make(self, state: State, inputs: Mapping[str, State], data: Mapping[Path, str], lock: int) -> None:
+        """Work, finish, publish."""
+        step = state.step
+        self._say(step, f"runs: {state.why}")
+        started, clock = datetime.now(UTC), time.monotonic()
+        staging = self._staging(state)
+        job = self._prepare(staging, step, inputs)
+        peak = _run_workers(step, job, "work", step.ranks, lock) if step.work else 0
+        # Whatever a killed `finish` left is half of something.
+        store.remove(staging / "out")
+        store.make_dirs(staging / "out")
+        peak = max(peak, _run_workers(step, job, "finish", 1, lock))
+        for path in step.files:
+            if not path.is_file() or store.sha256_file(path) != data[path]:
+                raise DataError(f"{path}: changed while {step.name!r} was reading it; run the same command again")
+        wall = round(time.monotonic() - clock, 3)
+        provenance = {
+            "started": started.isoformat(timespec="seconds"),
+            "wall_seconds": wall,
+            "peak_memory_bytes": peak,
+            "environment": _environment(),
+        }
+        store.make_dirs(state.path.parent)
+        store.write_json(_provenance_path(state), provenance)
+        store.publish(staging / "out", state.path, _manifest(state, inputs, data))
+        store.remove(staging)
+        self._say(step, f"done in {_seconds(wall)}, peak {_size(peak)}")
+
+    def _prepare(self, staging: Path, step: Step, inputs: Mapping[str, State]) -> Path:
+        """The staging directory with its `job.json`; what a killed run left there is kept if it was made from these."""
+        job = staging / "job.json"
+        told = {
+            "step": step.name,
+            "identity": step.identity,
+            "options": step.options,
+            "inputs": {name: {"path": str(state.path), "digest": state.digest} for name, state in inputs.items()},
+            "files": [str(path) for path in step.files],
+            "cache": str(self.cache),
+            "work": step.work,
+            "finish": step.finish,
+        }
+        if job.exists() and _digests(_json_of(job)) != _digests(told):
+            store.remove(staging)
+        store.make_dirs(staging / "work")
+        store.make_dirs(staging / "out")
+        store.write_json(job, told)
+        return job
+
+    def _staging(self, state: State) -> Path:
+        return self.directory / ".staging" / f"{state.step.name}-{state.fingerprint[:12]}"
+
+    # ---- what lies at the top of the directory
+
+    def _outdated_top(self, states: Sequence[State]) -> dict[str, bytes]:
+        """The files at the top that are missing or not as they should be, with what they should hold."""
+        wanted = {
+            "recipe.yaml": self.recipe_text.encode(),
+            "manifest.json": store.pretty(self._summary(states)).encode(),
+        }
+        if all(state.done for state in states):
+            for path in (path for state in states for path in (state.path / "public").glob("*") if path.is_file()):
+                wanted[path.name] = path.read_bytes()
+        return {name: content for name, content in wanted.items() if _bytes_of(self.directory / name) != content}
+
+    def _summary(self, states: Sequence[State]) -> dict[str, Any]:
+        """`manifest.json`. It is a function of what is published, so that it is never rewritten in vain."""
+        told = {state.step.name: _json_of(_provenance_path(state)) for state in states if state.done}
+        machines: dict[str, list[str]] = {}
+        for name, provenance in told.items():
+            machines.setdefault(canonical(provenance.pop("environment", {})), []).append(name)
+        return {
+            "prefloop": _version("prefloop"),
+            "recipe_sha256": hashlib.sha256(self.recipe_text.encode()).hexdigest(),
+            "steps": {state.step.name: _entry(state) | told.get(state.step.name, {}) for state in states},
+            "environments": [{"steps": names, **json.loads(machine)} for machine, names in machines.items()],
+            "totals": {
+                "wall_seconds": round(sum(each.get("wall_seconds", 0) for each in told.values()), 3),
+                "peak_memory_bytes": max((each.get("peak_memory_bytes", 0) for each in told.values()), default=0),
+            },
+        }
+
+    def _say(self, step: Step, what: str) -> None:
+        self._print(f"[bold]{escape(step.name)}[/]  {escape(what)}")
+
+    def _print(self, line: str) -> None:
+        # Neither coloured by guesses nor broken into lines: people and programs read it.
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+
+# ---- sentences
+
+
+def _changes(before: Any, now: Any, where: str = "") -> list[str]:
+    """What differs between two JSON values, each with its dotted path: "judge.name: 'likelihood' -> 'length'"."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        return [
+            change
+            for key in keys
+            for change in _changes(before.get(key, _ABSENT), now.get(key, _ABSENT), f"{where}.{key}" if where else key)
+        ]
+    return [] if before == now else [f"{where}: {_short(before)} -> {_short(now)}"]
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "absent"
+
+
+_ABSENT = _Absent()
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _some(reasons: Sequence[str]) -> str:
+    more = [f"and {len(reasons) - 3} more"] if len(reasons) > 3 else []
+    return "; ".join([*reasons[:3], *more])
+
+
+def _unequal(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+
+
+def _is_other(manifest: Mapping[str, Any], name: str, state: State) -> bool:
+    before = manifest["inputs"].get(name)
+    return before is None or before["fingerprint"] != state.fingerprint
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+# ---- what is written about a step
+
+
+def _manifest(state: State, inputs: Mapping[str, State], data: Mapping[Path, str]) -> dict[str, Any]:
+    """What is sealed with the output: nothing of the clock or the machine, so that equal work is equal bytes."""
+    return {
+        "step": state.step.name,
+        "fingerprint": state.fingerprint,
+        "identity": json.loads(canonical(state.step.identity)),
+        "inputs": {name: {"fingerprint": each.fingerprint, "digest": each.digest} for name, each in inputs.items()},
+        "data": [[str(path), data[path]] for path in state.step.files],
+    }
+
+
+def _entry(state: State) -> dict[str, Any]:
+    """A step in the run's `manifest.json`, without its provenance."""
+    if not state.done:
+        return {"state": "to do", "fingerprint": state.fingerprint}
+    manifest = store.read_manifest(state.path) or {}
+    return {
+        "state": "done",
+        "fingerprint": state.fingerprint,
+        "inputs": {name: each["fingerprint"] for name, each in manifest["inputs"].items()},
+        "data": dict(manifest["data"]),
+        "summary": _json_of(state.path / "summary.json"),
+    }
+
+
+def _provenance_path(state: State) -> Path:
+    return state.path.with_name(f"{state.path.name}.provenance.json")
+
+
+def _environment() -> dict[str, Any]:
+    """The machine and the versions, read from package metadata so that nothing heavy is imported."""
+    versions = {name: version for name in PACKAGES if (version := _version(name))}
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    lines = (_bytes_of(Path("/proc/cpuinfo")) or b"").decode(errors="replace").splitlines()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor())
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one if there is no file."""
+    found: dict[str, Any] = json.loads(_bytes_of(path) or b"{}")
+    return found
+
+
+def _digests(job: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: each["digest"] for name, each in job["inputs"].items()}
+
+
+def _bytes_of(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+# ---- processes
+
+
+@dataclass
+class _Worker:
+    """A started process, first of a process group of its own."""
+
+    rank: int
+    process: subprocess.Popen[bytes]
+    peak: int = 0
+    """Most memory it or a process it waited for ever held, in bytes. On Linux never less than ours when it began."""
+
+    def poll(self) -> int | None:
+        """Its exit code, or None while it runs. Unlike Popen's own `poll`, this learns the memory it used."""
+        if self.process.returncode is None:
+            pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+            if pid:
+                self.peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+                self.process.returncode = os.waitstatus_to_exitcode(status)
+                if self.process.returncode:
+                    # What it had started must not outlive it: that would still write, and hold the lock.
+                    self._signal(signal.SIGKILL)
+        return self.process.returncode
+
+    def stop(self, number: signal.Signals) -> None:
+        """Send the signal to it and to all that it started, unless it has ended."""
+        if self.poll() is None:
+            self._signal(number)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, number)
+
+
+def _run_workers(step: Step, job: Path, phase: str, ranks: int, lock: int) -> int:
+    """Run one phase in `ranks` processes. Returns the peak memory of the largest, in bytes.
+
+    Raises:
+        StepFailedError: one of them ended badly; the others were stopped.
+    """
+    workers: list[_Worker] = []
+    try:
+        for rank in range(ranks):
+            workers.append(_Worker(rank, _start(job, phase, rank, ranks, lock)))
+        while True:
+            codes = [worker.poll() for worker in workers]
+            failed = next((worker for worker in workers if worker.process.returncode), None)
+            if failed is not None:
+                _fail(step, phase, failed)
+            if None not in codes:
+                return max(worker.peak for worker in workers)
+            time.sleep(POLL_S)
+    finally:
+        _stop(workers)
+
+
+def _start(job: Path, phase: str, rank: int, ranks: int, lock: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.worker", str(job), phase],
+        env=_worker_environment(phase, rank, ranks),
+        # The worker dies when this pipe ends, which the kernel sees to if we are killed.
+        stdin=subprocess.PIPE,
+        # The lock is free when the last process that holds its descriptor is gone, and not before.
+        pass_fds=(lock,),
+        # Ctrl-C in a terminal reaches us alone; we stop the workers in good order.
+        process_group=0,
+    )
+
+
+def _worker_environment(phase: str, rank: int, ranks: int) -> dict[str, str]:
+    # Not RANK and WORLD_SIZE: to torch and accelerate those mean a process group that nobody has set up here.
+    told = {"PREFLOOP_RANK": str(rank), "PREFLOOP_WORLD": str(ranks), "TOKENIZERS_PARALLELISM": "false"}
+    if phase == "work":
+        # Shared work is divided over processes, and the number of threads would change the rounding of sums.
+        told["OMP_NUM_THREADS"] = "1"
+    # glibc gives every large tensor back to the kernel and asks for it anew: a quarter of the time of training here.
+    kept = {f"MALLOC_{name}_": str(2**33) for name in ("MMAP_THRESHOLD", "TRIM_THRESHOLD")}
+    return {**kept, **os.environ, **told}
+
+
+def _fail(step: Step, phase: str, worker: _Worker) -> NoReturn:
+    code = worker.process.returncode
+    again = "What was finished is kept: when the cause is mended, the same command continues from there."
+    if code in (2, 3, 4):
+        error = StepFailedError(f"{step.name}: stopped, for the reason above. {again}")
+        error.exit_code = code
+        raise error
+    how = f"exit code {code}, see above"
+    if code < 0:
+        how = f"killed by {signal.Signals(-code).name}"
+        if -code == signal.SIGKILL:
+            how += ", as the kernel does when memory runs out"
+    raise StepFailedError(f"{step.name}: its {phase!r} process of rank {worker.rank} ended badly ({how}). {again}")
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    """End those that still run: politely, then not. A second signal to us cuts the politeness short."""
+    try:
+        for worker in workers:
+            worker.stop(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S
+        while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+    finally:
+        for worker in workers:
+            worker.stop(signal.SIGKILL)
+        while any(worker.poll() is None for worker in workers):
+            time.sleep(POLL_S)
+        for worker in workers:
+            if worker.process.stdin:
+                worker.process.stdin.close()
+
+
+class _Stopped(BaseException):
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _raising_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM become an exception, so that every `finally` runs. Only a main thread can have this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise _Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---- one at a time
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[int]:
+    """Hold the run directory; yields the descriptor that holds it. The kernel lets go when all who have it are gone.
+
+    Raises:
+        RunLockedError: another process holds it.
+    """
+    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _take(descriptor, directory)
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "command": shlex.join(sys.argv),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        # For the message of the next one only; the lock is the kernel's.
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, directory: Path) -> None:
+    deadline = time.monotonic() + GRACE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            holder = _holder(descriptor)
+            # The workers of a killed run are about to notice; the next run need not trouble anybody with it.
+            if _is_alive(holder) or time.monotonic() > deadline:
+                raise RunLockedError(_who(directory, holder)) from None
+            time.sleep(POLL_S)
+
+
+def _holder(descriptor: int) -> dict[str, Any]:
+    """Who wrote itself into the lock file; empty if it is about to."""
+    try:
+        found: dict[str, Any] = json.loads(os.pread(descriptor, 1 << 16, 0))
+    except ValueError:
+        return {}
+    return found
+
+
+def _is_alive(holder: Mapping[str, Any]) -> bool:
+    if not holder or holder["host"] != socket.gethostname():
+        return bool(holder)
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _who(directory: Path, holder: Mapping[str, Any]) -> str:
+    if not _is_alive(holder):
+        return f"{directory}: what a killed run had started still runs here; see who holds {directory / '.lock'}"
+    return (
+        f"{directory}: process {holder['pid']} on {holder['host']} works here since {holder['since']} "
+        f"({holder['command']}); wait for it, or stop it"
+    )

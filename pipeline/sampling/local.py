@@ -1,0 +1,212 @@
+"""Samples from a model in this process: one prefill a prompt, a shared cache, finished answers leave the batch.
+
+Every answer draws from its own row of uniform numbers, fixed before decoding starts. So two checkpoints that sample
+the same batch use the same random numbers (which makes their comparison sharper), and it does not matter when other
+answers finish. What is left out: beams, speculative decoding, continuous batching (a vLLM server does those).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from pipeline.models import (
+    ModelConfig,
+    answer_logprobs,
+    attach,
+    chat_ids,
+    load_model,
+    load_tokenizer,
+    role,
+    token_logprobs,
+)
+from pipeline.records import Response
+from pipeline.sampling.base import Batch, SamplerConfig
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Config(SamplerConfig):
+    """How answers are sampled."""
+
+    name: Literal["local"] = "local"
+    temperature: float = Field(default=1.0, ge=0)
+    """Logits are divided by it; 1 samples the policy itself, 0 takes the likeliest token."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus: only the likeliest tokens that together have this probability (Holtzman et al. 2020); 1 keeps all."""
+    top_k: int = Field(default=0, ge=0)
+    """Only this many likeliest tokens; 0 keeps all."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """An answer that has not ended by then is cut and marked as not finished."""
+    batch_size: int = Field(default=32, ge=1)
+    """Answers decoded at once."""
+
+    def build(self, model: ModelConfig, adapters: dict[str, Path], *, reference: bool) -> "LocalSampler":
+        """The sampler, with the base loaded once and every adapter on it.
+
+        Args:
+            reference: also compute each answer's log-probability under the base (for the KL to it).
+        """
+        return LocalSampler(self, model, adapters, reference=reference)
+
+
+class LocalSampler:
+    """See `pipeline.sampling.base.Sampler`."""
+
+    def __init__(self, config: Config, model: ModelConfig, adapters: dict[str, Path], *, reference: bool) -> None:
+        self.config = config
+        self.reference = reference
+        self.tokenizer = load_tokenizer(model)
+        self.model = attach(load_model(model), adapters)
+
+    def sample(self, batch: Batch, source: str) -> list[Response]:
+        """Answers to a batch, in the order of its prompts."""
+        prefixes = [chat_ids(self.tokenizer, prompt.messages) for prompt in batch.prompts]
+        with role(self.model, source):
+            rows = decode(
+                self.model, prefixes, self.config, samples=batch.samples, seed=batch.seed, eos=self._end_tokens()
+            )
+        responses = []
+        for number, (tokens, logprob) in enumerate(rows):
+            finished = tokens[-1] in self._end_tokens()
+            responses.append(
+                Response(
+                    text=self.tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True),
+                    source=source,
+                    index=number % batch.samples,
+                    n_tokens=len(tokens),
+                    finished=finished,
+                    logprob=logprob,
+                    ref_logprob=self._under_base(prefixes[number // batch.samples], tokens, source, logprob),
+                )
+            )
+        return responses
+
+    def _end_tokens(self) -> frozenset[int]:
+        configured = self.model.generation_config.eos_token_id
+        listed = configured if isinstance(configured, list) else [configured]
+        return frozenset(int(token) for token in [*listed, self.tokenizer.eos_token_id] if token is not None)
+
+    def _under_base(self, prefix: list[int], tokens: list[int], source: str, logprob: float) -> float | None:
+        if not self.reference:
+            return None
+        if source == "base":
+            return logprob
+        with role(self.model, "base"):
+            return round(float(answer_logprobs(self.model, prefix, [tokens])[0].double().sum()), 6)
+
+
+def decode(
+    model: Any, prefixes: Sequence[Sequence[int]], config: Config, *, samples: int, seed: int, eos: frozenset[int]
+) -> list[tuple[list[int], float]]:
+    """Samples `samples` answers to each of several conversations.
+
+    Args:
+        prefixes: token ids of the conversations.
+        seed: of the uniform numbers, one row an answer.
+        eos: an answer ends with the first of these that it samples.
+
+    Returns:
+        For each answer, conversation by conversation: its token ids, and the sum of their log-probabilities (nats)
+        under the model itself, at temperature 1 and without top-p and top-k.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    rows = len(prefixes) * samples
+    # Drawn on the processor whatever the device, so that a seed means the same everywhere.
+    uniform_RT = torch.rand(rows, config.max_new_tokens, generator=torch.Generator().manual_seed(seed))
+    tokens: list[list[int]] = [[] for _ in range(rows)]
+    logprobs = [0.0] * rows
+    ends = torch.tensor(sorted(eos), device=model.device)
+
+    with torch.inference_mode():
+        # 1. Prefill: each conversation once, then its cache for each of its answers.
+        ids_PT, mask_PT = _left_padded(prefixes, model.device)
+        cache = DynamicCache(config=model.config)
+        logits_PV = _step(model, ids_PT, mask_PT, cache)
+        cache.batch_repeat_interleave(samples)
+        logits_BV = logits_PV.repeat_interleave(samples, dim=0)
+        mask_BT = mask_PT.repeat_interleave(samples, dim=0)
+        alive_B = torch.arange(rows)
+
+        for position in range(config.max_new_tokens):
+            # 2. One token for every answer that has not ended.
+            uniform_B = uniform_RT[alive_B, position].to(logits_BV.device)
+            token_B = draw(logits_BV, uniform_B, config.temperature, config.top_p, config.top_k)
+            logprob_B = token_logprobs(logits_BV[:, None], token_B[:, None])[:, 0]
+            for row, token, logprob in zip(
+                alive_B.tolist(), token_B.tolist(), logprob_B.double().tolist(), strict=True
+            ):
+                tokens[row].append(token)
+                logprobs[row] += logprob
+            # 3. Those that ended leave the batch.
+            keep_B = ~torch.isin(token_B, ends)
+            if position + 1 == config.max_new_tokens or not bool(keep_B.any()):
+                break
+            if not bool(keep_B.all()):
+                kept = keep_B.nonzero()[:, 0]
+                cache.batch_select_indices(kept)
+                mask_BT, token_B, alive_B = mask_BT[kept], token_B[kept], alive_B[kept.cpu()]
+            # 4. The next logits.
+            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), 1)], dim=1)
+            logits_BV = _step(model, token_B[:, None], mask_BT, cache)
+    # Rounded, so that the number survives its way through JSON unchanged and reads well.
+    return [(row, round(total, 6)) for row, total in zip(tokens, logprobs, strict=True)]
+
+
+def draw(
+    logits_BV: "torch.Tensor", uniform_B: "torch.Tensor", temperature: float, top_p: float, top_k: int
+) -> "torch.Tensor":
+    """One token a row by inverting the cumulative distribution at `uniform_B`, which is in [0, 1). Shape (B,)."""
+    import torch
+
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    logits_BV = truncate(logits_BV / temperature, top_p, top_k)
+    cdf_BV = torch.softmax(logits_BV, dim=-1).cumsum(-1)
+    target_B1 = (uniform_B * cdf_BV[:, -1]).unsqueeze(-1)
+    # right=True finds the first token whose cumulative probability exceeds the target, so one of probability 0 never.
+    return torch.searchsorted(cdf_BV, target_B1, right=True).squeeze(-1).clamp(max=logits_BV.shape[-1] - 1)
+
+
+def truncate(logits_BV: "torch.Tensor", top_p: float, top_k: int) -> "torch.Tensor":
+    """Logits with those outside of the top k and of the nucleus set to -inf. The likeliest token always stays."""
+    import torch
+
+    if top_k and top_k < logits_BV.shape[-1]:
+        smallest_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < smallest_B1, -torch.inf)
+    if top_p < 1:
+        sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)
+        probability_BV = torch.softmax(sorted_BV, dim=-1)
+        # A token is out if those before it already have the whole nucleus.
+        out_BV = probability_BV.cumsum(-1) - probability_BV >= top_p
+        logits_BV = logits_BV.masked_fill(out_BV.gather(-1, order_BV.argsort(-1)), -torch.inf)
+    return logits_BV
+
+
+def _left_padded(prefixes: Sequence[Sequence[int]], device: Any) -> tuple["torch.Tensor", "torch.Tensor"]:
+    import torch
+
+    width = max(len(prefix) for prefix in prefixes)
+    ids = torch.tensor([[0] * (width - len(prefix)) + list(prefix) for prefix in prefixes], device=device)
+    mask = torch.tensor([[0] * (width - len(prefix)) + [1] * len(prefix) for prefix in prefixes], device=device)
+    return ids, mask
+
+
+def _step(model: Any, ids_BT: "torch.Tensor", mask_BT: "torch.Tensor", cache: Any) -> "torch.Tensor":
+    # The position of a token is the number of real tokens before it, whatever the padding on the left.
+    positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
+    output = model(
+        ids_BT,
+        attention_mask=mask_BT,
+        position_ids=positions_BT,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    logits_BV: torch.Tensor = output.logits[:, -1].float()
+    return logits_BV

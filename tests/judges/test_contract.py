@@ -1,0 +1,179 @@
+"""Every file in `judges/` keeps the contract of `judges.base`: a new judge is tested by being there.
+
+A judge with required fields, or one that loads a model, adds its block to EXAMPLES; an option whose other values
+cannot be guessed from its type adds one to OTHER_VALUES.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from judges.base import Judge, JudgeConfig
+from pipeline import plugins
+from pipeline.records import Message, Pair, Prompt, Response, Verdict
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "both_orders": {"of": "rules"},
+    # The built-in model means to say something else than a label; what it says about the labels is tested all the same.
+    "llm": {"min_label_mass": 0.0},
+}
+"""The block of a judge that cannot be built from its name alone."""
+
+LOADS_A_MODEL = {"likelihood", "llm"}
+
+OTHER_VALUES: dict[tuple[str, str], Any] = {
+    ("llm", "labels"): [["M", "R"]],
+}
+"""(judge, option) -> a value that is neither the default nor the example's."""
+
+
+def conversation(name: str, lang: str, *turns: str) -> Prompt:
+    roles: list[Literal["user", "assistant"]] = ["user", "assistant"]
+    messages = tuple(Message(role=roles[i % 2], content=turn) for i, turn in enumerate(turns))
+    return Prompt(id=name, lang=lang, messages=messages)
+
+
+SKY = conversation("sky", "en", "Why is the sky blue?")
+ROME = conversation("rome", "fr", "Quelle est la capitale de l'Italie ?")
+TEA = conversation("tea", "en", "I like tea.", "Which one?", "Green. How hot should the water be?")
+
+PAIRS = [
+    Pair.of(
+        SKY,
+        Response(text="Air scatters blue light more than red light.", source="one", finished=True),
+        Response(text="It is blue it is blue it is blue it is blue it is", source="two", finished=False),
+    ),
+    Pair.of(SKY, Response(text="Because of the sea.", source="one"), Response(text="Air scatters it.", source="two")),
+    Pair.of(ROME, Response(text="Rome.", source="one"), Response(text="Paris", source="two")),
+    Pair.of(TEA, Response(text="About 80 °C.", source="one"), Response(text="", source="two")),
+]
+
+
+def names() -> list[Any]:
+    return [
+        pytest.param(name, marks=pytest.mark.slow) if name in LOADS_A_MODEL else name for name in plugins.names("judge")
+    ]
+
+
+every_judge = pytest.mark.parametrize("name", names())
+
+
+def config_of(name: str, **changed: Any) -> JudgeConfig:
+    block = {"name": name, **EXAMPLES.get(name, {}), **changed}
+    try:
+        config = plugins.config_class("judge", name).model_validate(block)
+    except ValidationError as error:
+        pytest.fail(f"judge {name}: {block} is refused; put a block that works into EXAMPLES or OTHER_VALUES. {error}")
+    assert isinstance(config, JudgeConfig)
+    return config
+
+
+@functools.cache
+def judge_of(name: str) -> Judge:
+    return config_of(name).build()
+
+
+@functools.cache
+def verdicts_of(name: str) -> list[Verdict]:
+    """On every pair and then on every pair with its sides exchanged."""
+    return judge_of(name).judge([*PAIRS, *(pair.swap() for pair in PAIRS)])
+
+
+@every_judge
+def test_there_is_one_verdict_per_pair_in_order(name: str) -> None:
+    assert [verdict.pair_id for verdict in verdicts_of(name)] == [pair.id for pair in PAIRS] * 2
+
+
+@every_judge
+def test_nothing_asked_is_nothing_answered(name: str) -> None:
+    assert judge_of(name).judge([]) == []
+
+
+@every_judge
+def test_verdicts_carry_the_judges_name_and_fingerprint(name: str) -> None:
+    expected = (name, config_of(name).fingerprint())
+    assert {(verdict.judge, verdict.fingerprint) for verdict in verdicts_of(name)} == {expected}
+
+
+@every_judge
+def test_exchanging_the_sides_exchanges_the_verdict_of_an_order_free_judge(name: str) -> None:
+    if not config_of(name).order_free:
+        pytest.skip("this judge does not promise it; both_orders does")
+    verdicts = verdicts_of(name)
+    for one, other in zip(verdicts[: len(PAIRS)], verdicts[len(PAIRS) :], strict=True):
+        assert one.abstained == other.abstained
+        if one.p_a is not None and other.p_a is not None:
+            assert other.p_a == pytest.approx(1 - one.p_a, abs=1e-6)
+
+
+@every_judge
+def test_a_verdict_does_not_depend_on_the_other_prompts_that_are_asked_about(name: str) -> None:
+    alone = judge_of(name).judge([pair for pair in PAIRS if pair.prompt.id == "sky"])
+    together = judge_of(name).judge(PAIRS)
+    assert alone == [verdict for verdict, pair in zip(together, PAIRS, strict=True) if pair.prompt.id == "sky"]
+
+
+@every_judge
+def test_a_verdict_does_not_depend_on_the_order_of_the_questions(name: str) -> None:
+    assert judge_of(name).judge(PAIRS[::-1])[::-1] == judge_of(name).judge(PAIRS)
+
+
+@every_judge
+def test_verdicts_survive_the_way_to_disk_and_back(name: str) -> None:
+    for verdict in verdicts_of(name):
+        assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+
+
+@pytest.mark.parametrize("name", plugins.names("judge"))
+def test_the_fingerprint_is_that_of_an_equal_config(name: str) -> None:
+    config = config_of(name)
+    assert config_of(name).fingerprint() == config.fingerprint()
+    assert type(config).model_validate_json(config.model_dump_json()).fingerprint() == config.fingerprint()
+
+
+@pytest.mark.parametrize("name", plugins.names("judge"))
+def test_the_fingerprint_changes_with_each_option_that_can_change_an_answer(name: str, tmp_path: Path) -> None:
+    config = config_of(name)
+    for option in set(type(config).model_fields) - {"name"}:
+        changed = config_of(name, **{option: other_value(name, option, tmp_path)})
+        assert getattr(changed, option) != getattr(config, option), f"{option}: not another value"
+        same = changed.fingerprint() == config.fingerprint()
+        assert same == (option in type(config).RUNTIME), option
+
+
+def other_value(judge: str, option: str, tmp_path: Path) -> Any:
+    """A value of this option that its Config accepts and that is not the present one."""
+    if (judge, option) in OTHER_VALUES:
+        return OTHER_VALUES[judge, option]
+    if judge == "llm" and option in ("prompt", "rubric"):
+        return str(edited_copy({"prompt": "pairwise.en.txt", "rubric": "rubric.helpful.en.txt"}[option], tmp_path))
+    config = config_of(judge)
+    return another(getattr(config, option), type(config).model_fields[option].annotation)
+
+
+def edited_copy(file: str, folder: Path) -> Path:
+    text = (Path(__file__).parents[2] / "judges" / "prompts" / file).read_text(encoding="utf-8")
+    (folder / file).write_text(text + "Be strict.\n", encoding="utf-8")
+    return folder / file
+
+
+def another(value: Any, annotation: Any) -> Any:
+    if get_origin(annotation) is Literal:
+        return next(choice for choice in get_args(annotation) if choice != value)
+    if isinstance(value, BaseModel):
+        changeable = next(name for name in type(value).model_fields if name != "name")
+        old = getattr(value, changeable)
+        return {**value.model_dump(), changeable: another(old, type(value).model_fields[changeable].annotation)}
+    match value:
+        case bool():
+            return not value
+        case int():
+            return value + 1
+        case float():
+            return value / 2 if value else 0.25
+        case str() | None:
+            return f"{value or ''} another"
+    raise AssertionError(f"no other value is known for {value!r}; put one into OTHER_VALUES")

@@ -1,0 +1,426 @@
+"""The statistics against SciPy, NumPy and pencil, and the sentences they become."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline.errors import JudgeError
+from pipeline.ratings import (
+    Checkpoint,
+    Comparison,
+    JudgeInfo,
+    Results,
+    WinRate,
+    clustered_mean,
+    compare_checkpoints,
+    corrected,
+    describe,
+    describe_judge,
+    distinct,
+    headline,
+    holm,
+    kl_to_base,
+    repetition,
+    wilson,
+    win_rate,
+)
+from pipeline.records import Pair, Prompt, Response, Verdict
+
+
+def singles(count: int) -> list[str]:
+    return [f"p{place}" for place in range(count)]
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+def checkpoint(name: str, tokens: float | None = 50.0) -> Checkpoint:
+    return Checkpoint(
+        name=name, algorithm=name, n_answers=1, tokens_mean=tokens, words_mean=1, finished_share=None, distinct_2=0,
+        repetition=0, kl=None,
+    )  # fmt: skip
+
+
+def judge(name: str, labelled: bool = False) -> JudgeInfo:
+    return JudgeInfo(
+        name=name, fingerprint="f", labelled=labelled, asked=1, ties=0, abstained={}, prefers_longer=None,
+        position_a=None,
+    )  # fmt: skip
+
+
+# --- win rate
+
+
+def test_with_one_row_a_cluster_the_error_is_the_naive_one() -> None:
+    scores = np.random.default_rng(0).uniform(size=80).tolist()
+    found = win_rate(scores, singles(80), seed=0)
+    assert found.win_rate == pytest.approx(np.mean(scores))
+    assert found.standard_error == pytest.approx(stats.sem(scores))
+
+
+def test_the_bootstrap_interval_agrees_with_scipys_on_unclustered_scores() -> None:
+    scores = np.random.default_rng(1).uniform(size=120)
+    found = win_rate(scores.tolist(), singles(120), seed=0)
+    theirs = stats.bootstrap((scores,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.004)
+
+
+def test_clustered_error_by_pencil() -> None:
+    # Clusters {1, 1}, {0, 0}, {1, 0}; mean 1/2; sums of residuals 1, -1, 0; sqrt(3/2 * 2) / 6.
+    found = win_rate([1, 1, 0, 0, 1, 0], ["a", "a", "b", "b", "c", "c"], seed=0)
+    assert found.standard_error == pytest.approx(math.sqrt(3) / 6)
+    assert (found.n, found.n_clusters) == (6, 3)
+
+
+def test_rows_repeated_within_their_cluster_add_no_certainty() -> None:
+    scores = np.random.default_rng(2).uniform(size=60).tolist()
+    once, twice = win_rate(scores, singles(60), seed=0), win_rate(scores * 2, singles(60) * 2, seed=0)
+    pretended = win_rate(scores * 2, singles(120), seed=0)
+    assert (twice.low, twice.high) == pytest.approx((once.low, once.high))
+    assert twice.standard_error == pytest.approx(once.standard_error)
+    assert pretended.high - pretended.low < 0.8 * (twice.high - twice.low)
+
+
+def test_a_planted_sixty_percent_is_recovered_from_a_thousand_prompts() -> None:
+    wins = (np.random.default_rng(3).uniform(size=1000) < 0.6).astype(float)
+    found = win_rate(wins.tolist(), singles(1000), seed=0)
+    assert found.low < 0.6 < found.high
+    assert found.decisive
+    assert found.high - found.low == pytest.approx(2 * 1.96 * math.sqrt(0.24 / 1000), rel=0.1)
+
+
+def test_a_fair_coin_is_not_decisive() -> None:
+    found = win_rate([0.0, 1.0] * 100, singles(200), seed=0)
+    assert not found.decisive
+    assert found.p_value == pytest.approx(1.0, abs=0.1)
+
+
+def test_the_95_percent_interval_covers_the_truth_about_95_times_in_a_hundred() -> None:
+    # Prompts differ in difficulty (Beta(3, 2), mean 0.6) and have three verdicts each. 400 runs: 95 % +- 2.1 %.
+    random, covered = np.random.default_rng(4), 0
+    clusters = [prompt for prompt in singles(60) for _ in range(3)]
+    for run in range(400):
+        difficulty = np.repeat(random.beta(3, 2, size=60), 3)
+        found = win_rate((random.uniform(size=180) < difficulty).astype(float).tolist(), clusters, seed=run)
+        covered += found.low <= 0.6 <= found.high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_equal_checkpoints_are_called_decisive_at_most_five_times_in_a_hundred_even_with_few_prompts() -> None:
+    random, claims = np.random.default_rng(5), 0
+    for run in range(400):
+        claims += win_rate(random.uniform(size=12).tolist(), singles(12), seed=run).decisive
+    assert claims / 400 <= 0.075  # two standard errors above 5 %
+
+
+def test_exchanged_scores_give_the_mirrored_interval() -> None:
+    scores = np.random.default_rng(6).beta(2, 1, size=90)
+    clusters = [f"p{place // 2}" for place in range(90)]
+    one, other = (win_rate(given.tolist(), clusters, seed=9) for given in (scores, 1 - scores))
+    assert other.win_rate == pytest.approx(1 - one.win_rate)
+    assert (other.low, other.high) == pytest.approx((1 - one.high, 1 - one.low))
+    assert (other.p_value, other.decisive) == (one.p_value, one.decisive)
+
+
+@pytest.mark.parametrize(("score", "count"), [(1.0, 40), (0.0, 40), (0.5, 40), (0.6, 25), (1.0, 1)])
+def test_where_all_scores_are_equal_the_interval_is_wilsons(score: float, count: int) -> None:
+    found = win_rate([score] * count, singles(count), seed=0)
+    assert (found.low, found.high) == pytest.approx(wilson(score, count))
+    assert found.high > found.low
+    assert found.smallest_detectable > 0
+
+
+def test_wilson_agrees_with_scipy() -> None:
+    for wins, count in ((0, 10), (7, 10), (10, 10), (63, 150)):
+        theirs = stats.binomtest(wins, count).proportion_ci(method="wilson")
+        assert wilson(wins / count, count) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_winning_every_prompt_is_decisive_and_winning_one_of_one_is_not() -> None:
+    assert win_rate([1.0] * 40, singles(40), seed=0).decisive
+    assert win_rate([0.5] * 40, singles(40), seed=0).p_value == 1.0
+    assert not win_rate([1.0], ["p"], seed=0).decisive
+    assert not win_rate([1.0] * 40, ["p"] * 40, seed=0).decisive
+
+
+def test_with_few_prompts_p_is_the_sign_flip_permutations() -> None:
+    scores = np.array([0.9, 0.8, 0.7, 0.45, 0.95, 0.6, 0.3, 0.85, 0.75, 0.65])
+    away = scores - 0.5
+    exact = np.mean([abs(np.dot(signs, away)) >= abs(away.sum()) - 1e-12 for signs in product((-1, 1), repeat=10)])
+    assert win_rate(scores.tolist(), singles(10), seed=0).p_value == pytest.approx(exact, abs=0.006)
+
+
+def test_with_many_prompts_p_agrees_with_the_t_test() -> None:
+    scores = np.random.default_rng(8).normal(0.53, 0.15, size=200).clip(0, 1)
+    found = win_rate(scores.tolist(), singles(200), seed=0)
+    assert found.p_value == pytest.approx(stats.ttest_1samp(scores, 0.5).pvalue, abs=0.01)
+
+
+def test_p_is_never_below_what_the_resamples_can_show() -> None:
+    assert win_rate([0.9, 0.95] * 100, singles(200), seed=0).p_value == 1 / 5000
+
+
+def test_the_smallest_detectable_difference_is_2_8_errors() -> None:
+    # judges' power table: sigma 0.5 and 785 prompts show 5 points with 80 % power at 5 %.
+    found = win_rate([0.0, 1.0] * 392 + [0.0], singles(785), seed=0)
+    assert found.smallest_detectable == pytest.approx(0.05, abs=0.0001)
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_nearly_the_same() -> None:
+    scores = np.random.default_rng(9).uniform(size=100).tolist()
+    first, again, other = (win_rate(scores, singles(100), seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert (other.low, other.high) == pytest.approx((first.low, first.high), abs=0.006)
+
+
+@pytest.mark.parametrize("scores", [[], [1.2], [-0.1], [float("nan")]])
+def test_what_is_no_probability_is_refused(scores: list[float]) -> None:
+    with pytest.raises(ValueError, match="scores"):
+        win_rate(scores, singles(len(scores)), seed=0)
+
+
+def test_scores_and_clusters_must_be_as_many() -> None:
+    with pytest.raises(ValueError, match="2 values but 1 clusters"):
+        win_rate([0.1, 0.2], ["p"], seed=0)
+
+
+# --- comparisons
+
+
+def test_abstentions_are_in_no_rate_and_bounded_from_both_sides() -> None:
+    rows = [("a", 1.0), ("b", 0.5), ("c", 0.0), ("d", None)]
+    found = compare_checkpoints("rules", checkpoint("dpo", 60), checkpoint("base", 50), rows)
+    assert found.win_rate == 0.5
+    assert (found.n, found.ties, found.abstained) == (3, 1, 1)
+    assert (found.worst_low, found.worst_high) == (1.5 / 4, 2.5 / 4)
+    assert found.tokens_ratio == 1.2
+
+
+def test_a_comparison_is_the_mirror_of_the_exchanged_one() -> None:
+    random = np.random.default_rng(10)
+    rows = [(f"p{place}", None if place % 9 == 0 else random.uniform()) for place in range(70)]
+    exchanged = [(prompt, None if p is None else 1 - p) for prompt, p in rows]
+    there = compare_checkpoints("rules", checkpoint("dpo", 60), checkpoint("base", 50), rows)
+    back = compare_checkpoints("rules", checkpoint("base", 50), checkpoint("dpo", 60), exchanged).swap()
+    for name, value in there.model_dump().items():
+        assert getattr(back, name) == (pytest.approx(value) if isinstance(value, float) else value), name
+    assert there.swap().swap().model_dump() == pytest.approx(there.model_dump())
+
+
+def test_a_judge_that_answered_nothing_is_an_error_that_says_so() -> None:
+    with pytest.raises(JudgeError, match=r"'rules', dpo against base: it abstained on all 2 verdicts"):
+        compare_checkpoints("rules", checkpoint("dpo"), checkpoint("base"), [("a", None), ("b", None)])
+
+
+def test_holm_by_pencil() -> None:
+    # Sorted 0.01, 0.02, 0.03, 0.20 times 4, 3, 2, 1, and never falling: 0.04, 0.06, 0.06, 0.20.
+    assert holm([0.03, 0.01, 0.2, 0.02]) == pytest.approx([0.06, 0.04, 0.2, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_one_judges_comparisons_are_corrected_together_and_another_judges_apart() -> None:
+    def made(by: str, one: str, p_value: float) -> Comparison:
+        rate = WinRate(
+            win_rate=0.6, low=0.51, high=0.69, standard_error=0.05, n=9, n_clusters=9, p_value=p_value,
+            smallest_detectable=0.1, decisive=True,
+        )  # fmt: skip
+        return Comparison(
+            **rate.model_dump(), judge=by, one=one, other="base", ties=0, abstained=0, worst_low=0, worst_high=1,
+            tokens_ratio=None, p_holm=p_value,
+        )  # fmt: skip
+
+    found = corrected([made("x", "dpo", 0.01), made("x", "kto", 0.04), made("x", "sft", 0.03), made("y", "dpo", 0.04)],
+                      confidence=0.95)  # fmt: skip
+    assert [one.p_holm for one in found] == pytest.approx([0.03, 0.06, 0.06, 0.04])
+    assert [one.decisive for one in found] == [True, False, False, True]
+
+
+# --- checkpoints
+
+
+def test_kl_is_the_mean_log_ratio_by_pencil() -> None:
+    answers = {
+        "a": [Response(text="x", source="dpo", logprob=-10, ref_logprob=-14)],
+        "b": [Response(text="y", source="dpo", logprob=-20, ref_logprob=-22)],
+        "c": [Response(text="z", source="dpo", logprob=-5, ref_logprob=-5)],
+    }
+    found = kl_to_base(answers)
+    assert found is not None
+    assert found.value == pytest.approx(2.0)
+    assert found.standard_error == pytest.approx(stats.sem([4, 2, 0]))
+    assert 0 <= found.low < 2 < found.high <= 4
+
+
+def test_kl_of_a_known_pair_of_distributions_is_recovered() -> None:
+    # One token from p = (0.5, 0.3, 0.2) against q = (0.2, 0.3, 0.5): sum p log(p/q) = 0.3 log 2.5.
+    p, q = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
+    drawn = np.random.default_rng(11).choice(3, size=4000, p=p)
+    answers = {
+        f"p{place}": [Response(text="t", source="s", logprob=math.log(p[token]), ref_logprob=math.log(q[token]))]
+        for place, token in enumerate(drawn)
+    }
+    found = kl_to_base(answers)
+    assert found is not None
+    assert found.low < stats.entropy(p, q) < found.high
+    assert found.high - found.low < 0.05
+
+
+def test_kl_is_unknown_where_one_log_probability_is_missing() -> None:
+    whole = Response(text="x", source="dpo", logprob=-1, ref_logprob=-2)
+    assert kl_to_base({"a": [whole], "b": [Response(text="y", source="dpo", logprob=-1)]}) is None
+    assert (
+        kl_to_base({"a": [whole], "b": [Response(text="y", source="dpo", logprob=-1, ref_logprob=-math.inf)]}) is None
+    )
+    assert kl_to_base({}) is None
+
+
+def test_a_mean_without_spread_is_a_point() -> None:
+    found = clustered_mean([0.0, 0.0], ["a", "b"], seed=0)
+    assert (found.value, found.low, found.high, found.standard_error) == (0, 0, 0, 0)
+
+
+def test_distinct_2_by_pencil() -> None:
+    # "a b a b" has ab, ba, ab; "a b" has ab: 4 bigrams, 2 of them different.
+    assert distinct([words("a b a b"), words("a b")], 2) == 0.5
+    assert distinct([words("a"), []], 2) == 0.0
+
+
+def test_repetition_by_pencil() -> None:
+    # Six 4-grams: abcd bcda cdab dabc abcd bcda; two have occurred before.
+    assert repetition(words("a b c d a b c d a")) == pytest.approx(2 / 6)
+    assert repetition(words("a b c")) == 0.0
+
+
+def test_describe_by_pencil() -> None:
+    answers = {
+        "a": [Response(text="The cat sat", source="dpo", n_tokens=4, finished=True)],
+        "b": [Response(text="the CAT", source="dpo", n_tokens=8, finished=False)],
+    }
+    found = describe("dpo", "dpo", answers)
+    assert (found.n_answers, found.tokens_mean, found.words_mean, found.finished_share) == (2, 6.0, 2.5, 0.5)
+    assert found.distinct_2 == pytest.approx(2 / 3)  # the cat, cat sat, the cat
+    assert (found.repetition, found.kl) == (0.0, None)
+
+
+def test_a_number_that_some_answer_lacks_is_unknown() -> None:
+    answers = [Response(text="x", source="dpo", n_tokens=4, finished=True), Response(text="y", source="dpo")]
+    found = describe("dpo", "dpo", {"a": answers})
+    assert (found.tokens_mean, found.finished_share) == (None, None)
+
+
+def test_a_checkpoint_without_answers_is_refused() -> None:
+    with pytest.raises(ValueError, match="'dpo' has no answers"):
+        describe("dpo", "dpo", {"a": []})
+
+
+# --- judges
+
+
+def test_what_a_judge_prefers_is_counted_over_what_it_decided() -> None:
+    asked = [Prompt.model_validate({"id": f"p{place}", "prompt": "?"}) for place in range(5)]
+    texts = [("aaa", "b"), ("a", "bbb"), ("aa", "bb"), ("aaa", "b"), ("a", "b")]
+    pairs = [
+        Pair(id=str(place), prompt=prompt, a=Response(text=a, source="x"), b=Response(text=b, source="y"))
+        for place, (prompt, (a, b)) in enumerate(zip(asked, texts, strict=True))
+    ]
+    given = [{"p_a": 0.9}, {"p_a": 0.8}, {"p_a": 0.7}, {"p_a": 0.5}, {"abstained": "refused"}]
+    verdicts = [
+        Verdict.model_validate({"pair_id": pair.id, "judge": "j", "fingerprint": "f", **said})
+        for pair, said in zip(pairs, given, strict=True)
+    ]
+    found = describe_judge("j", "f", labelled=True, pairs=pairs, verdicts=verdicts)
+    assert (found.asked, found.ties, found.abstained) == (5, 1, {"refused": 1})
+    assert found.prefers_longer == 0.5  # the longer won the first, lost the second; the third has no longer
+    assert found.position_a == 1.0
+
+
+def test_a_judge_that_decided_nothing_prefers_nothing() -> None:
+    found = describe_judge("j", "f", labelled=False, pairs=[], verdicts=[])
+    assert (found.asked, found.prefers_longer, found.position_a) == (0, None, None)
+
+
+# --- the headline
+
+
+def results_of(rates: dict[tuple[str, str, str], float], labelling: str | None = "likelihood") -> Results:
+    """Results whose scores are the given rates on 200 prompts, with a spread of +-0.2."""
+    names = list(dict.fromkeys(name for _, one, other in rates for name in (other, one)))
+    judges = list(dict.fromkeys(by for by, _, _ in rates))
+    comparisons = [
+        compare_checkpoints(
+            by, checkpoint(one), checkpoint(other),
+            [(f"p{place}", rate + (0.2 if place % 2 else -0.2)) for place in range(200)],
+        )
+        for (by, one, other), rate in rates.items()
+    ]  # fmt: skip
+    return Results.of(
+        checkpoints=[checkpoint(name) for name in names],
+        judges=[judge(name, name == labelling) for name in judges],
+        comparisons=comparisons,
+        prompts=200,
+        labelling_judge=labelling,
+    )
+
+
+def test_the_headline_names_the_winner_the_numbers_and_who_labelled() -> None:
+    found = results_of({("likelihood", "dpo", "base"): 0.63, ("rules", "dpo", "base"): 0.57})
+    one, other = found.comparisons
+    assert found.headline == (
+        f"dpo beats base: 63.0 % of 200 held-out prompts [{100 * one.low:.1f}, {100 * one.high:.1f}] by likelihood, "
+        f"which also labelled the training data; 57.0 % [{100 * other.low:.1f}, {100 * other.high:.1f}] by rules, "
+        "which did not."
+    )
+
+
+def test_the_headline_says_not_decisive_and_what_could_have_been_seen() -> None:
+    found = results_of({("rules", "kto", "base"): 0.51})
+    points = math.ceil(100 * found.comparisons[0].smallest_detectable)
+    assert found.headline.startswith("kto against base is not decisive: 51.0 % of 200 held-out prompts [")
+    assert "by rules, which did not label the training data;" in found.headline
+    assert found.headline.endswith(f"the smallest difference this sample could show is {points} points.")
+
+
+def test_a_checkpoint_that_got_worse_is_said_to_be_worse() -> None:
+    assert results_of({("rules", "ppo", "base"): 0.4}).headline.startswith("ppo is worse than base: 40.0 %")
+
+
+def test_judges_that_differ_are_said_to_differ() -> None:
+    part = results_of({("likelihood", "dpo", "base"): 0.65, ("rules", "dpo", "base"): 0.51})
+    assert part.headline.startswith("dpo beats base by some judges only: 65.0 %")
+    assert part.headline.endswith("by rules, which did not (not decisive).")
+    against = results_of({("likelihood", "dpo", "base"): 0.65, ("rules", "dpo", "base"): 0.4})
+    assert against.headline.startswith("The judges contradict each other on dpo against base: 65.0 %")
+
+
+def test_the_best_is_chosen_by_a_judge_that_did_not_label() -> None:
+    rates = {
+        ("likelihood", "dpo", "base"): 0.8, ("likelihood", "kto", "base"): 0.6,
+        ("rules", "dpo", "base"): 0.6, ("rules", "kto", "base"): 0.7,
+    }  # fmt: skip
+    assert results_of(rates).headline.startswith("kto beats base")
+
+
+def test_the_second_sentence_compares_the_best_two_directly_and_without_repeating_roles() -> None:
+    rates = {("rules", "dpo", "base"): 0.6, ("rules", "kto", "base"): 0.7, ("rules", "dpo", "kto"): 0.4}
+    first, second = results_of(rates).headline.split(". kto ")
+    assert first.startswith("kto beats base")
+    assert second.startswith("beats dpo: 60.0 % [") and "label" not in second
+
+
+def test_votes_of_people_are_not_called_a_judge_that_did_not_label() -> None:
+    assert "label" not in results_of({("rules", "dpo", "base"): 0.7}, labelling=None).headline
+
+
+def test_nothing_compared_is_said() -> None:
+    nothing = Results.of(checkpoints=[checkpoint("base")], judges=[], comparisons=[], prompts=0)
+    assert headline(nothing) == nothing.headline == "No checkpoint was compared."
+
+
+def test_results_keep_their_value_through_json() -> None:
+    found = results_of({("rules", "dpo", "base"): 0.6})
+    assert Results.model_validate_json(found.model_dump_json()) == found

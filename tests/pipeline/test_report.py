@@ -1,0 +1,351 @@
+"""The three files of a report: what they say, that no text in them becomes markup, that the same data gives the same
+bytes. What a browser makes of the page is in `test_report_browser.py`.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import math
+import random
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline.ratings import JudgeInfo, Results, compare_checkpoints, describe
+from pipeline.records import Message, Response
+from pipeline.report import (
+    MAX_POINTS,
+    Labels,
+    ReportData,
+    Sample,
+    StepTime,
+    axis,
+    duration,
+    embedded,
+    fenced,
+    markdown_text,
+    memory,
+    render,
+    table,
+)
+
+HOSTILE = [
+    "</script><img src=x onerror=alert(1)>",
+    "{{7*7}}{% raw %}",
+    "<!--<script>",
+    '"><svg onload=alert(2)>',
+    "'; alert(3)//",
+    "a|b `c` **d** [e](javascript:alert(4))",
+    "\u202eright to left\u202c \u0645\u0631\u062d\u0628\u0627 zero\u200bwidth\ufeff",
+    "&lt;b&gt; &amp;",
+    "line\u2028separator\x00\x1b[31m",
+]
+ASKED = ["Why is the sky blue?", "Write a haiku about rain.", "Pourquoi le pain lève-t-il ?", "Name three rivers."]
+SAID = (
+    "the short answer is that light is scattered by the air and blue light is scattered most so the sky looks blue "
+    "from the ground while at sunset the path is longer and mostly red is left"
+)
+
+
+def example(prompts: int = 40, *, hostile: bool = False) -> ReportData:
+    """A run with four checkpoints and two judges. Hostile: the same, with every text replaced."""
+    chance = random.Random(7)
+    seen = iter(range(10**9))
+
+    def text(harmless: str) -> str:
+        # Every call gives another name, so that names stay different from one another.
+        place = next(seen)
+        return f"{HOSTILE[place % len(HOSTILE)]}{place}" if hostile else harmless
+
+    names = {name: text(name) for name in ("base", "sft", "dpo", "kto")}
+    judges = {name: text(name) for name in ("likelihood", "rules")}
+    ids = [f"p{place}" for place in range(prompts)]
+    strength = {"base": 0.0, "sft": 0.15, "dpo": 0.9, "kto": 0.35}
+    answers = {key: {prompt: [_answer(chance, key, text)] for prompt in ids} for key in names}
+    checkpoints = {
+        key: describe(names[key], key if not hostile or key == "base" else text(key), answers[key]) for key in names
+    }
+    pairs = [("sft", "base"), ("dpo", "base"), ("kto", "base"), ("dpo", "kto")]
+    scores: dict[str, dict[str, dict[str, float | None]]] = {
+        prompt: {name: {} for name in judges.values()} for prompt in ids
+    }
+    comparisons = []
+    for judge, name in judges.items():
+        for one, other in pairs:
+            gain = (strength[one] - strength[other]) * (1.0 if judge == "likelihood" else 0.6)
+            rows = [(prompt, _score(chance, gain)) for prompt in ids]
+            comparisons.append(compare_checkpoints(name, checkpoints[one], checkpoints[other], rows))
+            for prompt, p in rows:
+                scores[prompt][name][f"{names[one]} vs {names[other]}"] = p
+    results = Results.of(
+        checkpoints=list(checkpoints.values()),
+        judges=[
+            JudgeInfo(
+                name=name,
+                fingerprint="0123456789abcdef",
+                labelled=judge == "likelihood",
+                asked=4 * prompts,
+                ties=3,
+                abstained={text("truncated"): 2},
+                prefers_longer=0.58,
+                position_a=0.497,
+            )
+            for judge, name in judges.items()
+        ],
+        comparisons=comparisons,
+        prompts=prompts,
+        labelling_judge=judges["likelihood"],
+    )
+    return ReportData(
+        title=text("SmolLM2-135M on the built-in prompts"),
+        recipe_yaml=text("seed: 0\ntrain:\n  - {name: dpo, beta: 0.1}\n  - {name: kto}\n"),
+        results=results,
+        labels=Labels(
+            judge=judges["likelihood"], prompts=300, candidates=1200, pairs=900, decided=861, ties=12,
+            abstained={text("truncated"): 21, text("no_vote"): 6},
+            confidence=(60, 75, 92, 101, 110, 98, 97, 90, 78, 60),
+        ),
+        curves={text("dpo"): _log(chance, ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen",
+                                           "rewards/rejected", text("grad_norm"))),
+                text("kto"): _log(chance, ("loss", "kl", "rewards/chosen", "rewards/rejected", "grad_norm"))},
+        steps=[
+            StepTime(name=text("generate"), state=text("done"), seconds=412.4, peak_memory_bytes=1_620_000_000),
+            StepTime(name=text("label"), state=text("done"), seconds=95.1, peak_memory_bytes=1_310_000_000),
+            StepTime(name=text("train dpo"), state=text("done"), seconds=1270.0, peak_memory_bytes=2_480_000_000),
+            StepTime(name=text("train kto"), state=text("reused"), seconds=None, peak_memory_bytes=None),
+        ],
+        versions={text("torch"): text("2.13.0"), text("trl"): text("1.16.0")},
+        hardware={text("processor"): text("2 cores"), text("memory"): text("8 GB")},
+        warnings=[text("The judge that labelled the training data also compares; read the other judge first.")],
+        samples=[
+            Sample(
+                prompt=[
+                    *([Message(role="system", content=text("Be brief."))] if place % 5 == 0 else []),
+                    Message(role="user", content=text(ASKED[place % 4])),
+                ],
+                kind=text(("explain", "write", "explain", "list")[place % 4]),
+                lang=text("fr" if place % 4 == 2 else "en"),
+                answers={names[key]: answers[key][prompt][0].text for key in names},
+                finished={names[key]: answers[key][prompt][0].finished for key in names},
+                scores=scores[prompt],
+            )
+            for place, prompt in enumerate(ids)
+        ],
+    )  # fmt: skip
+
+
+def _answer(chance: random.Random, key: str, text: Any) -> Response:
+    length = chance.randint(12, 60 if key in ("base", "sft") else 90)
+    said = text(" ".join((SAID.split() * 3)[:length]).capitalize() + ".")
+    moved = {"base": 0.0, "sft": 4.0, "dpo": 11.0, "kto": 6.5}[key] * chance.uniform(0.5, 1.5)
+    return Response(
+        text=said, source=key, n_tokens=int(length * 1.3), finished=chance.random() < 0.8,
+        logprob=-90 + moved, ref_logprob=-90,
+    )  # fmt: skip
+
+
+def _score(chance: random.Random, gain: float) -> float | None:
+    draw = chance.random()
+    if draw < 0.02:
+        return None
+    return 0.5 if draw < 0.06 else 1 / (1 + math.exp(-(gain + chance.gauss(0, 1.3))))
+
+
+def _log(chance: random.Random, metrics: tuple[str, ...]) -> list[dict[str, float | None]]:
+    def value(metric: str, step: int) -> float:
+        risen = 1 - math.exp(-step / 60)
+        trend = {"loss": 0.69 - 0.2 * risen, "rewards/accuracies": 0.5 + 0.25 * risen, "rewards/margins": 0.9 * risen,
+                 "rewards/chosen": 0.3 * risen, "rewards/rejected": -0.6 * risen, "kl": 6 * risen}  # fmt: skip
+        return trend.get(metric, 1.4 + 0.5 * risen) + chance.gauss(0, 0.03)
+
+    return [{"step": step, "epoch": step / 100, **{metric: value(metric, step) for metric in metrics}}
+            for step in range(0, 200, 5)]  # fmt: skip
+
+
+class Shape(HTMLParser):
+    """The elements of a page with the names of their attributes, in order; and the text inside its scripts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, ...]] = []
+        self.scripts: list[str] = []
+        self.policy = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, *sorted(name for name, _ in attrs)))
+        if dict(attrs).get("http-equiv") == "Content-Security-Policy":
+            self.policy = dict(attrs)["content"] or ""
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.lasttag == "script" and self.scripts and not self.scripts[-1]:
+            self.scripts[-1] = data
+
+
+def test_hostile_text_in_every_field_gives_the_same_elements_as_harmless_text() -> None:
+    harmless, hostile = (Shape(render(example(12, hostile=flag))["report.html"]) for flag in (False, True))
+    assert hostile.elements == harmless.elements
+    assert {element[0] for element in hostile.elements}.isdisjoint({"img", "iframe", "object", "link", "base"})
+    assert not any(name.startswith("on") or name == "style" for element in hostile.elements for name in element[1:])
+
+
+def test_templates_in_text_are_not_rendered() -> None:
+    files = render(example(12, hostile=True))
+    assert "{{7*7}}" in files["report.html"] and r"{{7\*7}}" in files["report.md"]
+
+
+def test_embedded_json_reads_back_and_holds_no_less_than_sign() -> None:
+    value = {text: [text, 0.5, None] for text in HOSTILE}
+    assert "<" not in embedded(value)
+    assert json.loads(embedded(value)) == value
+
+
+def test_the_page_carries_the_samples_as_they_are() -> None:
+    data = example(12, hostile=True)
+    carried = json.loads(Shape(render(data)["report.html"]).scripts[0])
+    assert [sample["answers"] for sample in carried["samples"]] == [sample.answers for sample in data.samples]
+
+
+def test_the_policy_allows_only_the_one_style_and_the_one_script() -> None:
+    page = render(example(12))["report.html"]
+    shape = Shape(page)
+    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
+    assert style is not None
+    rules = dict(rule.strip().split(" ", 1) for rule in shape.policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    for name, text in (("style-src", style[1]), ("script-src", shape.scripts[1])):
+        assert rules[name] == f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def test_the_page_names_no_address() -> None:
+    assert re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}", render(example(12))["report.html"]) == []
+
+
+def test_the_same_data_gives_the_same_bytes() -> None:
+    assert render(example(12)) == render(example(12))
+
+
+def test_results_json_reads_back_as_the_same_results() -> None:
+    data = example(12)
+    assert Results.model_validate_json(render(data)["results.json"]) == data.results
+
+
+def test_every_rate_is_in_the_page_and_in_the_markdown_and_in_the_terminal() -> None:
+    data = example()
+    files, shown = render(data), _terminal(data.results)
+    for found in data.results.comparisons:
+        rate, bounds = f"{100 * found.win_rate:.1f}", f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
+        assert f"{rate}\u202f%" in files["report.html"] and bounds in files["report.html"]
+        assert f"| {rate} % | {bounds} |" in files["report.md"]
+        if found.other == "base":
+            assert re.search(rf"{re.escape(rate)} %( \*)? {re.escape(bounds)}", shown)
+
+
+@pytest.mark.parametrize("judges", [1, 2, 3])
+def test_the_terminal_table_fits_100_columns_with_all_its_numbers(judges: int) -> None:
+    results = example().results
+    third = [found.model_copy(update={"judge": "length"}) for found in results.comparisons if found.judge == "rules"]
+    infos = (*results.judges, results.judges[1].model_copy(update={"name": "length"}))[:judges]
+    kept = {info.name for info in infos}
+    comparisons = tuple(found for found in (*results.comparisons, *third) if found.judge in kept)
+    shown = _terminal(results.model_copy(update={"judges": infos, "comparisons": comparisons}))
+    assert max(map(len, shown.splitlines())) <= 100
+    assert "…" not in shown
+    assert shown.count("[") == 3 * judges
+
+
+def test_names_in_the_terminal_table_are_not_read_as_markup() -> None:
+    results = example(12).results
+    renamed = results.checkpoints[0].model_copy(update={"name": "[red]base[/]"})
+    assert "[red]base[/]" in _terminal(results.model_copy(update={"checkpoints": (renamed,)}))
+
+
+def test_a_report_with_nothing_but_a_title_and_a_base_is_whole() -> None:
+    base = describe("base", "base", {"p": [Response(text="yes", source="base")]})
+    results = Results.of(checkpoints=[base], judges=[], comparisons=[], prompts=1)
+    files = render(ReportData(title="empty", recipe_yaml="", results=results))
+    assert "Nothing was compared" in files["report.html"]
+    assert "No checkpoint was compared" in files["report.md"]
+    assert _terminal(results)
+
+
+def test_curves_of_a_diverged_run_and_unknown_metrics_are_drawn_from_what_is_finite() -> None:
+    log: list[dict[str, float | None]] = [
+        {"step": 1, "loss": 0.5, "odd/metric": 1e12},
+        {"step": 2, "loss": math.nan, "odd/metric": None},
+        {"step": 3, "loss": math.inf},
+        {"step": None, "loss": 1.0},
+        {"loss": 2.0},
+    ]
+    data = example(12).model_copy(update={"curves": {"dpo": log, "kto": [], "sft": [{"step": 1.0}]}})
+    page = render(data)["report.html"]
+    assert "odd/metric" in page
+    assert not re.search(r'(?:points|[xy]\d?|c[xy])="[^"]*(?:nan|inf)', page)
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_spike() -> None:
+    log: list[dict[str, float | None]] = [{"step": step, "loss": 0.5 + 0.001 * (step % 7)} for step in range(20_000)]
+    log[12_345]["loss"] = 40.0
+    page = render(example(12).model_copy(update={"curves": {"dpo": log}}))["report.html"]
+    drawn = re.search(r'<polyline class="curve" points="([^"]*)"', page)
+    assert drawn is not None
+    points = [tuple(map(float, point.split(","))) for point in drawn[1].split()]
+    assert len(points) <= MAX_POINTS + 1
+    spike = min(points, key=lambda point: point[1])  # SVG counts downward
+    assert spike[0] == pytest.approx(100 * 12_345 / 19_999, abs=0.01) and spike[1] < 5
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([0.0, 10.0], (0.0, 5.0, 10.0)),
+        ([0.13, 0.69], (0.0, 0.2, 0.4, 0.6, 0.8)),
+        ([-0.6, 0.3], (-1.0, -0.5, 0.0, 0.5)),
+        ([3.0], (2.5, 3.0, 3.5)),
+    ],
+)
+def test_ticks_are_round_and_enclose_the_values(values: list[float], ticks: tuple[float, ...]) -> None:
+    assert axis(values).ticks == ticks
+
+
+def test_markdown_text_cannot_leave_its_cell_or_become_markup() -> None:
+    assert markdown_text("a|b") == r"a\|b"
+    assert markdown_text("`x`\n# y") == r"\`x\` # y"
+    assert markdown_text("# y") == r"\# y"
+    assert markdown_text("<img>") == "&lt;img>"
+    assert markdown_text("[a](b)") == r"[a\](b)"
+    assert markdown_text("[58.4, 67.6] reward_model *x*") == r"[58.4, 67.6] reward_model \*x\*"
+
+
+def test_every_row_of_a_hostile_markdown_table_has_as_many_cells_as_its_head() -> None:
+    text = render(example(12, hostile=True))["report.md"].split("## Recipe")[0]
+    head = 0
+    for line in text.splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line))
+        head = head or cells
+        assert cells in (0, head), line
+        head = head if cells else 0
+
+
+def test_a_fence_is_longer_than_any_run_of_backticks_within() -> None:
+    assert fenced("a\n````\nb", "yaml") == "`````yaml\na\n````\nb\n`````"
+
+
+def test_times_and_sizes_are_written_for_people() -> None:
+    times = [duration(seconds) for seconds in (None, 3.21, 59.4, 75.2, 4000)]
+    assert times == ["–", "3.2 s", "59 s", "1 min 15 s", "1 h 6 min"]
+    assert [memory(size) for size in (None, 5_300_000, 1_620_000_000)] == ["–", "5 MB", "1.62 GB"]
+
+
+def _terminal(results: Results) -> str:
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    console.print(table(results))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
