@@ -49,7 +49,8 @@ class Reporting(Config):
 
     title: str
     recipe_yaml: str
-    confidence: float
+    steps: tuple[str, ...]
+    """What the report tells of, in the order of the work."""
 
 
 # ---- answers
@@ -181,10 +182,9 @@ def report_finish(job: Job) -> None:
         labels=_labels(job),
         curves={
             name.removeprefix("train."): [json.loads(line) for line in (path / "metrics.jsonl").open(encoding="utf-8")]
-            for name, path in job.inputs.items()
-            if name.startswith("train.")
+            for name, path in ((name, job.inputs[name]) for name in config.steps if name.startswith("train."))
         },
-        steps=tuple(_step_time(name, path) for name, path in job.inputs.items()),
+        steps=tuple(_step_time(name, job.inputs[name]) for name in config.steps),
         **_environment(job),
         warnings=tuple(_warnings(results)),
         samples=tuple(_samples(job, results)),

@@ -135,8 +135,8 @@ def load_model(config: ModelConfig, *, training: bool = False) -> "PreTrainedMod
             quantization_config=quantization(config),
             device_map={"": where},
         )
-    if config.quantization != "none" and where.type == "cpu":
-        model = _protect_gradients(model) if training else model.dequantize()
+        if config.quantization != "none" and where.type == "cpu":
+            model = _protect_gradients(model) if training else model.dequantize()
     _contiguous_head(model)
     model.requires_grad_(False)
     return model.eval()

