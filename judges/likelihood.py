@@ -1,9 +1,12 @@
 """Prefers the answer that a language model finds likelier from an assistant that keeps a constitution.
 
 The score of an answer is its mean log-probability per token after a system message that states the constitution,
-minus, with a `contrast`, the same after a system message that states the opposite. Each answer is scored alone, so
-there is no position to be biased by. It serves small models, which cannot be asked "A or B?" but can tell coherent,
-on-topic text from the rest. What it cannot do: see facts; and it is fond of repetition, which `rules` is not.
+minus, with a `contrast`, the same after a system message that states the opposite. The end of the turn is one of the
+tokens, also of an answer that was cut at the limit: what the reader gets is an answer that stops there, and stopping
+in mid-sentence is unlikely. Each answer is scored alone, so there is no position to be biased by.
+
+It serves small models, which cannot be asked "A or B?" but can tell coherent, on-topic text from the rest. What it
+cannot do: see facts; and it is fond of repetition, which `rules` is not.
 """
 
 import math
@@ -14,7 +17,7 @@ from pydantic import Field
 
 from judges.base import JudgeConfig, sigmoid
 from pipeline.models import ModelConfig
-from pipeline.records import Message, Pair, Prompt, Response, Verdict
+from pipeline.records import Message, Pair, Prompt, Verdict
 
 
 class Config(JudgeConfig):
@@ -52,36 +55,38 @@ class LikelihoodJudge:
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """One verdict per pair. Answers to one prompt are scored together, each once."""
-        scores: dict[str, dict[tuple[str, bool | None], float | None]] = {}
+        scores: dict[str, dict[str, float | None]] = {}
         for prompt, answers in _by_prompt(pairs).values():
-            scores[prompt.id] = dict(zip(answers, self._scores(prompt, list(answers)), strict=True))
+            scores[prompt.id] = dict(zip(answers, self._scores(prompt, answers), strict=True))
         return [self._verdict(pair, scores[pair.prompt.id]) for pair in pairs]
 
-    def _verdict(self, pair: Pair, scores: dict[tuple[str, bool | None], float | None]) -> Verdict:
-        a, b = scores[_answer(pair.a)], scores[_answer(pair.b)]
+    def _verdict(self, pair: Pair, scores: dict[str, float | None]) -> Verdict:
+        a, b = scores[pair.a.text], scores[pair.b.text]
         known: dict[str, Any] = {"pair_id": pair.id, "judge": self.config.name, "fingerprint": self.fingerprint}
         if a is None or b is None:
+            if any(not side.text and side.finished is False for side in (pair.a, pair.b)):
+                return Verdict(**known, abstained="empty", evidence={"why": "cut before its first character"})
             return Verdict(**known, abstained="truncated", evidence={"why": "longer than the model's context"})
         # Rounded before they are compared, so that the evidence gives exactly the verdict.
         a, b = round(a, 6), round(b, 6)
         p_a = sigmoid((a - b) / self.config.temperature)
         return Verdict(**known, p_a=p_a, evidence={"score_a": a, "score_b": b})
 
-    def _scores(self, prompt: Prompt, answers: list[tuple[str, bool | None]]) -> list[float | None]:
-        """Nats per token of each answer; None where the conversation does not fit the model."""
+    def _scores(self, prompt: Prompt, answers: list[str]) -> list[float | None]:
+        """Nats per token of each answer; None where the conversation does not fit the model or there is no token."""
         good = self._means(prompt, answers, self.config.constitution)
         if self.config.contrast is None:
             return good
         bad = self._means(prompt, answers, self.config.contrast)
         return [None if g is None or b is None else g - b for g, b in zip(good, bad, strict=True)]
 
-    def _means(self, prompt: Prompt, answers: list[tuple[str, bool | None]], system: str) -> list[float | None]:
+    def _means(self, prompt: Prompt, answers: list[str], system: str) -> list[float | None]:
         from pipeline.models import answer_ids, answer_logprobs, chat_ids
 
         prefix = chat_ids(self.tokenizer, _under(system, prompt))
-        ids = [answer_ids(self.tokenizer, text, finished=finished) for text, finished in answers]
+        ids = [answer_ids(self.tokenizer, text, finished=True) for text in answers]
         room = getattr(self.model.config, "max_position_embeddings", None) or math.inf
-        fits = [index for index, answer in enumerate(ids) if answer and len(prefix) + len(answer) <= room]
+        fits = [index for index, answer in enumerate(ids) if len(prefix) + len(answer) <= room]
         means: list[float | None] = [None] * len(ids)
         if fits:
             found = answer_logprobs(self.model, prefix, [ids[index] for index in fits])
@@ -90,18 +95,13 @@ class LikelihoodJudge:
         return means
 
 
-def _answer(response: Response) -> tuple[str, bool | None]:
-    return (response.text, response.finished)
-
-
-def _by_prompt(pairs: Sequence[Pair]) -> dict[str, tuple[Prompt, dict[tuple[str, bool | None], None]]]:
+def _by_prompt(pairs: Sequence[Pair]) -> dict[str, tuple[Prompt, list[str]]]:
     """Each prompt with its different answers, in a fixed order whatever the order and sides of the pairs."""
-    found: dict[str, tuple[Prompt, set[tuple[str, bool | None]]]] = {}
+    found: dict[str, tuple[Prompt, set[str]]] = {}
     for pair in pairs:
-        found.setdefault(pair.prompt.id, (pair.prompt, set()))[1].update((_answer(pair.a), _answer(pair.b)))
+        found.setdefault(pair.prompt.id, (pair.prompt, set()))[1].update((pair.a.text, pair.b.text))
     return {
-        key: (prompt, dict.fromkeys(sorted(answers, key=lambda answer: (len(answer[0]), answer[0], str(answer[1])))))
-        for key, (prompt, answers) in found.items()
+        key: (prompt, sorted(answers, key=lambda text: (len(text), text))) for key, (prompt, answers) in found.items()
     }
 
 

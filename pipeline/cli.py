@@ -23,7 +23,13 @@ RUNS = Path("runs")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    # argparse takes no positional arguments after an option (`run a.yaml --run DIR seed=2`); they come back as unknown.
+    options, late = parser.parse_known_args(arguments)
+    if any(word.startswith("-") or not hasattr(options, "overrides") for word in late):
+        parser.error(f"unrecognized arguments: {' '.join(late)}")
+    if late:
+        options.overrides += late
     try:
         return int(options.command(options) or 0)
     except PrefloopError as error:

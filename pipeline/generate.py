@@ -197,7 +197,10 @@ def responses_by_prompt(answers: Iterable[Answer]) -> dict[str, list[Response]]:
 
 def pairs_of(prompt: Prompt, responses: Sequence[Response], pairing: str, seed: int) -> list[Pair]:
     """The pairs that the judge is asked about. Of responses with one text only the first takes part."""
-    different = list({response.text: response for response in reversed(responses)}.values())[::-1]
+    first: dict[str, Response] = {}
+    for response in sorted(responses, key=lambda each: each.key):
+        first.setdefault(response.text, response)
+    different = list(first.values())
     if pairing == "random":
         random.Random(seed_of(seed, "pairing", prompt.id)).shuffle(different)
         couples = list(zip(different[::2], different[1::2], strict=False))

@@ -309,6 +309,34 @@ def answer_logprobs(model: Any, prefix_T: Sequence[int], answers: Sequence[Seque
     return [logprobs_NL[row, : len(answer)] for row, answer in enumerate(answers)]
 
 
+def padded_logprobs(
+    model: Any, prefixes: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], rows: int = 8
+) -> list["torch.Tensor"]:
+    """As `answer_logprobs`, for one answer to each of several conversations; `rows` of them at a time."""
+    import torch
+
+    found: list[torch.Tensor] = []
+    for start in range(0, len(answers), rows):
+        before, after = prefixes[start : start + rows], answers[start : start + rows]
+        # The border between conversation and answer is in one column: padding goes to the left and to the right of it.
+        left, right = max(map(len, before)), max(map(len, after))
+        both = list(zip(before, after, strict=True))
+        ids = [[0] * (left - len(p)) + [*p, *a] + [0] * (right - len(a)) for p, a in both]
+        mask = [[0] * (left - len(p)) + [1] * (len(p) + len(a)) + [0] * (right - len(a)) for p, a in both]
+        ids_BT, mask_BT = torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
+        with torch.inference_mode():
+            logits_BLV = model(
+                ids_BT,
+                attention_mask=mask_BT,
+                position_ids=(mask_BT.cumsum(-1) - 1).clamp(min=0),
+                use_cache=False,
+                logits_to_keep=right + 1,
+            ).logits[:, :-1]
+            logprobs_BL = token_logprobs(logits_BLV.float(), ids_BT[:, left:]).cpu()
+        found.extend(logprobs_BL[row, : len(answer)] for row, answer in enumerate(after))
+    return found
+
+
 def token_logprobs(logits_BTV: "torch.Tensor", ids_BT: "torch.Tensor") -> "torch.Tensor":
     """log softmax(logits)[id], shape (B, T), in the logits' dtype."""
     import torch
@@ -338,9 +366,16 @@ def attach(model: Any, adapters: dict[str, Path]) -> Any:
 
 @contextlib.contextmanager
 def role(model: Any, name: str) -> Iterator[None]:
-    """Inside, the model is `name`: an attached adapter, or `base` with every adapter off."""
+    """Inside, the model is `name`: an attached adapter, or `base` with every adapter off.
+
+    Raises:
+        ModelError: no adapter of that name is attached.
+    """
     if name != "base":
-        model.set_adapter(name)
+        try:
+            model.set_adapter(name)
+        except ValueError as error:
+            raise ModelError(f"no adapter {name!r} is attached to the model; name one that was, or base") from error
         yield
     elif hasattr(model, "disable_adapter"):
         with model.disable_adapter():

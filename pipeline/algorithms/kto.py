@@ -5,6 +5,7 @@ divergence from where it started, estimated on answers that are shifted by one w
 than one example, and neighbours from different prompts. What is left out: thumbs that were never a pair.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,10 +14,13 @@ from pydantic import Field
 from pipeline import views
 from pipeline.algorithms.base import AlgorithmConfig, CutAnswers, Setting
 from pipeline.errors import TrainingError
-from pipeline.records import Preference
+from pipeline.records import Preference, canonical
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+SHIFTS = 100
+"""Orders that are tried so that a batch's mismatched answers are to other prompts; the first is nearly always right."""
 
 
 class Config(AlgorithmConfig):
@@ -32,7 +36,7 @@ class Config(AlgorithmConfig):
 
     def rows(self, preferences: Sequence[Preference]) -> list[dict[str, Any]]:
         """Each preference gives one good and one bad example, ordered so that neighbours have different prompts."""
-        rows = _apart(views.unpaired(preferences))
+        rows = _apart(views.unpaired(preferences), self.per_device_train_batch_size)
         if not rows:
             raise TrainingError("KTO has no preferences to learn from; see label/summary.json for why")
         return rows
@@ -59,9 +63,37 @@ class Config(AlgorithmConfig):
         )
 
 
-def _apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Good and bad examples in turn, the bad ones half a round later, so that no neighbours share a prompt."""
+def _apart(rows: Sequence[dict[str, Any]], batch: int) -> list[dict[str, Any]]:
+    """Good and bad examples in turn, the bad ones half a round later, so that no neighbours share a prompt.
+
+    Half a round is the first of the shifts that are tried; the one with the fewest neighbours of one prompt is taken.
+    """
+    rows = _in_rounds(rows)
     good = [row for row in rows if row["label"]]
     bad = [row for row in rows if not row["label"]]
-    bad = bad[len(bad) // 2 :] + bad[: len(bad) // 2]
-    return [row for both in zip(good, bad, strict=True) for row in both]
+    best, fewest = rows, len(rows) + 1
+    for shift in range(len(bad) // 2, min(len(bad) // 2 + SHIFTS, len(bad))):
+        tried = [row for both in zip(good, bad[shift:] + bad[:shift], strict=True) for row in both]
+        count = _neighbours_of_one_prompt(tried, batch)
+        if count < fewest:
+            best, fewest = tried, count
+        if not count:
+            break
+    return best
+
+
+def _in_rounds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every prompt's first preference, then every prompt's second, and so on; two rows are a preference."""
+    seen: Counter[tuple[str, bool]] = Counter()
+    rounds: list[tuple[int, dict[str, Any]]] = []
+    for row in rows:
+        key = (canonical(row["prompt"]), row["label"])
+        rounds.append((seen[key], row))
+        seen[key] += 1
+    return [row for _, row in sorted(rounds, key=lambda each: each[0])]
+
+
+def _neighbours_of_one_prompt(rows: Sequence[dict[str, Any]], batch: int) -> int:
+    """How many examples are to the prompt of the one before them in their batch; before the first comes the last."""
+    batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    return sum(group[at]["prompt"] == group[at - 1]["prompt"] for group in batches for at in range(len(group)))

@@ -13,11 +13,11 @@ from pydantic import Field
 
 from pipeline.models import (
     ModelConfig,
-    answer_logprobs,
     attach,
     chat_ids,
     load_model,
     load_tokenizer,
+    padded_logprobs,
     role,
     token_logprobs,
 )
@@ -68,6 +68,7 @@ class LocalSampler:
             rows = decode(
                 self.model, prefixes, self.config, samples=batch.samples, seed=batch.seed, eos=self._end_tokens()
             )
+        under_base = self._under_base(source, prefixes, rows, batch.samples)
         responses = []
         for number, (tokens, logprob) in enumerate(rows):
             finished = tokens[-1] in self._end_tokens()
@@ -79,7 +80,7 @@ class LocalSampler:
                     n_tokens=len(tokens),
                     finished=finished,
                     logprob=logprob,
-                    ref_logprob=self._under_base(prefixes[number // batch.samples], tokens, source, logprob),
+                    ref_logprob=under_base[number],
                 )
             )
         return responses
@@ -89,13 +90,17 @@ class LocalSampler:
         listed = configured if isinstance(configured, list) else [configured]
         return frozenset(int(token) for token in [*listed, self.tokenizer.eos_token_id] if token is not None)
 
-    def _under_base(self, prefix: list[int], tokens: list[int], source: str, logprob: float) -> float | None:
+    def _under_base(
+        self, source: str, prefixes: list[list[int]], rows: list[tuple[list[int], float]], samples: int
+    ) -> list[float | None]:
         if not self.reference:
-            return None
+            return [None] * len(rows)
         if source == "base":
-            return logprob
+            return [logprob for _, logprob in rows]
+        asked = [prefixes[number // samples] for number in range(len(rows))]
         with role(self.model, "base"):
-            return round(float(answer_logprobs(self.model, prefix, [tokens])[0].double().sum()), 6)
+            logprobs = padded_logprobs(self.model, asked, [tokens for tokens, _ in rows])
+        return [round(float(each.double().sum()), 6) for each in logprobs]
 
 
 def decode(

@@ -1,0 +1,179 @@
+"""The likelihood judge's scores are mean log-probabilities of a plain forward pass, each answer's by itself."""
+
+import itertools
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import CONTEXT, END, full_logprobs, prompt_of, response_of
+
+from judges.likelihood import Config, LikelihoodJudge
+from pipeline.models import ModelConfig
+from pipeline.records import Message, Pair, Prompt, Response, Verdict
+
+GOOD, BAD = "Be good.", "Be bad."
+LONG, SHORT = response_of("It is six, of course.", "x"), response_of("Six", "y")
+
+
+@pytest.fixture(scope="module")
+def judge(tiny: ModelConfig) -> LikelihoodJudge:
+    return Config(model=tiny, constitution=GOOD, temperature=0.5).build()
+
+
+def mean_logprob(model: Any, tokenizer: Any, text: str, answer: str, ended: bool = True) -> float:
+    """Of the answer's tokens after `text`, which spells the whole conversation; float64, no cache."""
+    prefix = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"] + [END] * ended
+    return float(full_logprobs(model, [*prefix, *ids])[len(prefix) - 1 :].mean())
+
+
+def spelled(system: str, user: str) -> str:
+    return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def scores(verdict: Verdict, pair: Pair) -> dict[str, float]:
+    """Text -> score."""
+    return {pair.a.text: verdict.evidence["score_a"], pair.b.text: verdict.evidence["score_b"]}
+
+
+def test_the_score_is_the_mean_log_probability_under_the_constitution(
+    judge: LikelihoodJudge, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    pair = Pair.of(prompt_of("Three and three?"), LONG, SHORT)
+    (verdict,) = judge.judge([pair])
+    for text, score in scores(verdict, pair).items():
+        expected = mean_logprob(tiny_model, tiny_tokenizer, spelled(GOOD, "Three and three?"), text)
+        assert score == pytest.approx(expected, abs=1e-4)
+    difference = verdict.evidence["score_a"] - verdict.evidence["score_b"]
+    assert abs(difference) > 0.01
+    assert verdict.p_a == pytest.approx(1 / (1 + np.exp(-difference / 0.5)), abs=1e-12)
+    assert verdict.fingerprint == judge.config.fingerprint()
+
+
+def test_a_contrast_is_subtracted(tiny: ModelConfig, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    pair = Pair.of(prompt_of("Three and three?"), LONG, SHORT)
+    (verdict,) = Config(model=tiny, constitution=GOOD, contrast=BAD).build().judge([pair])
+    for text, score in scores(verdict, pair).items():
+        good, bad = (
+            mean_logprob(tiny_model, tiny_tokenizer, spelled(system, "Three and three?"), text)
+            for system in (GOOD, BAD)
+        )
+        assert score == pytest.approx(good - bad, abs=1e-4)
+        assert abs(bad) > 0.1
+
+
+def test_a_prompts_own_system_message_follows_the_constitution(
+    judge: LikelihoodJudge, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    pair = Pair.of(prompt_of("Three and three?", system="One word."), LONG, SHORT)
+    (verdict,) = judge.judge([pair])
+    for text, score in scores(verdict, pair).items():
+        conversation = spelled(f"{GOOD}\n\nOne word.", "Three and three?")
+        assert score == pytest.approx(mean_logprob(tiny_model, tiny_tokenizer, conversation, text), abs=1e-4)
+
+
+def test_every_turn_of_a_conversation_is_read(judge: LikelihoodJudge, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    turns = [("user", "Hi."), ("assistant", "Hello."), ("user", "Well?")]
+    prompt = Prompt(id="p", messages=tuple(Message(role=who, content=what) for who, what in turns))  # type: ignore[arg-type]
+    pair = Pair.of(prompt, LONG, SHORT)
+    (verdict,) = judge.judge([pair])
+    middle = "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
+    head, tail = spelled(GOOD, "Well?").split("<|im_start|>user")
+    for text, score in scores(verdict, pair).items():
+        conversation = f"{head}{middle}<|im_start|>user{tail}"
+        assert score == pytest.approx(mean_logprob(tiny_model, tiny_tokenizer, conversation, text), abs=1e-4)
+
+
+@pytest.mark.parametrize(("finished", "ended"), [(True, True), (None, True), (False, False)])
+def test_an_answer_that_was_cut_is_scored_without_an_end(
+    finished: bool | None, ended: bool, judge: LikelihoodJudge, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    pair = Pair.of(prompt_of("Why?"), response_of("Because it is", finished=finished), SHORT)
+    (verdict,) = judge.judge([pair])
+    expected = mean_logprob(tiny_model, tiny_tokenizer, spelled(GOOD, "Why?"), "Because it is", ended)
+    assert scores(verdict, pair)["Because it is"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_one_text_cut_and_not_cut_is_two_answers(judge: LikelihoodJudge) -> None:
+    pair = Pair.of(prompt_of("Why?"), response_of("So", "x", finished=False), response_of("So", "y", finished=True))
+    (verdict,) = judge.judge([pair])
+    assert verdict.evidence["score_a"] != verdict.evidence["score_b"]
+
+
+def test_equal_answers_are_a_tie(judge: LikelihoodJudge) -> None:
+    (verdict,) = judge.judge([Pair.of(prompt_of("Why?"), response_of("So", "x"), response_of("So", "y"))])
+    assert verdict.p_a == 0.5
+
+
+def many_pairs() -> list[Pair]:
+    texts = ["Six", "It is six.", "No.", "I do not know what you mean by that"]
+    return [
+        Pair.of(prompt_of(question), response_of(one, "x"), response_of(other, "y"))
+        for question in ("Three and three?", "Why?", "What is the sum of three and three and what is it for?")
+        for one, other in itertools.combinations(texts, 2)
+    ]
+
+
+def test_exchanging_the_sides_exchanges_the_verdict(judge: LikelihoodJudge) -> None:
+    pairs = many_pairs()
+    forward, reverse = judge.judge(pairs), judge.judge([pair.swap() for pair in pairs])
+    for one, other in zip(forward, reverse, strict=True):
+        assert other.p_a == pytest.approx(one.swap().p_a, abs=1e-15)
+        assert (other.evidence["score_a"], other.evidence["score_b"]) == (
+            one.evidence["score_b"],
+            one.evidence["score_a"],
+        )
+
+
+def test_the_order_of_the_pairs_does_not_matter(judge: LikelihoodJudge) -> None:
+    pairs = many_pairs()
+    expected = {verdict.pair_id: verdict for verdict in judge.judge(pairs)}
+    random.Random(1).shuffle(pairs)
+    found = judge.judge(pairs)
+    assert [verdict.pair_id for verdict in found] == [pair.id for pair in pairs]
+    assert {verdict.pair_id: verdict for verdict in found} == expected
+
+
+def test_which_other_prompts_are_asked_about_does_not_matter(judge: LikelihoodJudge) -> None:
+    pairs = many_pairs()
+    alone = [verdict for start in range(0, 18, 6) for verdict in judge.judge(pairs[start : start + 6])]
+    assert alone == judge.judge(pairs)
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_what_does_not_fit_the_models_context_is_left_open(room: int, judge: LikelihoodJudge) -> None:
+    # The conversation without the answer and the answer's end take this many tokens: a byte each, 3 for the turns' ends.
+    taken = len(spelled(GOOD, "Why?").replace("<|im_start|>", "^").replace("<|im_end|>", "$")) + 1
+    long = response_of("x" * (CONTEXT - taken + 1 - room))
+    pair = Pair.of(prompt_of("Why?"), long, response_of("Because.", "y"))
+    (verdict,) = judge.judge([pair])
+    assert verdict.abstained == (None if room else "truncated")
+
+
+def test_a_long_answer_takes_nothing_from_its_neighbours(judge: LikelihoodJudge) -> None:
+    prompt = prompt_of("Why?")
+    fine, long = Pair.of(prompt, LONG, SHORT), Pair.of(prompt, LONG, response_of("x" * CONTEXT))
+    found = judge.judge([long, fine])
+    assert found[0].abstained == "truncated"
+    assert found[1].p_a == pytest.approx(judge.judge([fine])[0].p_a, abs=1e-4)
+
+
+def test_an_answer_that_was_cut_before_it_began_is_left_open(judge: LikelihoodJudge) -> None:
+    pair = Pair.of(prompt_of("Why?"), response_of("", finished=False), SHORT)
+    (verdict,) = judge.judge([pair])
+    assert verdict.abstained == "empty"
+    # One that ended at once was the policy's choice, and has the end token's probability.
+    (verdict,) = judge.judge([Pair.of(prompt_of("Why?"), response_of("", finished=True), SHORT)])
+    assert verdict.p_a is not None
+
+
+def test_what_a_response_was_sampled_with_does_not_matter(judge: LikelihoodJudge) -> None:
+    told = LONG.model_copy(update={"logprob": -3.0, "ref_logprob": -4.0, "n_tokens": 9})
+
+    def p_long(response: Response) -> float:
+        pair = Pair.of(prompt_of("Why?"), response, SHORT)
+        (verdict,) = judge.judge([pair])
+        return scores(verdict, pair)[LONG.text]
+
+    assert p_long(told) == p_long(LONG)

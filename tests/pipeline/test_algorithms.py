@@ -1,0 +1,270 @@
+"""What an algorithm learns from: its rows, its batches as TRL's own collators make them, and its options."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import END, preference_of, preferences_of, prompt_of, response_of
+
+from pipeline import views
+from pipeline.algorithms import base, dpo, kto
+from pipeline.algorithms.base import AlgorithmConfig, LoraConfig, Setting, without_end
+from pipeline.errors import TrainingError
+from pipeline.models import ModelConfig, load_model
+from pipeline.records import Preference
+
+# ---- the end of an answer
+
+
+@pytest.mark.parametrize(
+    ("ids", "left"),
+    [
+        ([5, 6, 2], [5, 6]),
+        ([5, 6, 2, 9], [5, 6]),  # a template's newline after the end goes with it
+        ([5, 2, 6, 2, 9], [5, 2, 6]),
+        ([2], []),
+        ([5, 6], [5, 6]),
+        ([], []),
+    ],
+)
+def test_the_end_of_turn_and_what_follows_it_is_taken_off(ids: list[int], left: list[int]) -> None:
+    before = list(ids)
+    assert without_end(ids, 2) == left
+    assert ids == before
+
+
+class Joining:
+    """A collator that gives back what it is given."""
+
+    def __call__(self, examples: Any) -> Any:
+        return examples
+
+
+def test_only_the_columns_that_were_cut_lose_their_end() -> None:
+    given = [
+        {"chosen_ids": [5, 2], "rejected_ids": [6, 2], "cut": ["rejected_ids"]},
+        {"chosen_ids": [7, 2], "rejected_ids": [8, 2], "cut": []},
+    ]
+    assert base.CutAnswers(Joining(), 2)(given) == [
+        {"chosen_ids": [5, 2], "rejected_ids": [6]},
+        {"chosen_ids": [7, 2], "rejected_ids": [8, 2]},
+    ]
+    assert given[0]["rejected_ids"] == [6, 2], "what the data set holds must stay as it is"
+
+
+def test_a_rotated_column_is_cut_as_the_example_before_was() -> None:
+    # Within a batch each example holds the completion of the one before it, the first that of the last.
+    cut = [["completion_ids"], [], ["completion_ids"]]
+    examples = [
+        {"completion_ids": [10 + n, 2], "KL_completion_ids": [10 + (n - 1) % 3, 2], "cut": cut[n]} for n in range(3)
+    ]
+    found = base.CutAnswers(Joining(), 2, rotated=("KL_completion_ids", "completion_ids"))(examples)
+    assert [each["completion_ids"] for each in found] == [[10], [11, 2], [12]]
+    assert [each["KL_completion_ids"] for each in found] == [[12], [10], [11, 2]]
+
+
+# ---- batches, by TRL's own trainers and collators
+
+
+def setting_of(tiny: ModelConfig, tokenizer: Any, folder: Path) -> Setting:
+    return Setting(model=load_model(tiny, training=True), tokenizer=tokenizer, output_dir=folder, seed=1)
+
+
+def mixed() -> list[Preference]:
+    """Six preferences: both answers finished, the chosen one cut, the rejected one cut, and again."""
+    found = []
+    for number in range(6):
+        chosen, rejected = f"Good answer {number}", f"Bad {number}"
+        found.append(
+            preference_of(
+                prompt_of(f"Question {number}?"),
+                response_of(chosen, finished=number % 3 != 1),
+                response_of(rejected, index=1, finished=number % 3 != 2),
+            )
+        )
+    return found
+
+
+CUT = {f"Good answer {n}" for n in (1, 4)} | {f"Bad {n}" for n in (2, 5)}
+
+
+def completions(batch: Any, tokenizer: Any, prefix: str = "") -> Iterator[tuple[str, str, bool]]:
+    """(conversation, answer, whether an end follows) of each row; what is masked is no part of the answer."""
+    rows = zip(
+        batch[f"{prefix}input_ids"], batch[f"{prefix}completion_mask"], batch[f"{prefix}attention_mask"], strict=True
+    )
+    for ids, mask, attention in rows:
+        answer = ids[mask.bool()].tolist()
+        assert not mask[~attention.bool()].any()
+        ends = answer.count(END)
+        assert ends <= 1
+        conversation = tokenizer.decode(ids[attention.bool() & ~mask.bool()])
+        yield conversation, tokenizer.decode(answer[: answer.index(END)] if ends else answer), bool(ends)
+
+
+def batches(config: AlgorithmConfig, setting: Setting, preferences: Sequence[Preference]) -> list[Any]:
+    return list(config.trainer(config.rows(preferences), setting).get_train_dataloader())
+
+
+def test_dpos_batches_end_the_answers_that_ended_and_no_others(
+    tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    config = dpo.Config(per_device_train_batch_size=4)
+    setting = setting_of(tiny, tiny_tokenizer, tmp_path)
+    found = [row for batch in batches(config, setting, mixed()) for row in completions(batch, tiny_tokenizer)]
+    assert {answer for _, answer, _ in found} == {f"{word} {n}" for word in ("Good answer", "Bad") for n in range(6)}
+    for conversation, answer, ended in found:
+        assert conversation == f"<|im_start|>user\nQuestion {answer[-1]}?<|im_end|>\n<|im_start|>assistant\n"
+        assert ended == (answer not in CUT)
+
+
+def test_ktos_batches_end_the_answers_that_ended_and_no_others_the_mismatched_ones_too(
+    tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    config = kto.Config(per_device_train_batch_size=4)
+    loaded = batches(config, setting_of(tiny, tiny_tokenizer, tmp_path), mixed())
+    assert len(loaded) == 3
+    for batch in loaded:
+        own = list(completions(batch, tiny_tokenizer))
+        rotated = list(completions(batch, tiny_tokenizer, "KL_"))
+        assert [answer for _, answer, _ in rotated] == [own[n - 1][1] for n in range(len(own))]
+        for conversation, answer, ended in [*own, *rotated]:
+            assert ended == (answer not in CUT)
+            assert conversation.endswith("<|im_end|>\n<|im_start|>assistant\n")
+        for (conversation, answer, _), (same, other, _) in zip(own, rotated, strict=True):
+            assert conversation == same
+            assert f"Question {answer[-1]}?" in conversation
+            assert f"Question {other[-1]}?" not in conversation
+        assert batch["label"].tolist() == ["Good" in answer for _, answer, _ in own]
+
+
+# ---- rows
+
+
+def test_dpos_rows_are_one_a_preference() -> None:
+    rows = dpo.Config().rows(mixed())
+    assert len(rows) == 6
+    for row in rows:
+        assert row["chosen"][0]["content"].startswith("Good")
+        assert row["rejected"][0]["content"].startswith("Bad")
+
+
+@pytest.mark.parametrize("count", [*range(1, 30), 64, 101])
+def test_ktos_labels_alternate_and_every_answer_is_there_once(count: int) -> None:
+    rows = kto.Config().rows(preferences_of(count))
+    assert [row["label"] for row in rows] == [True, False] * count
+    expected = views.unpaired(preferences_of(count))
+    assert sorted(map(repr, rows)) == sorted(map(repr, expected))
+
+
+@pytest.mark.parametrize("count", [*range(4, 30), 64, 101])
+@pytest.mark.parametrize("batch", [2, 3, 4, 8, 16])
+def test_ktos_mismatched_answers_are_never_to_the_same_prompt(count: int, batch: int) -> None:
+    # TRL gives each example the completion of the one before it in its batch, the first that of the last.
+    rows = kto.Config(per_device_train_batch_size=batch).rows(preferences_of(count))
+    for start in range(0, len(rows), batch):
+        group = rows[start : start + batch]
+        for place, row in enumerate(group):
+            assert len(group) == 1 or group[place - 1]["prompt"] != row["prompt"]
+
+
+def test_ktos_mismatched_answers_are_to_other_prompts_where_prompts_have_several_preferences() -> None:
+    answers = [response_of(f"answer {n}", index=n) for n in range(4)]
+    preferences = [
+        preference_of(prompt_of(f"Question {number}?"), one, other)
+        for number in range(20)
+        for one, other in itertools.combinations(answers, 2)
+    ]
+    rows = kto.Config(per_device_train_batch_size=4).rows(preferences)
+    same = [
+        rows[start + place]["prompt"] == rows[start + (place - 1) % 4]["prompt"]
+        for start in range(0, len(rows), 4)
+        for place in range(4)
+    ]
+    assert len(same) == 240
+    assert sum(same) == 0
+
+
+@pytest.mark.parametrize("config", [dpo.Config(), kto.Config()])
+def test_nothing_to_learn_from_is_an_error(config: AlgorithmConfig) -> None:
+    with pytest.raises(TrainingError, match=f"{config.name.upper()} has no preferences"):
+        config.rows([])
+
+
+# ---- options
+
+OTHER: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 3.0,
+    "num_train_epochs": 2.0,
+    "max_steps": 7,
+    "per_device_train_batch_size": 3,
+    "gradient_accumulation_steps": 5,
+    "max_grad_norm": 0.3,
+    "max_length": 99,
+    "gradient_checkpointing": True,
+    "logging_steps": 2,
+    "save_steps": 4,
+}
+"""A value that is not the default, for each option that transformers is given under its own name."""
+
+ELSEWHERE = {"name": "chooses the algorithm", "lora": "peft_config", "report_to": "a list, or none"}
+
+
+def test_every_shared_option_reaches_the_trainer_or_is_handled_elsewhere(
+    tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    assert OTHER.keys() | ELSEWHERE.keys() == AlgorithmConfig.model_fields.keys()
+    assert not OTHER.keys() & ELSEWHERE.keys()
+    setting = setting_of(tiny, tiny_tokenizer, tmp_path)
+    for module in (dpo, kto):
+        config = module.Config(**OTHER, beta=0.37)
+        trainer = config.trainer(config.rows(preferences_of(3)), setting)
+        for name, value in OTHER.items():
+            assert getattr(trainer.args, name) == value != AlgorithmConfig.model_fields[name].default
+        assert trainer.args.beta == 0.37
+        assert trainer.args.seed == 1
+        assert trainer.args.output_dir == str(tmp_path)
+        assert trainer.data_collator.collator.max_length == 99
+        setting = setting_of(tiny, tiny_tokenizer, tmp_path)
+
+
+def test_trackers_are_none_unless_they_are_named(tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    setting = setting_of(tiny, tiny_tokenizer, tmp_path)
+    assert setting.arguments(dpo.Config())["report_to"] == "none"
+    assert setting.arguments(dpo.Config(report_to=("wandb",)))["report_to"] == ["wandb"]
+    assert "report_to" not in dpo.Config().identity()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bf16", "fp16"),
+    [(torch.float32, False, False), (torch.bfloat16, True, False), (torch.float16, False, True)],
+)
+def test_training_computes_in_the_dtype_of_the_model(
+    dtype: torch.dtype, bf16: bool, fp16: bool, tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    setting = setting_of(tiny, tiny_tokenizer, tmp_path)
+    setting.model.to(dtype)
+    arguments = setting.arguments(dpo.Config())
+    assert (arguments["bf16"], arguments["fp16"]) == (bf16, fp16)
+
+
+def test_every_option_of_the_adapter_reaches_it(tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    lora = LoraConfig(r=3, lora_alpha=7, lora_dropout=0.25, target_modules=("q_proj", "v_proj"))
+    found = setting_of(tiny, tiny_tokenizer, tmp_path).peft_config(dpo.Config(lora=lora))
+    for name in LoraConfig.model_fields:
+        value, given = getattr(found, name), getattr(lora, name)
+        assert given != LoraConfig.model_fields[name].default
+        assert (sorted(value), set(value)) == (list(given), set(given)) if name == "target_modules" else value == given
+
+
+@pytest.mark.parametrize(("algorithm", "least"), [("dpo", 1), ("kto", 2)])
+def test_a_batch_is_large_enough_for_the_algorithm(algorithm: str, least: int) -> None:
+    config = {"dpo": dpo.Config, "kto": kto.Config}[algorithm]
+    assert config(per_device_train_batch_size=least).per_device_train_batch_size == least
+    with pytest.raises(ValueError, match="per_device_train_batch_size"):
+        config(per_device_train_batch_size=least - 1)

@@ -1,0 +1,93 @@
+"""The command line tells mistakes all at once, quickly, and before anything heavy is imported."""
+
+import fcntl
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, which says at its end which heavy packages it imported."""
+    program = (
+        "import sys; from pipeline.cli import main; code = main(sys.argv[1:]);"
+        "print('heavy:', *sorted({'torch', 'transformers', 'datasets', 'trl'} & set(sys.modules))); sys.exit(code)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_two_misspelt_options_are_both_named_with_what_was_meant() -> None:
+    result = run("run", "recipes/rlaif.yaml", "train.dpo.betta=1", "judge.nme=x")
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "recipes/rlaif.yaml: 2 mistakes",
+        "  judge.nme: no such option; did you mean 'name'?",
+        "  train.dpo.betta: no such option; did you mean 'beta'?",
+    ]
+    assert result.stdout.strip() == "heavy:"
+
+
+def test_a_dry_run_names_every_step_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    result = run("run", "recipes/smoke.yaml", "--run", str(tmp_path / "run"), "--dry-run")
+    assert result.returncode == 0, result.stderr
+    steps = [line.split()[0] for line in result.stdout.splitlines()]
+    assert steps == ["generate", "label", "train.dpo", "train.kto", "answers", "compare", "report", "heavy:"]
+    assert result.stdout.strip().endswith("heavy:")
+    assert not (tmp_path / "run").exists()
+
+
+def test_overrides_are_read_before_and_after_an_option(tmp_path: Path) -> None:
+    result = run("run", "recipes/smoke.yaml", "seed=-1", "--run", str(tmp_path), "train.dpo.betta=1")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[0] == "recipes/smoke.yaml: 2 mistakes"
+
+
+def test_a_missing_prompt_file_is_named_before_anything_runs(tmp_path: Path) -> None:
+    result = run("run", "recipes/smoke.yaml", "--run", str(tmp_path), "generate.prompts.files=nowhere.jsonl")
+    assert result.returncode == 2
+    assert "nowhere.jsonl" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_option_of_the_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["run", "recipes/smoke.yaml", "--bogus"])
+    assert stopped.value.code == 2
+    assert "--bogus" in capsys.readouterr().err
+
+
+def test_a_second_process_is_told_who_is_at_work(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = run("run", "recipes/smoke.yaml", "--run", str(tmp_path))
+    assert result.returncode == 3
+    assert str(tmp_path) in result.stderr
+
+
+def test_status_of_something_that_is_no_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", str(tmp_path)]) == 2
+    assert "no recipe.yaml" in capsys.readouterr().err
+
+
+def test_status_of_a_run_that_was_never_begun_lists_what_would_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "recipe.yaml").write_text((ROOT / "recipes" / "rlaif.yaml").read_text())
+    assert cli.main(["status", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("would run: never ran") == 7
+
+
+def test_the_schema_is_json_and_knows_every_judge(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["schema"]) == 0
+    text = json.dumps(json.loads(capsys.readouterr().out))
+    for judge in ("likelihood", "both_orders", "rules", "length", "llm"):
+        assert f'"const": "{judge}"' in text

@@ -1,0 +1,181 @@
+"""Stage 4 asks who answered better, from whichever side, and says it of the right checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted.judge import Config as Scripted
+from tiny import job_of, prompt_of, response_of, said
+
+from judges.length import Config as Length
+from pipeline import compare, store
+from pipeline.compare import Comparing
+from pipeline.generate import Answer
+from pipeline.ratings import Comparison, Results
+from pipeline.records import Pair, Verdict
+
+# ---- rows
+
+
+def both_ways() -> tuple[Pair, Pair]:
+    """A pair with dpo's answer on side a, and one with it on side b: the hash decides, so some text gives each."""
+    pairs = [Pair.of(prompt_of(f"q{n}"), response_of("yes", "dpo"), response_of("no", "base")) for n in range(30)]
+    return next(p for p in pairs if p.a.source == "dpo"), next(p for p in pairs if p.b.source == "dpo")
+
+
+@pytest.mark.parametrize(("p_a", "left", "right"), [(0.75, 0.75, 0.25), (0.0, 0.0, 1.0), (0.5, 0.5, 0.5), (None,) * 3])
+def test_a_row_is_the_probability_that_the_first_named_is_better_on_either_side(
+    p_a: float | None, left: float | None, right: float | None
+) -> None:
+    pairs = both_ways()
+    verdicts = {pair.id: said(pair, p_a, None if p_a is not None else "failed") for pair in pairs}
+    rows = [(pairs[0].prompt.id, left), (pairs[1].prompt.id, right)]
+    assert list(compare._rows(pairs, verdicts, "dpo", "base")) == rows
+    assert list(compare._rows(pairs, verdicts, "base", "dpo")) == [
+        (name, None if p is None else 1 - p) for name, p in rows
+    ]
+
+
+def test_matches_of_others_are_in_no_row() -> None:
+    pairs = both_ways()
+    assert list(compare._rows(pairs, {pair.id: said(pair, 1.0) for pair in pairs}, "kto", "base")) == []
+
+
+@pytest.mark.parametrize(
+    ("judges", "names"),
+    [
+        ([Length()], ["length"]),
+        ([Length(), Scripted()], ["length", "scripted.judge"]),
+        ([Length(), Scripted(), Length(prefer="shorter")], ["length 1", "scripted.judge", "length 2"]),
+    ],
+)
+def test_judges_of_one_name_are_numbered(judges: Any, names: list[str]) -> None:
+    assert compare.judge_names(judges) == names
+
+
+# ---- the step
+
+
+def answer(prompt: str, source: str, text: str, index: int = 0) -> Answer:
+    response = response_of(text, source, index).model_copy(update={"n_tokens": len(text)})
+    return Answer(prompt_id=prompt, response=response)
+
+
+def run(top: Path, config: Comparing, answers: list[Answer], world: int = 1) -> dict[str, bytes]:
+    """The bytes of every file that the step leaves, done by `world` processes."""
+    store.make_dirs(top / "answers")
+    names = dict.fromkeys(each.prompt_id for each in answers)
+    store.write_jsonl(top / "answers" / "prompts.jsonl", [prompt_of(name) for name in names])
+    store.write_jsonl(top / "answers" / "answers.jsonl", answers)
+    inputs = {"answers": top / "answers"}
+    for rank in range(world):
+        compare.compare_work(job_of(top, config, inputs=inputs, rank=rank, world=world))
+    job = job_of(top, config, inputs=inputs)
+    compare.compare_finish(job)
+    return {path.name: path.read_bytes() for path in job.out.iterdir()}
+
+
+def comparing(*judges: Any, names: tuple[str, ...] = ("base", "dpo")) -> Comparing:
+    return Comparing(
+        seed=1,
+        judges=judges,
+        labelling_judge=Length(),
+        confidence=0.95,
+        algorithms={name: name for name in names},
+    )
+
+
+def results_of(files: dict[str, bytes]) -> Results:
+    return Results.model_validate_json(files["results.json"])
+
+
+def only(results: Results, one: str, other: str, judge: str) -> Comparison:
+    (found,) = [each for each in results.between(one, other) if each.judge == judge]
+    return found
+
+
+def chatty(prompts: int = 12, samples: int = 2) -> list[Answer]:
+    """dpo always gives the longer answer."""
+    return [
+        answer(f"q{number}", source, f"{word} {number} {index}", index)
+        for number in range(prompts)
+        for source, word in (("base", "short"), ("dpo", "much longer"))
+        for index in range(samples)
+    ]
+
+
+def test_who_always_gives_the_longer_answer_always_wins_by_length(tmp_path: Path) -> None:
+    files = run(tmp_path, comparing(Length()), chatty())
+    found = results_of(files)
+    won = only(found, "dpo", "base", "length")
+    assert (won.win_rate, won.high, won.n, won.n_clusters, won.ties) == (1.0, 1.0, 24, 12, 0)
+    # Wilson's lower end for 12 of 12: n / (n + z^2).
+    assert won.low == pytest.approx(12 / (12 + 1.959964**2), abs=1e-6)
+    assert won.decisive
+    assert only(found, "base", "dpo", "length").win_rate == 0.0
+    assert found.prompts == 12
+    assert [each.name for each in found.checkpoints] == ["base", "dpo"]
+    assert [each.n_answers for each in found.checkpoints] == [24, 24]
+    summary = json.loads(files["summary.json"])
+    assert summary == {"headline": found.headline, "pairs": 24}
+    assert "dpo" in found.headline
+
+
+def test_the_same_judge_the_other_way_round_turns_the_result_round(tmp_path: Path) -> None:
+    found = results_of(run(tmp_path, comparing(Length(prefer="shorter"), Length()), chatty()))
+    assert only(found, "dpo", "base", "length 1").win_rate == 0.0
+    assert only(found, "dpo", "base", "length 2").win_rate == 1.0
+    # The first is another judge than the one that labelled, though it has its name.
+    assert [judge.labelled for judge in found.judges] == [False, True]
+
+
+def test_samples_are_matched_by_their_number_and_equal_texts_are_ties(tmp_path: Path) -> None:
+    answers = [
+        answer("q0", "base", "aa", 0),
+        answer("q0", "base", "bbbb", 1),
+        answer("q0", "dpo", "aa", 0),
+        answer("q0", "dpo", "b", 1),
+        answer("q1", "base", "a"),
+        answer("q1", "dpo", "aaa"),
+    ]
+    files = run(tmp_path, comparing(Length()), answers)
+    # A tie, a loss and a win: one half.
+    won = only(results_of(files), "dpo", "base", "length")
+    assert (won.n, won.ties, won.win_rate) == (3, 1, 0.5)
+    pairs = [Pair.model_validate_json(line) for line in files["pairs.jsonl"].splitlines()]
+    assert sorted((pair.prompt.id, pair.a.index, pair.b.index) for pair in pairs) == [
+        ("q0", 0, 0),
+        ("q0", 1, 1),
+        ("q1", 0, 0),
+    ]
+
+
+def test_every_two_checkpoints_are_compared_by_every_judge(tmp_path: Path) -> None:
+    answers = [*chatty(5, 1), *(answer(f"q{number}", "kto", "medium-sized") for number in range(5))]
+    files = run(tmp_path, comparing(Length(), Scripted(), names=("base", "dpo", "kto")), answers)
+    found = results_of(files)
+    assert {(each.one, each.other, each.judge) for each in found.comparisons} == {
+        (one, other, judge)
+        for one, other in (("dpo", "base"), ("kto", "base"), ("kto", "dpo"))
+        for judge in ("length", "scripted.judge")
+    }
+    verdicts = [Verdict.model_validate_json(line) for line in files["verdicts.jsonl"].splitlines()]
+    assert len(verdicts) == 2 * 3 * 5
+    # "medium-sized" is longer than "short 0 0" and as long as no "much longer 0 0".
+    assert only(found, "kto", "base", "length").win_rate == 1.0
+    assert only(found, "kto", "dpo", "length").win_rate == 0.0
+    assert only(found, "kto", "dpo", "scripted.judge").ties == 5
+
+
+@pytest.mark.parametrize("world", [2, 5])
+def test_any_number_of_processes_leaves_the_same_bytes(world: int, tmp_path: Path) -> None:
+    config = comparing(Length(), Scripted())
+    alone = run(tmp_path / "alone", config, chatty())
+    assert run(tmp_path / "shared", config, chatty(), world) == alone
+
+
+def test_abstentions_are_in_no_rate(tmp_path: Path) -> None:
+    answers = [*chatty(4, 1), answer("q9", "base", "open=refused"), answer("q9", "dpo", "score=3")]
+    found = only(results_of(run(tmp_path, comparing(Scripted()), answers)), "dpo", "base", "scripted.judge")
+    assert (found.n, found.abstained, found.ties, found.win_rate) == (4, 1, 4, 0.5)

@@ -1,0 +1,46 @@
+"""A sampler that answers a prompt with numbers made of the batch's seed, named `scripted.sampler` in a recipe."""
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pipeline.models import ModelConfig
+from pipeline.records import Response
+from pipeline.sampling.base import Batch, SamplerConfig
+
+
+class Config(SamplerConfig):
+    BUILT: ClassVar[list[tuple[frozenset[str], bool]]] = []
+    """(adapters, reference) of every sampler that was built in this process."""
+    ANSWERED: ClassVar[list[tuple[str, str]]] = []
+    """(source, prompt id) in the order in which they were answered."""
+
+    name: Literal["scripted.sampler"] = "scripted.sampler"
+    batch_size: int = 4
+    word: str = "number"
+    same: bool = False
+    """Every answer has the same text."""
+
+    def build(self, model: ModelConfig, adapters: dict[str, Path], *, reference: bool) -> "ScriptedSampler":
+        self.BUILT.append((frozenset(adapters), reference))
+        return ScriptedSampler(self)
+
+
+class ScriptedSampler:
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def sample(self, batch: Batch, source: str) -> list[Response]:
+        self.config.ANSWERED.extend((source, prompt.id) for prompt in batch.prompts)
+        return [
+            Response(
+                text=self.config.word
+                if self.config.same
+                else f"{self.config.word} {batch.seed % 1000} {place} {index}",
+                source=source,
+                index=index,
+                n_tokens=place + index + 1,
+                finished=index != 1,
+            )
+            for place in range(len(batch.prompts))
+            for index in range(batch.samples)
+        ]
