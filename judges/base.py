@@ -56,7 +56,8 @@ class JudgeConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change an answer: the options here; a subclass adds prompt texts and `VERSION`."""
-        return {**super().identity(), "version": self.VERSION}
+        # In capitals, which no option is: a plugin may have one that is called `version`.
+        return {**super().identity(), "VERSION": self.VERSION}
 
     def fingerprint(self) -> str:
         """Hash of `identity()`; verdicts and the cache are keyed by it."""

@@ -64,8 +64,6 @@ class LikelihoodJudge:
         a, b = scores[pair.a.text], scores[pair.b.text]
         known: dict[str, Any] = {"pair_id": pair.id, "judge": self.config.name, "fingerprint": self.fingerprint}
         if a is None or b is None:
-            if any(not side.text and side.finished is False for side in (pair.a, pair.b)):
-                return Verdict(**known, abstained="empty", evidence={"why": "cut before its first character"})
             return Verdict(**known, abstained="truncated", evidence={"why": "longer than the model's context"})
         # Rounded before they are compared, so that the evidence gives exactly the verdict.
         a, b = round(a, 6), round(b, 6)
@@ -73,7 +71,7 @@ class LikelihoodJudge:
         return Verdict(**known, p_a=p_a, evidence={"score_a": a, "score_b": b})
 
     def _scores(self, prompt: Prompt, answers: list[str]) -> list[float | None]:
-        """Nats per token of each answer; None where the conversation does not fit the model or there is no token."""
+        """Nats per token of each answer; None where the conversation does not fit the model."""
         good = self._means(prompt, answers, self.config.constitution)
         if self.config.contrast is None:
             return good

@@ -113,7 +113,9 @@ def answer(config: Sampling, job: Job, adapters: dict[str, Path | None]) -> None
     journal = store.Journal(job.cache / "journal.sqlite")
     keys = [item.key for item in items]
     known = journal.get_many(KIND, keys)
-    mine = [item for number, item in enumerate(items) if number % job.world == job.rank and item.key not in known]
+    # Shifted by one from batch to batch, or with two sources and two processes one would get all of the slower source.
+    turn = [(number // len(adapters) + number % len(adapters)) % job.world for number in range(len(items))]
+    mine = [item for item, rank in zip(items, turn, strict=True) if rank == job.rank and item.key not in known]
     if not mine:
         return
     folders = {name: folder for name, folder in adapters.items() if folder is not None}

@@ -114,8 +114,9 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
 def load_model(config: ModelConfig, *, training: bool = False) -> "PreTrainedModel":
     """The base model in eval mode on `device()`, frozen.
 
-    For inference on a processor a quantised model's weights are dequantised once instead of at every forward pass:
-    the same numbers (bitsandbytes multiplies by the dequantised weight), decoded 1.6 times as fast here.
+    For inference on a processor a quantised model's weights are dequantised once instead of at every forward pass.
+    With nf4 the numbers are the same, because bitsandbytes multiplies by the dequantised weight; with int8 nearly so,
+    because LLM.int8() also rounds the activations.
 
     Args:
         training: keep the weights quantised, for an adapter to be trained on them.

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 VERSION = 1
 """Raised when a change of this file changes what comes out."""
 
-TIMED = ("runtime", "per_second", "total_flos")
-"""Parts of the names of metrics that differ between two equal runs."""
+TIMED = ("runtime", "per_second", "total_flos", "num_tokens")
+"""Parts of the names of metrics that differ between two equal runs. Tokens are counted from the last resumption."""
 
 
 class Training(Config):
@@ -65,7 +65,7 @@ def finish(job: Job) -> None:
     trainer.train(resume_from_checkpoint=_newest_sound(checkpoints))
     metrics = _metrics(trainer.state.log_history)
     _check(metrics, job.step)
-    trainer.model.save_pretrained(str(job.out))
+    _save(trainer.model, job.out, config.model.base)
     _write_card(job.out / "README.md", config, len(rows), metrics)
     store.write_text(job.out / "metrics.jsonl", "".join(canonical(line) + "\n" for line in metrics))
     store.write_json(
@@ -97,14 +97,30 @@ def _train_in_fp32(model: Any) -> None:
             parameter.data = parameter.data.float()
 
 
+def _save(model: Any, folder: Path, base: str) -> None:
+    for adapter in model.peft_config.values():
+        # The recipe's name of the base, where PEFT would write the path it has on this machine.
+        adapter.base_model_name_or_path = base
+        # PEFT keeps the layers' names in a set and writes them in its order, which is another in every process.
+        if isinstance(adapter.target_modules, set):
+            adapter.target_modules = sorted(adapter.target_modules)
+    model.save_pretrained(str(folder))
+
+
 def _newest_sound(checkpoints: Path) -> str | None:
-    """The newest checkpoint whose files are all as they were written; the others are deleted."""
+    """The newest checkpoint to go on from whose files are all as they were written; the others are deleted."""
     found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    sound = next((path for path in found if not store.verify(path, hashes=True)), None)
+    sound = next((path for path in found if not store.verify(path, hashes=True) and not _is_last(path)), None)
     for path in found:
         if path != sound:
             shutil.rmtree(path)
     return str(sound) if sound else None
+
+
+def _is_last(checkpoint: Path) -> bool:
+    # transformers 5.23 makes one update too many when it goes on from the last checkpoint in the middle of an epoch.
+    manifest = store.read_manifest(checkpoint) or {}
+    return bool(manifest.get("step", 0) >= manifest.get("of", math.inf))
 
 
 def _callback(step: str, trainer: "Trainer") -> "TrainerCallback":
@@ -126,7 +142,7 @@ def _callback(step: str, trainer: "Trainer") -> "TrainerCallback":
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             # It is a pickle that holds the hub's token in clear, and resuming does not read it.
             (folder / "training_args.bin").unlink(missing_ok=True)
-            store.seal(folder, {"step": state.global_step})
+            store.seal(folder, {"step": state.global_step, "of": state.max_steps})
             older = sorted(folder.parent.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
             for path in older[:-2]:
                 shutil.rmtree(path)

@@ -70,7 +70,8 @@ class AlgorithmConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """The options, and the version of the code."""
-        return {**super().identity(), "version": self.VERSION}
+        # In capitals, which no option is: a plugin may have one that is called `version`.
+        return {**super().identity(), "VERSION": self.VERSION}
 
     def rows(self, preferences: Sequence[Preference]) -> list[dict[str, Any]]:
         """The preferences as this algorithm learns from them, one training example a row.

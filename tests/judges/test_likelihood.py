@@ -21,10 +21,10 @@ def judge(tiny: ModelConfig) -> LikelihoodJudge:
     return Config(model=tiny, constitution=GOOD, temperature=0.5).build()
 
 
-def mean_logprob(model: Any, tokenizer: Any, text: str, answer: str, ended: bool = True) -> float:
-    """Of the answer's tokens after `text`, which spells the whole conversation; float64, no cache."""
+def mean_logprob(model: Any, tokenizer: Any, text: str, answer: str) -> float:
+    """Of the answer's tokens and its end after `text`, which spells the whole conversation; float64, no cache."""
     prefix = tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = tokenizer(answer, add_special_tokens=False)["input_ids"] + [END] * ended
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"] + [END]
     return float(full_logprobs(model, [*prefix, *ids])[len(prefix) - 1 :].mean())
 
 
@@ -85,20 +85,25 @@ def test_every_turn_of_a_conversation_is_read(judge: LikelihoodJudge, tiny_model
         assert score == pytest.approx(mean_logprob(tiny_model, tiny_tokenizer, conversation, text), abs=1e-4)
 
 
-@pytest.mark.parametrize(("finished", "ended"), [(True, True), (None, True), (False, False)])
-def test_an_answer_that_was_cut_is_scored_without_an_end(
-    finished: bool | None, ended: bool, judge: LikelihoodJudge, tiny_model: Any, tiny_tokenizer: Any
+@pytest.mark.parametrize("finished", [True, None, False])
+def test_an_answer_is_scored_with_an_end_also_where_it_was_cut(
+    finished: bool | None, judge: LikelihoodJudge, tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
+    # What a reader gets ends there; in mid-sentence an end is unlikely, and that is what being cut should cost.
     pair = Pair.of(prompt_of("Why?"), response_of("Because it is", finished=finished), SHORT)
     (verdict,) = judge.judge([pair])
-    expected = mean_logprob(tiny_model, tiny_tokenizer, spelled(GOOD, "Why?"), "Because it is", ended)
+    expected = mean_logprob(tiny_model, tiny_tokenizer, spelled(GOOD, "Why?"), "Because it is")
     assert scores(verdict, pair)["Because it is"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_one_text_cut_and_not_cut_is_two_answers(judge: LikelihoodJudge) -> None:
-    pair = Pair.of(prompt_of("Why?"), response_of("So", "x", finished=False), response_of("So", "y", finished=True))
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_empty_answer_has_the_probability_of_ending_at_once(
+    finished: bool, judge: LikelihoodJudge, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    pair = Pair.of(prompt_of("Why?"), response_of("", finished=finished), SHORT)
     (verdict,) = judge.judge([pair])
-    assert verdict.evidence["score_a"] != verdict.evidence["score_b"]
+    expected = mean_logprob(tiny_model, tiny_tokenizer, spelled(GOOD, "Why?"), "")
+    assert scores(verdict, pair)[""] == pytest.approx(expected, abs=1e-4)
 
 
 def test_equal_answers_are_a_tie(judge: LikelihoodJudge) -> None:
@@ -143,7 +148,7 @@ def test_which_other_prompts_are_asked_about_does_not_matter(judge: LikelihoodJu
 
 @pytest.mark.parametrize("room", [0, 1])
 def test_what_does_not_fit_the_models_context_is_left_open(room: int, judge: LikelihoodJudge) -> None:
-    # The conversation without the answer and the answer's end take this many tokens: a byte each, 3 for the turns' ends.
+    # Tokens of the conversation and of the answer's end: a byte each, and one for each mark of a turn.
     taken = len(spelled(GOOD, "Why?").replace("<|im_start|>", "^").replace("<|im_end|>", "$")) + 1
     long = response_of("x" * (CONTEXT - taken + 1 - room))
     pair = Pair.of(prompt_of("Why?"), long, response_of("Because.", "y"))
@@ -157,15 +162,6 @@ def test_a_long_answer_takes_nothing_from_its_neighbours(judge: LikelihoodJudge)
     found = judge.judge([long, fine])
     assert found[0].abstained == "truncated"
     assert found[1].p_a == pytest.approx(judge.judge([fine])[0].p_a, abs=1e-4)
-
-
-def test_an_answer_that_was_cut_before_it_began_is_left_open(judge: LikelihoodJudge) -> None:
-    pair = Pair.of(prompt_of("Why?"), response_of("", finished=False), SHORT)
-    (verdict,) = judge.judge([pair])
-    assert verdict.abstained == "empty"
-    # One that ended at once was the policy's choice, and has the end token's probability.
-    (verdict,) = judge.judge([Pair.of(prompt_of("Why?"), response_of("", finished=True), SHORT)])
-    assert verdict.p_a is not None
 
 
 def test_what_a_response_was_sampled_with_does_not_matter(judge: LikelihoodJudge) -> None:

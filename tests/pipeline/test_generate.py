@@ -191,7 +191,7 @@ def test_what_is_in_the_journal_is_not_asked_for_again(config: Pairing, tmp_path
     assert 0 < len(first) < 7
     files = run(config, top)
     assert len(Scripted.ANSWERED) == 7
-    assert Scripted.BUILT == [(frozenset(), False)] * 2
+    assert list(Scripted.BUILT) == [(frozenset(), False)] * 2
     assert run(config, top) == files
     # With nothing left to answer, no model loads.
     assert len(Scripted.BUILT) == 2
@@ -245,6 +245,30 @@ def test_another_file_with_the_same_prompts_has_the_same_keys(config: Pairing, t
     path = write_prompts(tmp_path / "copy.jsonl", *reversed(prompts))
     copied = config.sampling.model_copy(update={"prompts": PromptsConfig(files=(path,))})
     assert generate.items_of(copied, {"base": None}) == generate.items_of(config.sampling, {"base": None})
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("sources", [1, 2, 3])
+def test_every_batch_is_answered_once_by_every_source_and_every_process_has_its_part_of_each(
+    world: int, sources: int, config: Pairing, tmp_path: Path
+) -> None:
+    adapters: dict[str, Path | None] = {"base": None}
+    for name in ("dpo", "kto")[: sources - 1]:
+        adapters[name] = tmp_path / name
+        store.make_dirs(tmp_path / name)
+        store.seal(tmp_path / name, {"name": name})
+    for rank in range(world):
+        before = len(Scripted.ANSWERED)
+        generate.answer(config.sampling, job_of(tmp_path / "a", config, rank=rank, world=world), adapters)
+        # Seven batches a source: nobody has more than one more of them than another.
+        mine = [source for source, _ in Scripted.ANSWERED[before:]]
+        assert {mine.count(source) for source in adapters} <= {7 // world, 7 // world + 1}
+    assert sorted(Scripted.ANSWERED) == sorted((source, f"p{n}") for source in adapters for n in range(1, 8))
+    answers = generate.collect(config.sampling, job_of(tmp_path / "a", config), adapters)
+    names = [(each.prompt_id, each.response.source, each.response.index) for each in answers]
+    assert names == sorted(names)
+    assert len(names) == 7 * sources * 3
+    assert {reference for _, reference in Scripted.BUILT} == {sources > 1}
 
 
 def test_a_checkpoint_without_its_manifest_is_refused(config: Pairing, tmp_path: Path) -> None:

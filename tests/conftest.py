@@ -1,0 +1,60 @@
+"""What tests share: no hub, and a model small enough to load in milliseconds (see `tiny`)."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before anything imports huggingface_hub, which reads them once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers with its tokenizer, as `from_pretrained` wants it. Only to be read."""
+    import torch
+    from tiny import make_model, make_tokenizer
+
+    # Sharing out work this small costs ten times the work where the cores are busy.
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("tiny") / "llama"
+    make_model(folder)
+    make_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> Any:
+    """The ModelConfig of the tiny model."""
+    from pipeline.models import ModelConfig
+
+    return ModelConfig(base=str(tiny_folder), quantization="none", dtype="fp32")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny: Any) -> Any:
+    """The tiny model, loaded. Put no adapter on it."""
+    from pipeline.models import load_model
+
+    return load_model(tiny)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny: Any) -> Any:
+    """Its tokenizer."""
+    from pipeline.models import load_tokenizer
+
+    return load_tokenizer(tiny)
+
+
+@pytest.fixture(scope="session")
+def tiny_adapters(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two adapters for it, `one` and `two`, that each change what it says."""
+    from tiny import make_adapter
+
+    top = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate(("one", "two"), start=1):
+        make_adapter(tiny_folder, top / name, seed)
+    return {name: top / name for name in ("one", "two")}

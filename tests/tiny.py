@@ -1,0 +1,157 @@
+"""A model small enough to load in milliseconds, with everything a real one has, and records to feed it.
+
+Two layers of a Llama with random weights; a token is a byte; conversations are written as ChatML. The weights are
+large, so that its distributions are far from flat and a mistake of one position shows.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.records import Message, Pair, Preference, Prompt, Response, Verdict
+from pipeline.worker import Job
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+"""Their ids are 0, 1 and 2; the bytes follow."""
+
+END = 2
+CONTEXT = 512
+
+
+def make_tokenizer(folder: Path, template: str | None = CHATML) -> None:
+    """A tokenizer of bytes and three special tokens."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    whole = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=SPECIAL[END], pad_token=SPECIAL[0], bos_token=SPECIAL[1]
+    )
+    whole.chat_template = template
+    whole.save_pretrained(folder)
+
+
+def make_model(folder: Path, hidden: int = 32, seed: int = 0) -> None:
+    """A Llama of two layers with random weights, as safetensors."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=END,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def absolute_model() -> Any:
+    """A random GPT-2 of two layers: unlike a Llama it sees the number of a position and not only distances."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=300, n_positions=128, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(config).eval()
+
+
+def make_adapter(base: Path, folder: Path, seed: int) -> None:
+    """A LoRA adapter with random weights on both sides, so that it changes what the model says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(base),
+            LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
+        )
+    model.save_pretrained(str(folder))
+
+
+def prompt_of(text: str, name: str | None = None, system: str | None = None) -> Prompt:
+    """A prompt of one user turn; its id is its text unless a name is given."""
+    before = [Message(role="system", content=system)] if system else []
+    return Prompt(id=name or text, messages=(*before, Message(role="user", content=text)))
+
+
+def response_of(text: str, source: str = "base", index: int = 0, finished: bool | None = True) -> Response:
+    """An answer; ended by itself unless told otherwise."""
+    return Response(text=text, source=source, index=index, finished=finished)
+
+
+def preference_of(prompt: Prompt, chosen: Response, rejected: Response) -> Preference:
+    """A sure preference."""
+    return Preference(
+        pair_id=Pair.of(prompt, chosen, rejected).id, prompt=prompt, chosen=chosen, rejected=rejected, confidence=0.9
+    )
+
+
+def preferences_of(count: int, finished: bool | None = True) -> list[Preference]:
+    """As many preferences, each with a prompt of its own and answers of different lengths."""
+    return [
+        preference_of(
+            prompt_of(f"What is {number} plus {number}?"),
+            response_of(f"It is {2 * number}." + " Sure." * (number % 3), finished=finished),
+            response_of("No idea" + " at all" * (number % 4), index=1, finished=finished),
+        )
+        for number in range(count)
+    ]
+
+
+def said(pair: Pair, p_a: float | None = None, abstained: Any = None) -> Verdict:
+    """A verdict on a pair."""
+    return Verdict(pair_id=pair.id, judge="j", fingerprint="f", p_a=p_a, abstained=abstained)
+
+
+def job_of(
+    top: Path, config: Any, *, step: str = "step", inputs: dict[str, Path] | None = None, rank: int = 0, world: int = 1
+) -> Job:
+    """What the engine would hand to a step's function; its directories are in `top`."""
+    for name in ("out", "work"):
+        (top / name).mkdir(parents=True, exist_ok=True)
+    return Job(
+        step=step,
+        identity=config.identity(),
+        options={"config": config.model_dump(mode="json")},
+        inputs=inputs or {},
+        files=(),
+        out=top / "out",
+        work_dir=top / "work",
+        cache=top / "cache",
+        rank=rank,
+        world=world,
+    )
+
+
+def full_logprobs(model: Any, ids: Sequence[int]) -> Any:
+    """log p(id at T + 1 | ids up to T) for every T, by one forward pass without cache, in NumPy's float64."""
+    import numpy as np
+    import torch
+
+    with torch.no_grad():
+        logits = model(torch.tensor([list(ids)]), use_cache=False).logits[0].double().numpy()
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    logprobs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return logprobs[np.arange(len(ids) - 1), list(ids)[1:]]
