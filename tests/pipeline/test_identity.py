@@ -62,6 +62,8 @@ OPTIONS: dict[str, dict[str, str]] = {
         "target_modules": "identity",
     },
     "pipeline.algorithms.dpo.Config": {
+        "loss_type": "identity",
+        "loss_weights": "identity",
         "name": "identity",
         "lora": "identity",
         "learning_rate": "identity",
