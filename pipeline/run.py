@@ -529,6 +529,10 @@ def _worker_environment(phase: str, rank: int, ranks: int) -> dict[str, str]:
         told["OMP_NUM_THREADS"] = "1"
     # glibc gives every large tensor back to the kernel and asks for it anew: a quarter of the time of training here.
     kept = {f"MALLOC_{name}_": str(2**33) for name in ("MMAP_THRESHOLD", "TRIM_THRESHOLD")}
+    # Nobody can act on these: bars of milliseconds, and TRL's and PEFT's use of names that will be renamed some day.
+    told["TQDM_DISABLE"] = "1"
+    renamed = ("transformers.modeling_utils", "transformers.training_args")
+    told["PYTHONWARNINGS"] = ",".join(f"ignore::FutureWarning:{module}" for module in renamed)
     return {**kept, **os.environ, **told}
 
 

@@ -8,7 +8,6 @@ or a flipped byte is accepted in silence). What is left out: what is learned and
 import json
 import math
 import shutil
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +47,6 @@ def finish(job: Job) -> None:
     """
     from pipeline.algorithms.base import Setting
 
-    _quiet()
     config = Training.model_validate(job.options["config"])
     preferences = list(store.read_jsonl(job.inputs["label"] / "preferences.jsonl", Preference))
     rows = config.algorithm.rows(preferences)
@@ -79,14 +77,6 @@ def finish(job: Job) -> None:
             "dtype": str(setting.model.dtype),
         },
     )
-
-
-def _quiet() -> None:
-    """Nobody can act on these: progress bars of milliseconds, and TRL's and PEFT's use of names about to be renamed."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _train_in_fp32(model: Any) -> None:
