@@ -335,6 +335,8 @@ def _changes(before: Any, now: Any, where: str = "") -> list[str]:
     """What differs between two JSON values, each with its dotted path: "judge.name: 'likelihood' -> 'length'"."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now})
+        if "name" in before and "name" in now and before["name"] != now["name"]:
+            keys = ["name"]  # another plugin: that its other options are others too is no news
         return [
             change
             for key in keys

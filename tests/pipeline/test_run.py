@@ -18,7 +18,7 @@ from tiny_run import run, steps
 
 from pipeline import store
 from pipeline.errors import DataError, RunLockedError, StepFailedError
-from pipeline.run import Run, State, Step
+from pipeline.run import Run, State, Step, _changes
 
 HERE = Path(__file__).parent
 IMPORTABLE = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
@@ -366,3 +366,9 @@ def test_what_a_killed_run_left_is_not_continued_from_other_inputs(top: Path) ->
         (work / "pid-0").rename(work / "of-these-inputs")
         for words in (top / "run").rglob("words.json"):
             words.unlink()
+
+
+def test_another_plugin_is_told_by_its_name_alone() -> None:
+    before = {"judge": {"name": "likelihood", "constitution": "be kind", "contrast": None}, "seed": 1}
+    now = {"judge": {"name": "length", "prefer": "longer"}, "seed": 2}
+    assert _changes(before, now) == ["judge.name: 'likelihood' -> 'length'", "seed: 1 -> 2"]
