@@ -14,11 +14,13 @@ What is left out: which pairs are asked, in what order, and where verdicts are k
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol
 
 from pipeline.errors import JudgeError
 from pipeline.plugins import Config, Plugin
-from pipeline.records import Pair, Verdict, digest
+from pipeline.records import Pair, Prompt, Response, Verdict, digest
 
 MAX_LOGIT = 8.0
 """Logits are clipped here before they are combined: sigmoid(8) = 0.99966, and no single call can say more."""
@@ -30,6 +32,32 @@ class Judge(Protocol):
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """One verdict per pair, in order."""
         ...
+
+
+class Scorer(Protocol):
+    """A judge that can also say how good one answer is by itself: the reward of d-RLAIF (Lee et al. 2023).
+
+    A judge whose `p_a` is sigmoid((score_a - score_b) / temperature) has such a score for nothing. Scores of one
+    judge are comparable within a prompt; their zero and their unit mean nothing.
+    """
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float | None]:
+        """One finite score for each response to the prompt beside it, higher is better; None: it could not tell."""
+        ...
+
+
+@dataclass(frozen=True)
+class Session:
+    """For whom a judge works: where paid replies are kept, and on whose account. Local judges need nothing of it."""
+
+    journal: Path | None = None
+    """The SQLite file of replies and of the ledger, shared by runs. None: in memory, forgotten at the end."""
+    run: str = ""
+    """The account that calls are charged to: the run's name."""
+    step: str = ""
+    """The step that asks, for the ledger."""
+    budget_usd: float | None = None
+    """What the account may ever be charged. None: no limit."""
 
 
 class JudgeConfig(Config):
@@ -46,7 +74,12 @@ class JudgeConfig(Config):
         """True if exchanging the sides provably exchanges the verdict (each answer is scored alone)."""
         return True
 
-    def build(self) -> Judge:
+    @property
+    def remote(self) -> bool:
+        """True if asking it uses no model in this process: one process then asks it, about many pairs at once."""
+        return False
+
+    def build(self, session: Session) -> Judge:
         """The judge itself. Models load here, not before.
 
         Raises:

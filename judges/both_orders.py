@@ -15,7 +15,7 @@ What is left out: a bias that depends on the texts, which no exchange of sides c
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from judges.base import AnyJudge, Judge, JudgeConfig, ask, logit, sigmoid
+from judges.base import AnyJudge, Judge, JudgeConfig, Session, ask, logit, sigmoid
 from pipeline.records import ABSTENTIONS, Pair, Verdict
 
 
@@ -24,8 +24,12 @@ class Config(JudgeConfig):
     of: AnyJudge
     """The judge that is asked. Each pair costs two of its answers."""
 
-    def build(self) -> "BothOrdersJudge":
-        return BothOrdersJudge(self, self.of.build())
+    @property
+    def remote(self) -> bool:
+        return self.of.remote
+
+    def build(self, session: Session) -> "BothOrdersJudge":
+        return BothOrdersJudge(self, self.of.build(session))
 
 
 class BothOrdersJudge:

@@ -5,7 +5,7 @@ a judge that agrees with this one is measuring length.
 from collections.abc import Sequence
 from typing import Literal
 
-from judges.base import JudgeConfig
+from judges.base import JudgeConfig, Session
 from pipeline.records import Pair, Verdict
 
 
@@ -14,7 +14,7 @@ class Config(JudgeConfig):
     prefer: Literal["longer", "shorter"] = "longer"
     """Which of the two wins. Lengths are counted in characters; equal lengths are a tie."""
 
-    def build(self) -> "LengthJudge":
+    def build(self, session: Session) -> "LengthJudge":
         return LengthJudge(self)
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from judges.base import JudgeConfig, sigmoid
+from judges.base import JudgeConfig, Session, sigmoid
 from pipeline.models import ModelConfig
 from pipeline.records import Message, Pair, Prompt, Verdict
 
@@ -38,7 +38,7 @@ class Config(JudgeConfig):
     temperature: float = Field(default=0.3, gt=0)
     """Nats per token: a difference of this much makes the better answer 73 % likely to be preferred."""
 
-    def build(self) -> "LikelihoodJudge":
+    def build(self, session: Session) -> "LikelihoodJudge":
         return LikelihoodJudge(self)
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from judges.base import JudgeConfig, sigmoid
+from judges.base import JudgeConfig, Session, sigmoid
 from pipeline.records import Pair, Prompt, Response, Verdict
 
 MAX_REPEATED_NGRAMS = 0.15
@@ -48,7 +48,7 @@ class Config(JudgeConfig):
     language: float = Field(default=3.0, ge=0)
     """Penalty for another script than the prompt's, or for French where English is spoken and the reverse."""
 
-    def build(self) -> "RulesJudge":
+    def build(self, session: Session) -> "RulesJudge":
         return RulesJudge(self)
 
 

@@ -36,12 +36,15 @@ class Answering(Config):
 class Comparing(Config):
     """The identity of the step that compares the answers."""
 
+    RUNTIME = frozenset({"budget_usd"})
+
     seed: int
     judges: tuple[AnyJudge, ...]
     labelling_judge: AnyJudge
     confidence: float
     algorithms: dict[str, str]
     """Checkpoint -> algorithm, in the order of the report."""
+    budget_usd: float | None = None
 
 
 class Reporting(Config):
@@ -83,14 +86,16 @@ def compare_work(job: Job) -> None:
     config = Comparing.model_validate(job.options["config"])
     pairs = _matches(config, job)
     for judge in config.judges:
-        label.judge_share(judge, pairs, job)
+        label.judge_share(judge, pairs, len({pair.prompt.id for pair in pairs}), job, config.budget_usd)
 
 
 def compare_finish(job: Job) -> None:
     """Write verdicts.jsonl (every judge's) and results.json."""
     config = Comparing.model_validate(job.options["config"])
     pairs = _matches(config, job)
-    verdicts = {judge.fingerprint(): label.judge_all(judge, pairs, job) for judge in config.judges}
+    verdicts = {
+        judge.fingerprint(): list(label.judge_all(judge, pairs, job, config.budget_usd)) for judge in config.judges
+    }
     results = _results(config, pairs, verdicts, _answers(job))
     store.write_jsonl(job.out / "verdicts.jsonl", itertools.chain.from_iterable(verdicts.values()))
     store.write_jsonl(job.out / "pairs.jsonl", pairs)
@@ -151,17 +156,19 @@ def _rows(pairs: Sequence[Pair], by_id: dict[str, Verdict], one: str, other: str
 
 
 def _matches(config: Comparing, job: Job) -> list[Pair]:
-    """For each prompt and sample, every two checkpoints' answers. Equal texts are asked about too: they are a tie."""
+    """For each prompt and sample, every two checkpoints' answers, prompt by prompt.
+
+    Equal texts are asked about too: they are a tie.
+    """
     prompts = {prompt.id: prompt for prompt in store.read_jsonl(job.inputs["answers"] / "prompts.jsonl", Prompt)}
     found: dict[tuple[str, int], dict[str, Response]] = {}
     for each in _answers(job):
         found.setdefault((each.prompt_id, each.response.index), {})[each.response.source] = each.response
-    pairs = [
+    return [
         Pair.of(prompts[prompt_id], responses[one], responses[other])
-        for (prompt_id, _), responses in found.items()
+        for (prompt_id, _), responses in sorted(found.items())
         for one, other in itertools.combinations(config.algorithms, 2)
     ]
-    return sorted(pairs, key=lambda pair: pair.id)
 
 
 def _answers(job: Job) -> list[Answer]:

@@ -1,17 +1,20 @@
 """Stage 2: the judge says which answer of each pair is better. Ties, abstentions and confidence are kept.
 
-Every verdict is in `verdicts.jsonl`; what is trained on is in `preferences.jsonl`. The same code judges checkpoints
-against each other (`pipeline.compare`). What is left out: what a judge is (`judges`), and what the losses see
-(`pipeline.views`).
+Every verdict is in `verdicts.jsonl`, in the order of the pairs; what is trained on is in `preferences.jsonl`. Pairs
+pass through prompt by prompt, so that a hundred thousand of them need no more memory than a thousand. The same code
+judges checkpoints against each other (`pipeline.compare`). What is left out: what a judge is (`judges`), and what the
+losses see (`pipeline.views`).
 """
 
-from collections.abc import Sequence
-from typing import Literal
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
 
-from judges.base import AnyJudge, Judge, JudgeConfig
+from judges.base import AnyJudge, Judge, JudgeConfig, Session
 from judges.cached import Cached
 from pipeline import store, views
-from pipeline.errors import JudgeError
+from pipeline.errors import DataError, JudgeError
 from pipeline.plugins import Config
 from pipeline.progress import Bar
 from pipeline.recipe import LabelConfig
@@ -21,33 +24,44 @@ from pipeline.worker import Job
 VERSION = 1
 """Raised when a change of this file changes what comes out."""
 
+WINDOW = 4096
+"""Pairs that a judge behind an API is asked about at once: enough that waiting for the slowest costs little."""
+
+T = TypeVar("T")
+
 
 class Labelling(Config):
     """The identity of the label step."""
 
+    RUNTIME = frozenset({"budget_usd"})
+
     judge: AnyJudge
     label: LabelConfig
     pairing: Literal["best_worst", "random", "all"]
+    budget_usd: float | None = None
 
 
 class Lazy:
     """A judge that is built when it is first asked, so that nothing loads where the journal knows every answer."""
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: JudgeConfig, session: Session) -> None:
         self.config = config
+        self.session = session
         self._built: Judge | None = None
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """See `judges.base.Judge`."""
         if self._built is None:
-            self._built = self.config.build()
+            self._built = self.config.build(self.session)
         return self._built.judge(pairs)
 
 
 def work(job: Job) -> None:
     """Judge this process's share of the prompts, into the journal."""
     config = Labelling.model_validate(job.options["config"])
-    judge_share(config.judge, _pairs(job), job)
+    path = job.inputs["generate"] / "pairs.jsonl"
+    total = sum(1 for _ in by_prompt(_pairs(path)))
+    judge_share(config.judge, _pairs(path), total, job, config.budget_usd)
 
 
 def finish(job: Job) -> None:
@@ -57,71 +71,126 @@ def finish(job: Job) -> None:
         JudgeError: more abstentions than the recipe allows, or nothing decided at all.
     """
     config = Labelling.model_validate(job.options["config"])
-    pairs = _pairs(job)
-    verdicts = judge_all(config.judge, pairs, job)
-    counted = views.count(pairs, verdicts, config.label.min_confidence)
-    _check(counted, config.label)
-    preferences = _preferences(config, pairs, verdicts)
-    if not preferences:
+    pairs, verdicts = job.inputs["generate"] / "pairs.jsonl", job.out / "verdicts.jsonl"
+    store.write_jsonl(verdicts, judge_all(config.judge, _pairs(pairs), job, config.budget_usd))
+    summary = _summary(config, _judged(pairs, verdicts))
+    _check(views.Counts.model_validate({name: summary[name] for name in views.Counts.model_fields}), config.label)
+    kept = _Counted(_preferences(config, _judged(pairs, verdicts)))
+    store.write_jsonl(job.out / "preferences.jsonl", kept)
+    if not kept.count:
         raise JudgeError(f"judge {config.judge.name}: it preferred no answer to another; nothing could be trained on")
-    store.write_jsonl(job.out / "verdicts.jsonl", verdicts)
-    store.write_jsonl(job.out / "preferences.jsonl", preferences)
-    store.write_json(
-        job.out / "summary.json",
-        {
-            **counted.model_dump(mode="json"),
-            "judge": config.judge.name,
-            "judge_fingerprint": config.judge.fingerprint(),
-            "prompts": len({pair.prompt.id for pair in pairs}),
-            "preferences": len(preferences),
-            "confidence": views.confidence_histogram(verdicts),
-            "tokens_in": sum(verdict.tokens_in for verdict in verdicts),
-            "tokens_out": sum(verdict.tokens_out for verdict in verdicts),
-            "cost_usd": sum(verdict.cost_usd for verdict in verdicts),
-        },
-    )
+    confidence = views.confidence_histogram(store.read_jsonl(verdicts, Verdict))
+    store.write_json(job.out / "summary.json", {**summary, "preferences": kept.count, "confidence": confidence})
 
 
-def judge_share(config: JudgeConfig, pairs: Sequence[Pair], job: Job) -> None:
-    """Judge every `world`-th prompt's pairs. All pairs of a prompt go to the judge together, whoever asks."""
+def judge_share(config: JudgeConfig, pairs: Iterable[Pair], total: int, job: Job, budget_usd: float | None) -> None:
+    """Judge every `world`-th prompt's pairs. All pairs of a prompt go to the judge together, whoever asks.
+
+    Args:
+        pairs: those of one prompt one after the other.
+        total: how many prompts they are of.
+    """
     journal = store.Journal(job.cache / "journal.sqlite")
-    judge = Cached(Lazy(config), config.fingerprint(), journal)
-    groups = by_prompt(pairs)
-    with Bar(f"{job.step} ({config.name})", total=len(groups)) as bar:
-        for number, group in enumerate(groups):
-            if number % job.world == job.rank:
-                judge.judge(group)
-                bar.at(min(len(groups), number + job.world))
+    judge = Cached(Lazy(config, session_of(job, budget_usd)), config.fingerprint(), journal)
+    groups = (group for number, group in enumerate(by_prompt(pairs)) if number % job.world == job.rank)
+    done = 0
+    with Bar(f"{job.step} ({config.name})", total=total) as bar:
+        for window in _windows(groups, WINDOW if config.remote else 1):
+            judge.judge(list(itertools.chain.from_iterable(window)))
+            done += len(window) * job.world
+            bar.at(min(total, done))
     journal.close()
 
 
-def judge_all(config: JudgeConfig, pairs: Sequence[Pair], job: Job) -> list[Verdict]:
-    """Every verdict, sorted by pair id. Nearly all are in the journal; a call that failed is asked once more."""
-    judge = Cached(Lazy(config), config.fingerprint(), store.Journal(job.cache / "journal.sqlite"))
-    return sorted(judge.judge(pairs), key=lambda verdict: verdict.pair_id)
+def judge_all(config: JudgeConfig, pairs: Iterable[Pair], job: Job, budget_usd: float | None) -> Iterator[Verdict]:
+    """Every verdict, in order. Nearly all are in the journal; a call that failed is asked once more."""
+    journal = store.Journal(job.cache / "journal.sqlite")
+    judge = Cached(Lazy(config, session_of(job, budget_usd)), config.fingerprint(), journal)
+    for window in _windows(by_prompt(pairs), WINDOW):
+        yield from judge.judge(list(itertools.chain.from_iterable(window)))
 
 
-def by_prompt(pairs: Sequence[Pair]) -> list[list[Pair]]:
-    """The pairs of each prompt, longest first, in an order that depends on the pairs alone."""
-    groups: dict[str, list[Pair]] = {}
-    for pair in sorted(pairs, key=lambda pair: pair.id):
-        groups.setdefault(pair.prompt.id, []).append(pair)
-
-    def length(group: list[Pair]) -> tuple[int, str]:
-        return (sum(len(pair.a.text) + len(pair.b.text) for pair in group), group[0].prompt.id)
-
-    return sorted(groups.values(), key=length, reverse=True)
+def session_of(job: Job, budget_usd: float | None) -> Session:
+    """What a judge of this step is built with."""
+    return Session(journal=job.cache / "journal.sqlite", run=job.run, step=job.step, budget_usd=budget_usd)
 
 
-def _pairs(job: Job) -> list[Pair]:
-    return sorted(store.read_jsonl(job.inputs["generate"] / "pairs.jsonl", Pair), key=lambda pair: pair.id)
+def by_prompt(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+    """The pairs of each prompt, in order.
+
+    Raises:
+        DataError: a prompt comes up again after another one: its pairs could not be judged together.
+    """
+    seen: set[str] = set()
+    for name, group in itertools.groupby(pairs, key=lambda pair: pair.prompt.id):
+        if name in seen:
+            raise DataError(f"pairs: those of prompt {name!r} are not one after the other; sort the file by prompt")
+        seen.add(name)
+        yield list(group)
 
 
-def _preferences(config: Labelling, pairs: Sequence[Pair], verdicts: Sequence[Verdict]) -> list[Preference]:
-    if config.pairing == "best_worst":
-        extremes = views.best_worst(pairs, verdicts)
-        pairs, verdicts = [pair for pair, _ in extremes], [verdict for _, verdict in extremes]
-    return views.decided(pairs, verdicts, config.label.min_confidence)
+def _windows(groups: Iterable[list[T]], size: int) -> Iterator[list[list[T]]]:
+    """Groups together until they hold `size` items; no group is divided."""
+    window: list[list[T]] = []
+    for group in groups:
+        window.append(group)
+        if sum(map(len, window)) >= size:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
+def _pairs(path: Path) -> Iterator[Pair]:
+    return store.read_jsonl(path, Pair)
+
+
+def _judged(pairs: Path, verdicts: Path) -> Iterator[tuple[list[Pair], list[Verdict]]]:
+    """The pairs of each prompt with their verdicts, from files in the same order."""
+    answers = store.read_jsonl(verdicts, Verdict)
+    for group in by_prompt(_pairs(pairs)):
+        yield group, list(itertools.islice(answers, len(group)))
+
+
+def _summary(config: Labelling, judged: Iterable[tuple[list[Pair], list[Verdict]]]) -> dict[str, object]:
+    """What became of the pairs, and what it took."""
+    counted, prompts = views.Counts(pairs=0, decided=0, ties=0, below_confidence=0), 0
+    tokens_in, tokens_out, cost_usd = 0, 0, 0.0
+    for pairs, verdicts in judged:
+        counted, prompts = counted + views.count(pairs, verdicts, config.label.min_confidence), prompts + 1
+        tokens_in += sum(verdict.tokens_in for verdict in verdicts)
+        tokens_out += sum(verdict.tokens_out for verdict in verdicts)
+        cost_usd += sum(verdict.cost_usd for verdict in verdicts)
+    return {
+        **counted.model_dump(mode="json"),
+        "judge": config.judge.name,
+        "judge_fingerprint": config.judge.fingerprint(),
+        "prompts": prompts,
+        "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
+        "cost_usd": round(cost_usd, 9),
+    }
+
+
+def _preferences(config: Labelling, judged: Iterable[tuple[list[Pair], list[Verdict]]]) -> Iterator[Preference]:
+    for pairs, verdicts in judged:
+        if config.pairing == "best_worst":
+            extremes = views.best_worst(pairs, verdicts)
+            pairs, verdicts = [pair for pair, _ in extremes], [verdict for _, verdict in extremes]
+        yield from views.decided(pairs, verdicts, config.label.min_confidence)
+
+
+class _Counted(Iterable[T]):
+    """Passes items on and knows how many they were."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self.items = items
+        self.count = 0
+
+    def __iter__(self) -> Iterator[T]:
+        for item in self.items:
+            self.count += 1
+            yield item
 
 
 def _check(counted: views.Counts, config: LabelConfig) -> None:

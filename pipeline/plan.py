@@ -45,7 +45,9 @@ def _generate(recipe: Recipe) -> Step:
 
 
 def _label(recipe: Recipe) -> Step:
-    config = label.Labelling(judge=recipe.judge, label=recipe.label, pairing=recipe.generate.pairing)
+    config = label.Labelling(
+        judge=recipe.judge, label=recipe.label, pairing=recipe.generate.pairing, budget_usd=recipe.budget_usd
+    )
     return _step(
         "label",
         config,
@@ -53,7 +55,7 @@ def _label(recipe: Recipe) -> Step:
         inputs=("generate",),
         work="pipeline.label:work",
         finish="pipeline.label:finish",
-        processes=recipe.label.processes,
+        processes=1 if recipe.judge.remote else recipe.label.processes,
     )
 
 
@@ -90,6 +92,7 @@ def _compare(recipe: Recipe) -> Step:
         labelling_judge=recipe.judge,
         confidence=recipe.compare.confidence,
         algorithms={name: BASE if name == BASE else recipe.train[name].name for name in checkpoints(recipe)},
+        budget_usd=recipe.budget_usd,
     )
     return _step(
         "compare",
@@ -98,7 +101,7 @@ def _compare(recipe: Recipe) -> Step:
         inputs=("answers",),
         work="pipeline.compare:compare_work",
         finish="pipeline.compare:compare_finish",
-        processes=recipe.compare.processes,
+        processes=1 if all(judge.remote for judge in recipe.compare.judges) else recipe.compare.processes,
     )
 
 

@@ -26,7 +26,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import models_json_schema
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from judges.base import AnyJudge
+from judges.base import AnyJudge, JudgeConfig
 from pipeline.algorithms.base import AlgorithmConfig
 from pipeline.errors import RecipeError
 from pipeline.models import ModelConfig
@@ -44,6 +44,18 @@ MAX_DEPTH = 30
 
 AnySampler = Annotated[SamplerConfig, Plugin("sampler")]
 AnyAlgorithm = Annotated[AlgorithmConfig, Plugin("algorithm")]
+
+
+def _asked_fairly(judge: JudgeConfig) -> JudgeConfig:
+    # One order alone would label by place: the built-in model prefers the first answer every time.
+    if not judge.order_free:
+        wrapped = f"{{name: both_orders, of: {{name: {judge.name}, ...}}}}"
+        raise ValueError(f"{judge.name} sees two answers in an order, and may prefer a place; write {wrapped}")
+    return judge
+
+
+FairJudge = Annotated[AnyJudge, AfterValidator(_asked_fairly)]
+"""A judge whose verdict does not depend on which answer it is shown first."""
 
 
 def _step_name(name: str) -> str:
@@ -110,7 +122,7 @@ class CompareConfig(Config):
     """Held-out prompts; no file of them may be one that was trained on."""
     checkpoints: tuple[str, ...] | None = Field(default=None, min_length=2)
     """Names of train steps, and `base` for the policy before training. None: base and every step."""
-    judges: tuple[AnyJudge, ...] = Field(min_length=1)
+    judges: tuple[FairJudge, ...] = Field(min_length=1)
     """Who compares. The first is the one whose result the report leads with."""
     sampler: AnySampler | None = None
     """How answers are drawn. None: as in `generate`."""
@@ -125,13 +137,15 @@ class CompareConfig(Config):
 class Recipe(Config):
     """One experiment: from prompts to which of its train steps made the policy better."""
 
+    RUNTIME: ClassVar[frozenset[str]] = frozenset({"budget_usd"})
+
     seed: int = Field(default=1, ge=0, lt=2**63)
     """Every random choice is a function of this and of what it is about, never of time or order."""
     model: ModelConfig
     """The policy before training, and how it is loaded and adapted."""
     generate: GenerateConfig
     """Stage 1: answers, in pairs."""
-    judge: AnyJudge
+    judge: FairJudge
     """Who labels. May also be among `compare.judges`; the report then says that it judged its own pupils."""
     label: LabelConfig = LabelConfig()
     """Stage 2: which verdicts of the judge count."""
@@ -139,6 +153,9 @@ class Recipe(Config):
     """Steps by name, in the order they run. A step's algorithm is its name, unless the block has another `name`."""
     compare: CompareConfig
     """Stage 4: which checkpoint is better, on prompts that none was trained on."""
+    budget_usd: float | None = Field(default=None, ge=0)
+    """What all judges of this run together may be charged, in US dollars. The call that would pass it is not made:
+    the run stops, and goes on when this is raised. None: no limit."""
 
     @field_validator("train", mode="before")
     @classmethod

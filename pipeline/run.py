@@ -277,6 +277,7 @@ class Run:
             "inputs": {name: {"path": str(state.path), "digest": state.digest} for name, state in inputs.items()},
             "files": [str(path) for path in step.files],
             "cache": str(self.cache),
+            "run": self.directory.absolute().name,
             "work": step.work,
             "finish": step.finish,
         }

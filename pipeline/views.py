@@ -28,6 +28,16 @@ class Counts(Record):
     abstained: dict[str, int] = Field(default_factory=dict)
     """How many for each reason that was given at least once."""
 
+    def __add__(self, other: "Counts") -> "Counts":
+        both = Counter(self.abstained) + Counter(other.abstained)
+        return Counts(
+            pairs=self.pairs + other.pairs,
+            decided=self.decided + other.decided,
+            ties=self.ties + other.ties,
+            below_confidence=self.below_confidence + other.below_confidence,
+            abstained={reason: both[reason] for reason in ABSTENTIONS if both[reason]},
+        )
+
 
 def decided(pairs: Sequence[Pair], verdicts: Sequence[Verdict], min_confidence: float = 0.5) -> list[Preference]:
     """The preference of each pair with a winner, in the order of the pairs.

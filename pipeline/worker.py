@@ -43,6 +43,8 @@ class Job:
     rank: int
     """Which of the `world` processes this is. `finish` is rank 0 of 1."""
     world: int
+    run: str = ""
+    """The run's name: whose account paid calls are charged to."""
 
 
 def main(arguments: list[str]) -> int:
@@ -74,6 +76,7 @@ def _read_job(path: Path, phase: str) -> tuple[Job, str]:
         cache=Path(told["cache"]),
         rank=int(os.environ["PREFLOOP_RANK"]),
         world=int(os.environ["PREFLOOP_WORLD"]),
+        run=told["run"],
     )
     return job, told[phase]
 

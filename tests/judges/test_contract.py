@@ -11,21 +11,21 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from judges.base import Judge, JudgeConfig
+from judges.base import Judge, JudgeConfig, Session
 from pipeline import plugins
 from pipeline.records import Message, Pair, Prompt, Response, Verdict
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "both_orders": {"of": "rules"},
     # The built-in model means to say something else than a label; what it says about the labels is tested all the same.
-    "llm": {"min_label_mass": 0.0},
+    "local_llm": {"min_label_mass": 0.0},
 }
 """The block of a judge that cannot be built from its name alone."""
 
-LOADS_A_MODEL = {"likelihood", "llm"}
+LOADS_A_MODEL = {"likelihood", "local_llm"}
 
 OTHER_VALUES: dict[tuple[str, str], Any] = {
-    ("llm", "labels"): [["M", "R"]],
+    ("local_llm", "labels"): [["M", "R"]],
 }
 """(judge, option) -> a value that is neither the default nor the example's."""
 
@@ -73,7 +73,7 @@ def config_of(name: str, **changed: Any) -> JudgeConfig:
 
 @functools.cache
 def judge_of(name: str) -> Judge:
-    return config_of(name).build()
+    return config_of(name).build(Session())
 
 
 @functools.cache
@@ -148,7 +148,7 @@ def other_value(judge: str, option: str, tmp_path: Path) -> Any:
     """A value of this option that its Config accepts and that is not the present one."""
     if (judge, option) in OTHER_VALUES:
         return OTHER_VALUES[judge, option]
-    if judge == "llm" and option in ("prompt", "rubric"):
+    if judge == "local_llm" and option in ("prompt", "rubric"):
         return str(edited_copy({"prompt": "pairwise.en.txt", "rubric": "rubric.helpful.en.txt"}[option], tmp_path))
     config = config_of(judge)
     return another(getattr(config, option), type(config).model_fields[option].annotation)

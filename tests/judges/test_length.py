@@ -4,6 +4,7 @@ from typing import Literal
 
 import pytest
 
+from judges.base import Session
 from judges.length import Config
 from pipeline.records import Pair, Prompt, Response
 
@@ -27,6 +28,6 @@ def test_the_longer_or_the_shorter_answer_wins_and_equal_lengths_tie(
     prefer: Literal["longer", "shorter"], a: str, b: str, p_a: float
 ) -> None:
     pair = Pair(id="x", prompt=PROMPT, a=Response(text=a, source="s"), b=Response(text=b, source="t"))
-    (verdict,) = Config(prefer=prefer).build().judge([pair])
+    (verdict,) = Config(prefer=prefer).build(Session()).judge([pair])
     assert verdict.p_a == p_a
     assert verdict.evidence == {"length_a": len(a), "length_b": len(b)}

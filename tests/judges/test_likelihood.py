@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny import CONTEXT, END, full_logprobs, prompt_of, response_of
 
+from judges.base import Session
 from judges.likelihood import Config, LikelihoodJudge
 from pipeline.models import ModelConfig
 from pipeline.records import Message, Pair, Prompt, Response, Verdict
@@ -18,7 +19,7 @@ LONG, SHORT = response_of("It is six, of course.", "x"), response_of("Six", "y")
 
 @pytest.fixture(scope="module")
 def judge(tiny: ModelConfig) -> LikelihoodJudge:
-    return Config(model=tiny, constitution=GOOD, temperature=0.5).build()
+    return Config(model=tiny, constitution=GOOD, temperature=0.5).build(Session())
 
 
 def mean_logprob(model: Any, tokenizer: Any, text: str, answer: str) -> float:
@@ -53,7 +54,7 @@ def test_the_score_is_the_mean_log_probability_under_the_constitution(
 
 def test_a_contrast_is_subtracted(tiny: ModelConfig, tiny_model: Any, tiny_tokenizer: Any) -> None:
     pair = Pair.of(prompt_of("Three and three?"), LONG, SHORT)
-    (verdict,) = Config(model=tiny, constitution=GOOD, contrast=BAD).build().judge([pair])
+    (verdict,) = Config(model=tiny, constitution=GOOD, contrast=BAD).build(Session()).judge([pair])
     for text, score in scores(verdict, pair).items():
         good, bad = (
             mean_logprob(tiny_model, tiny_tokenizer, spelled(system, "Three and three?"), text)

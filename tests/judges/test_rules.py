@@ -2,6 +2,7 @@
 
 import pytest
 
+from judges.base import Session
 from judges.rules import RULES, Config
 from pipeline.records import Pair, Prompt, Response
 
@@ -22,7 +23,7 @@ SHOPPING = (
 
 def faults(text: str, prompt: str = SKY, lang: str = "en", finished: bool | None = True) -> dict[str, float]:
     asked = Prompt.model_validate({"id": "p", "lang": lang, "prompt": prompt})
-    return Config().build().penalties(asked, Response(text=text, source="s", finished=finished))
+    return Config().build(Session()).penalties(asked, Response(text=text, source="s", finished=finished))
 
 
 @pytest.mark.parametrize(
@@ -95,14 +96,14 @@ def test_repetition_is_the_share_of_four_word_sequences_that_were_there_before()
 
 def test_the_probability_is_the_sigmoid_of_the_difference_of_the_scores() -> None:
     pair = _pair(LONG, LONG, finished_b=False)
-    (verdict,) = Config(cut=3.0, scale=0.5).build().judge([pair])
+    (verdict,) = Config(cut=3.0, scale=0.5).build(Session()).judge([pair])
     assert verdict.p_a == pytest.approx(0.817574, abs=1e-6)  # sigmoid(1.5)
     assert verdict.evidence == {"penalties_a": {}, "penalties_b": {"cut": 3.0}}
 
 
 @pytest.mark.parametrize(("a", "b"), [("Paris.", LONG), ("", ""), (f"{LONG}</s>", f"{LONG} And so on.</s>")])
 def test_equal_penalties_are_an_exact_tie_whatever_the_lengths(a: str, b: str) -> None:
-    (verdict,) = Config().build().judge([_pair(a, b)])
+    (verdict,) = Config().build(Session()).judge([_pair(a, b)])
     assert verdict.is_tie
 
 

@@ -89,5 +89,5 @@ def test_status_of_a_run_that_was_never_begun_lists_what_would_run(
 def test_the_schema_is_json_and_knows_every_judge(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["schema"]) == 0
     text = json.dumps(json.loads(capsys.readouterr().out))
-    for judge in ("likelihood", "both_orders", "rules", "length", "llm"):
+    for judge in ("likelihood", "both_orders", "rules", "length", "local_llm"):
         assert f'"const": "{judge}"' in text

@@ -34,7 +34,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "contrast": "identity",
         "temperature": "identity",
     },
-    "judges.llm.Config": {
+    "judges.local_llm.Config": {
         "name": "identity",
         "model": "identity",
         "prompt": "identity",
@@ -141,6 +141,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "label": "identity",
         "train": "identity",
         "compare": "identity",
+        "budget_usd": "runtime",
     },
     "pipeline.sampling.local.Config": {
         "name": "identity",

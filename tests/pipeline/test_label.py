@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from tiny import job_of, prompt_of, response_of
 from judges.base import JudgeConfig
 from judges.length import Config as Length
 from pipeline import label, store
-from pipeline.errors import JudgeError
+from pipeline.errors import DataError, JudgeError
 from pipeline.label import Labelling
 from pipeline.recipe import LabelConfig
 from pipeline.records import Pair, Preference, Verdict
@@ -63,10 +62,10 @@ MIXED = [
 ]
 
 
-def test_verdicts_are_sorted_by_pair_and_none_is_missing(tmp_path: Path) -> None:
+def test_verdicts_are_in_the_order_of_the_pairs_and_none_is_missing(tmp_path: Path) -> None:
     files = run(labelling(), MIXED[::-1], tmp_path)
     found = [verdict.pair_id for verdict in rows(files, "verdicts.jsonl", Verdict)]
-    assert found == sorted(pair.id for pair in MIXED)
+    assert found == [pair.id for pair in MIXED[::-1]]
 
 
 @pytest.mark.parametrize(("min_confidence", "decided", "below"), [(0.5, 2, 0), (0.7, 1, 1)])
@@ -158,7 +157,7 @@ def test_any_number_of_processes_leaves_the_same_bytes(world: int, tmp_path: Pat
     pairs = many_pairs()
     alone = run(labelling(), pairs, tmp_path / "alone")
     Scripted.ASKED.clear()
-    assert run(labelling(), pairs[::-1], tmp_path / "shared", world) == alone
+    assert run(labelling(), pairs, tmp_path / "shared", world) == alone
     assert sorted(itertools.chain.from_iterable(Scripted.ASKED)) == sorted(pair.id for pair in pairs)
 
 
@@ -182,14 +181,8 @@ def test_a_failure_is_asked_about_again_and_a_lasting_abstention_is_not(tmp_path
     assert {pair_id: asked.count(pair_id) for pair_id in asked} == {pairs[0].id: 2, pairs[1].id: 1, pairs[2].id: 1}
 
 
-def test_pairs_are_grouped_by_prompt_with_the_longest_first_in_whatever_order_they_come() -> None:
-    pairs = many_pairs()
-    groups = label.by_prompt(pairs)
-    assert sorted(pair.id for group in groups for pair in group) == sorted(pair.id for pair in pairs)
-    assert len(groups) == 9
-    for group in groups:
-        assert len({pair.prompt.id for pair in group}) == 1
-    lengths = [sum(len(pair.a.text) + len(pair.b.text) for pair in group) for group in groups]
-    assert lengths == sorted(lengths, reverse=True)
-    for seed in range(5):
-        assert label.by_prompt(random.Random(seed).sample(pairs, len(pairs))) == groups
+def test_pairs_of_a_prompt_that_comes_up_twice_are_refused() -> None:
+    one, two = pairs_of("one?", "a", "b", "c"), pairs_of("two?", "a", "b")
+    assert list(label.by_prompt([*one, *two])) == [one, two]
+    with pytest.raises(DataError, match=r"prompt 'one\?' are not one after the other"):
+        list(label.by_prompt([*one[:1], *two, *one[1:]]))

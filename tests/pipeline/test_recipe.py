@@ -257,7 +257,7 @@ def test_all_mistakes_are_told_at_once_with_what_was_probably_meant(small: Path)
         ("compare.prompts.files=[x.jsonl, data/../data/train.jsonl]",
          "compare.prompts.files.1: 'data/../data/train.jsonl' is in generate.prompts too; "),
         ("extend=base.yaml", "extend: no such option; did you mean 'extends'?"),
-        ("colour=blue", "colour: no such option; there are: seed, model, generate, judge, label, train, compare, ext"),
+        ("colour=blue", "colour: no such option; there are: seed, model, generate, judge, label, train, compare, b"),
         ("_target_=os.system", "_target_: no such option; there are: "),
     ],
 )  # fmt: skip
@@ -434,3 +434,10 @@ def test_reading_a_recipe_and_offering_every_plugin_imports_no_torch(small: Path
     )
     heavy = {"torch", "transformers", "trl", "numpy", "datasets", "openai", "matplotlib"}
     assert not heavy & set(done.stdout.split())
+
+
+def test_a_judge_that_may_prefer_a_place_is_refused_until_it_is_asked_in_both_orders(small: Path) -> None:
+    found = mistakes(small, "judge=local_llm", "compare.judges=[rules, local_llm]")
+    assert [line.split(":")[0] for line in found] == ["judge", "compare.judges.1"]
+    assert all("local_llm sees two answers in an order" in line and "both_orders" in line for line in found)
+    assert load(small, ["judge={name: both_orders, of: local_llm}"]).judge.order_free

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from judges.base import JudgeConfig
+from judges.base import JudgeConfig, Session
 from pipeline.records import Pair, Response, Verdict
 
 
@@ -21,7 +21,7 @@ class Config(JudgeConfig):
     name: Literal["scripted.judge"] = "scripted.judge"
     variant: str = "1"
 
-    def build(self) -> "ScriptedJudge":
+    def build(self, session: Session) -> "ScriptedJudge":
         self.BUILT.append(self.variant)
         return ScriptedJudge(self)
 

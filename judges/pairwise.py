@@ -1,0 +1,155 @@
+"""Shows a language model both answers and reads how probable each of two labels is as its next token.
+
+No text is generated, so there is no reply to parse and nothing that an answer can make the model write. The labels
+are single tokens that suggest no order; which of them goes to the answer shown first is drawn from the pair's id.
+
+The model prefers a place and a label whatever stands there (`order_free` is False); `both_orders` removes that.
+
+What is left out: how it is written (`judges.rendering`) and who reads it: a Backend, of which `judges.local_llm` and
+`judges.llm` have one each. Nothing here knows where log-probabilities come from.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from pydantic import Field, field_validator
+
+from judges.base import JudgeConfig, sigmoid
+from judges.rendering import Template, conversation, fill, in_language, neutralise, read_texts
+from pipeline.records import Pair, Verdict, digest
+
+
+class PairwiseConfig(JudgeConfig):
+    """What the judges that are asked about two answers at once have in common."""
+
+    prompt: str = "pairwise"
+    """Template: `pairwise` is judges/prompts/pairwise.<lang>.txt; a path ending in .txt serves every language."""
+    rubric: str = "helpful"
+    """What counts: `helpful` is judges/prompts/rubric.helpful.<lang>.txt; or a path ending in .txt."""
+    labels: tuple[tuple[str, str], ...] = Field(default=(("K", "P"), ("M", "R"), ("H", "T"), ("Q", "W")), min_length=1)
+    """Names for the two answers, the first two of them that are one token each. Letters that suggest no order."""
+    min_label_mass: float = Field(default=0.5, ge=0, le=1)
+    """Least probability of the two labels together. Below it the model was about to say something else, and the
+    verdict is an abstention (`unreadable`)."""
+
+    @property
+    def order_free(self) -> bool:
+        return False
+
+    @field_validator("prompt")
+    @classmethod
+    def _template_is_whole(cls, value: str) -> str:
+        for text in read_texts(value).values():
+            Template.parse(text)
+        return value
+
+    @field_validator("rubric")
+    @classmethod
+    def _rubric_is_there(cls, value: str) -> str:
+        read_texts(value, prefix="rubric.")
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_differ(cls, value: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        for first, second in value:
+            if not first.strip() or not second.strip() or first.strip().lower() == second.strip().lower():
+                raise ValueError(f"labels {first!r} and {second!r}: both must be words, and differ by more than case")
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        # The texts and not the names: an edited template is another judge, a renamed one is not.
+        texts = {"prompt": digest(read_texts(self.prompt)), "rubric": digest(read_texts(self.rubric, prefix="rubric."))}
+        return {**super().identity(), **texts}
+
+
+class Question(NamedTuple):
+    """One rendered call: the two turns that the model reads."""
+
+    prompt_id: str
+    pair_id: str
+    system: str
+    user: str
+
+
+class Reading(NamedTuple):
+    """What a backend says to one question: two log-probabilities in nats, or why there are none."""
+
+    logprobs: tuple[float, float] | None = None
+    """Of `Backend.labels`, spellings of a label summed."""
+    abstained: str | None = None
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_usd: float = 0.0
+
+
+class Backend(Protocol):
+    """Who gives label log-probabilities for a rendered question."""
+
+    labels: tuple[str, str]
+    special_tokens: tuple[str, ...]
+    """Texts that would be read as control tokens; they are broken up in data."""
+
+    def read(self, questions: Sequence[Question]) -> list[Reading]:
+        """One reading per question, in order."""
+        ...
+
+
+class PairwiseJudge:
+    """See `judges.base.Judge`."""
+
+    def __init__(self, config: PairwiseConfig, backend: Backend) -> None:
+        self.config = config
+        self.fingerprint = config.fingerprint()
+        self.backend = backend
+        self.templates = {lang: Template.parse(text) for lang, text in read_texts(config.prompt).items()}
+        self.rubrics = read_texts(config.rubric, prefix="rubric.")
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        readings = self.backend.read([self.question(pair) for pair in pairs])
+        return [self._verdict(pair, reading) for pair, reading in zip(pairs, readings, strict=True)]
+
+    def question(self, pair: Pair) -> Question:
+        """What the model is shown about this pair, the answer `a` first."""
+        lang = pair.prompt.lang.lower().split("-")[0]
+        template = in_language(self.templates, lang)
+        label_1, label_2 = self._labels(pair)
+        data = {"question": conversation(pair.prompt.messages), "answer_1": pair.a.text, "answer_2": pair.b.text}
+        values = {name: neutralise(text, self.backend.special_tokens, template.tags) for name, text in data.items()}
+        values |= {"rubric": in_language(self.rubrics, lang).strip(), "label_1": label_1, "label_2": label_2}
+        values["tag"] = digest(["tag", pair.id], length=8)
+        return Question(pair.prompt.id, pair.id, fill(template.system, values), fill(template.user, values))
+
+    def _labels(self, pair: Pair) -> tuple[str, str]:
+        """The labels of the answers shown first and second.
+
+        A function of the pair's id, which exchanging the sides keeps: so a liking for one label is part of the bias
+        that `both_orders` cancels, and over many pairs it has no side.
+        """
+        first, second = self.backend.labels
+        return (first, second) if int(digest(["labels", pair.id]), 16) % 2 == 0 else (second, first)
+
+    def _verdict(self, pair: Pair, reading: Reading) -> Verdict:
+        labels, p_a, abstained = self._labels(pair), None, reading.abstained
+        evidence: dict[str, Any] = {"labels": list(labels)}
+        if reading.logprobs is not None:
+            by_label = dict(zip(self.backend.labels, reading.logprobs, strict=True))
+            logit_a, logit_b = (by_label[label] for label in labels)
+            mass = math.exp(logit_a) + math.exp(logit_b)
+            evidence |= {"logits": [logit_a, logit_b], "label_mass": mass}
+            if mass < self.config.min_label_mass:
+                abstained = "unreadable"
+            else:
+                p_a = sigmoid(logit_a - logit_b)
+        return Verdict(
+            pair_id=pair.id,
+            judge=self.config.name,
+            fingerprint=self.fingerprint,
+            p_a=p_a,
+            abstained=abstained,
+            evidence=evidence,
+            tokens_in=reading.tokens_in,
+            tokens_out=reading.tokens_out,
+            cost_usd=reading.cost_usd,
+        )

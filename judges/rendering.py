@@ -1,0 +1,103 @@
+"""How a comparison is written down for a language model: templates, rubrics, and data that must stay data.
+
+Templates and rubrics are files of `judges/prompts`, in the prompt's language, else in English. Placeholders are
+filled in one pass, so that an answer that holds one stays as it is. What a pair brings in is data: invisible
+characters go, and whatever could close its block or pass for a chat turn is broken up.
+
+What is left out: what is asked (`judges.pairwise`) and of whom (`judges.llm`, `judges.local_llm`).
+"""
+
+import glob
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from pipeline.records import Message
+
+T = TypeVar("T")
+
+PROMPTS = Path(__file__).parent / "prompts"
+
+PLACEHOLDERS = frozenset({"rubric", "tag", "question", "answer_1", "answer_2", "label_1", "label_2"})
+"""What a template must hold, each at least once, and nothing else in double braces."""
+
+
+class Template(NamedTuple):
+    """The two turns of a prompt file, with placeholders."""
+
+    system: str
+    user: str
+    tags: tuple[str, ...]
+    """Words that open a block of data (`<answer ...`), to be broken up where data holds them."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Template":
+        """A file's text: comment lines, then `[system]` and `[user]` on lines of their own.
+
+        Raises:
+            ValueError: a part or a placeholder is missing, or a placeholder is unknown.
+        """
+        match = re.search(r"^\[system\]\n(?P<system>.*?)^\[user\]\n(?P<user>.*)\Z", text, re.DOTALL | re.MULTILINE)
+        if match is None:
+            raise ValueError("a prompt file needs a line [system] and after it a line [user]")
+        system, user = match["system"].strip(), match["user"].strip()
+        found = set(re.findall(r"\{\{(\w*)\}\}", system + user))
+        if found != PLACEHOLDERS:
+            missing, unknown = sorted(PLACEHOLDERS - found), sorted(found - PLACEHOLDERS)
+            raise ValueError(f"placeholders of a prompt file: missing {missing}, unknown {unknown}")
+        return cls(system, user, tuple(sorted(set(re.findall(r"</?(\w+)[^<>]*\{\{tag\}\}", user)))))
+
+
+def fill(text: str, values: dict[str, str]) -> str:
+    """The text with its placeholders replaced in one pass, so that a value that holds a placeholder stays as it is."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], text)
+
+
+def read_texts(name: str, prefix: str = "") -> dict[str, str]:
+    """The texts called `name` by language: all of judges/prompts/<prefix><name>.<lang>.txt, or one file for all ('').
+
+    Raises:
+        ValueError: there is no such text, or none in English.
+    """
+    if name.endswith(".txt"):
+        if not Path(name).is_file():
+            raise ValueError(f"no file {name}")
+        return {"": Path(name).read_text(encoding="utf-8")}
+    found = sorted(PROMPTS.glob(f"{glob.escape(prefix + name)}.*.txt"))
+    texts = {path.name.split(".")[-2]: path.read_text(encoding="utf-8") for path in found}
+    if "en" not in texts:
+        known = sorted(path.name[len(prefix) : -len(".en.txt")] for path in PROMPTS.glob(f"{prefix}*.en.txt"))
+        raise ValueError(f"no text {name!r} in judges/prompts; there are {', '.join(known)}, or a path ending in .txt")
+    return texts
+
+
+def in_language(texts: dict[str, T], lang: str) -> T:
+    """The text in this language, else the English one, else the one that serves every language."""
+    return next(texts[key] for key in (lang, "en", "") if key in texts)
+
+
+def conversation(messages: Sequence[Message]) -> str:
+    """The request as the judge reads it: its text, or a JSON list of roles and contents where there are more turns."""
+    if len(messages) == 1:
+        return messages[0].content
+    return json.dumps([message.model_dump() for message in messages], ensure_ascii=False)
+
+
+INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]")
+"""Zero-width, bidirectional and tag characters: a person does not see them and a model reads them."""
+
+TURN_MARKERS = r"<\|[^|<>\s]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|</?(?:start|end)_of_turn>"
+"""Chat templates in use, for a model whose tokenizer is not at hand."""
+
+
+def neutralise(text: str, special_tokens: Iterable[str], tags: Iterable[str]) -> str:
+    """Data that cannot leave its block: no invisible characters, no control tokens, no tags of the template.
+
+    A forbidden piece gets a space after its first character: a reader sees what was there, the tokenizer does not.
+    Invisible characters go first, for they could hide such a piece.
+    """
+    forbidden = [re.escape(token) for token in sorted(special_tokens, key=len, reverse=True) if len(token) > 1]
+    forbidden += [TURN_MARKERS, *(rf"</?{re.escape(tag)}\b" for tag in tags)]
+    return re.sub("|".join(forbidden), lambda m: f"{m[0][0]} {m[0][1:]}", INVISIBLE.sub("", text), flags=re.IGNORECASE)
