@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline import compare, generate, label, train
 from pipeline.models import processes_for
 from pipeline.plugins import Config
-from pipeline.recipe import BASE, Recipe, dump
+from pipeline.recipe import BASE, Recipe, dump, policies
 from pipeline.run import Step
 
 
@@ -29,7 +29,7 @@ def steps(recipe: Recipe, title: str) -> list[Step]:
 
 def checkpoints(recipe: Recipe) -> tuple[str, ...]:
     """What is compared, the base first."""
-    return recipe.compare.checkpoints or (BASE, *recipe.train)
+    return recipe.compare.checkpoints or (BASE, *policies(recipe.train))
 
 
 def _generate(recipe: Recipe) -> Step:
@@ -60,8 +60,11 @@ def _label(recipe: Recipe) -> Step:
 
 
 def _train(recipe: Recipe, name: str) -> Step:
-    config = train.Training(seed=recipe.seed, model=recipe.model, algorithm=recipe.train[name])
-    return _step(f"train.{name}", config, [train.VERSION], inputs=("label",), finish="pipeline.train:finish")
+    algorithm = recipe.train[name]
+    config = train.Training(seed=recipe.seed, model=recipe.model, algorithm=algorithm)
+    earlier = dict.fromkeys(f"train.{need.step}" for need in algorithm.needs())
+    inputs = (*algorithm.READS, *earlier)
+    return _step(f"train.{name}", config, [train.VERSION], inputs=inputs, finish="pipeline.train:finish")
 
 
 def _answers(recipe: Recipe, trained: list[str]) -> Step:

@@ -121,7 +121,7 @@ class CompareConfig(Config):
     prompts: PromptsConfig
     """Held-out prompts; no file of them may be one that was trained on."""
     checkpoints: tuple[str, ...] | None = Field(default=None, min_length=2)
-    """Names of train steps, and `base` for the policy before training. None: base and every step."""
+"""Names of train steps that make a policy, and `base` for the one before training. None: base and all of them."""
     judges: tuple[FairJudge, ...] = Field(min_length=1)
     """Who compares. The first is the one whose result the report leads with."""
     sampler: AnySampler | None = None
@@ -162,13 +162,21 @@ class Recipe(Config):
     def _steps_are_named_by_their_key(cls, steps: Any) -> Any:
         return _named(steps)
 
+    @field_validator("train", mode="after")
+    @classmethod
+    def _steps_read_earlier_ones(cls, steps: dict[str, AnyAlgorithm]) -> dict[str, AnyAlgorithm]:
+        mistakes = list(_wrong_needs(steps))
+        if mistakes:
+            raise ValidationError.from_exception_data("train", mistakes)
+        return steps
+
     @field_validator("compare", mode="after")
     @classmethod
     def _agrees_with_the_rest(cls, compare: CompareConfig, info: ValidationInfo) -> CompareConfig:
         # The blocks before this one are in info.data if they are right, so this is told along with other mistakes.
         mistakes: list[InitErrorDetails] = []
         if "train" in info.data:
-            mistakes += _wrong_checkpoints(compare, [BASE, *info.data["train"]])
+            mistakes += _wrong_checkpoints(compare, info.data["train"])
         if "generate" in info.data:
             mistakes += _trained_on(compare, info.data["generate"])
         if mistakes:
@@ -176,13 +184,40 @@ class Recipe(Config):
         return compare
 
 
-def _wrong_checkpoints(compare: CompareConfig, known: Sequence[str]) -> Iterator[InitErrorDetails]:
+def policies(steps: Mapping[str, AlgorithmConfig]) -> list[str]:
+    """The train steps that make a policy, which can be compared."""
+    return [name for name, step in steps.items() if step.MAKES == "policy"]
+
+
+def _wrong_needs(steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDetails]:
+    names = list(steps)
+    for index, (name, algorithm) in enumerate(steps.items()):
+        for need in algorithm.needs():
+            earlier = [each for each in names[:index] if need.makes == steps[each].MAKES]
+            remedy = _hint(need.step, earlier) if earlier else f"; put a step that makes a {need.makes} before {name!r}"
+            if need.step in names[index:]:
+                problem = f"{need.step!r} does not come before {name!r}; put it first under train"
+            elif need.step not in names:
+                problem = f"no earlier step is called {need.step!r}{remedy}"
+            elif need.step not in earlier:
+                problem = f"{need.step!r} makes a {steps[need.step].MAKES}, and a {need.makes} is needed{remedy}"
+            else:
+                continue
+            yield _mistake((name, *need.option.split(".")), problem)
+
+
+def _wrong_checkpoints(compare: CompareConfig, steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDetails]:
+    known = [BASE, *policies(steps)]
     named = compare.checkpoints or ()
     for index, name in enumerate(named):
-        if name not in known:
+        if name in steps and name not in known:
+            yield _mistake(("checkpoints", index), f"{name!r} makes no policy; those that do: {', '.join(known)}")
+        elif name not in known:
             yield _mistake(("checkpoints", index), f"no step is called {name!r}{_hint(name, known)}")
         elif name in named[:index]:
             yield _mistake(("checkpoints", index), f"{name!r} is there twice")
+    if len(known) == 1:
+        yield _mistake(("checkpoints",), "no step makes a policy; add one that does, such as dpo, under train")
 
 
 def _trained_on(compare: CompareConfig, generate: GenerateConfig) -> Iterator[InitErrorDetails]:

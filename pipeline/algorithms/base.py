@@ -1,17 +1,21 @@
-"""What a training algorithm is: its options, its view of the preferences, and the TRL trainer that runs it.
+"""What a training algorithm is: its options, what it reads and makes, and how it is run.
 
-Options carry TRL's and transformers' own names, so that their documentation is ours. What is left out: loading the
-model, resuming and saving (`pipeline.train`), which are the same for every algorithm.
+Options carry TRL's and transformers' own names, so that their documentation is ours. One that has a trainer of TRL
+gives its rows and that trainer; one that has none overrides `train`. What is left out: checkpoints and what a step
+leaves (`checkpoints.py`), which are the same for every algorithm.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
+from pipeline import store
+from pipeline.algorithms import checkpoints
+from pipeline.models import ModelConfig, load_model, load_tokenizer
 from pipeline.plugins import Config
-from pipeline.records import Preference
+from pipeline.records import Preference, Prompt
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -30,11 +34,28 @@ class LoraConfig(Config):
     """Which layers get one: PEFT's `all-linear`, or names such as [q_proj, v_proj]."""
 
 
+Product = Literal["policy", "reward"]
+"""What a train step makes: a policy, which is compared, or something that scores answers, which is not."""
+
+
+class Need(NamedTuple):
+    """An earlier train step whose output a step reads."""
+
+    option: str
+    """The option that names it, as a key path inside the block."""
+    step: str
+    makes: Product
+    """What the step has to make."""
+
+
 class AlgorithmConfig(Config):
     """Base of every algorithm's Config. The subclass adds `name: Literal["its file"]` and its own options."""
 
     VERSION: ClassVar[int] = 1
     """Raised by hand when a change of the code changes the adapter, so that old ones are not taken for new."""
+    MAKES: ClassVar[Product] = "policy"
+    READS: ClassVar[tuple[str, ...]] = ("label",)
+    """The stages whose output it reads: `label` for preferences, `generate` for prompts."""
     RUNTIME: ClassVar[frozenset[str]] = frozenset({"report_to"})
 
     name: str
@@ -73,6 +94,30 @@ class AlgorithmConfig(Config):
         # In capitals, which no option is: a plugin may have one that is called `version`.
         return {**super().identity(), "VERSION": self.VERSION}
 
+    def needs(self) -> tuple[Need, ...]:
+        """The earlier train steps whose output it reads."""
+        return ()
+
+    def train(self, run: "TrainRun") -> None:
+        """Train, and leave the result in `run.out`; by default with the trainer of TRL that `trainer` gives.
+
+        A killed run is called again with what it left in `run.work_dir`, and ends with the same bytes.
+
+        Raises:
+            TrainingError: there is nothing to learn from, or training was stopped by a guard.
+        """
+        preferences = run.preferences()
+        rows = self.rows(preferences)
+        setting = run.setting()
+        trainer = self.trainer(rows, setting)
+        metrics = checkpoints.fit(trainer, run.work_dir / "checkpoints", run.step)
+        run.publish(
+            self,
+            trainer.model,
+            metrics,
+            {"preferences": len(preferences), "examples": len(rows), "updates": trainer.state.global_step},
+        )
+
     def rows(self, preferences: Sequence[Preference]) -> list[dict[str, Any]]:
         """The preferences as this algorithm learns from them, one training example a row.
 
@@ -88,6 +133,72 @@ class AlgorithmConfig(Config):
             TrainingError: these options cannot work with these rows.
         """
         raise NotImplementedError
+
+
+class TrainRun(Config):
+    """One train step at work: what it was given, and where it leaves what."""
+
+    step: str
+    """The step's name, for messages: `train.dpo`."""
+    seed: int
+    model: ModelConfig
+    """The policy before training."""
+    inputs: dict[str, Path]
+    """The published folder of each step that it reads: stages by their names, train steps as `train.<name>`."""
+    work_dir: Path
+    """What is left here is found again after a kill, and deleted when the step is done."""
+    out: Path
+    """What is left here is published."""
+
+    def preferences(self) -> list[Preference]:
+        """What the label step decided. The algorithm has `label` in `READS`."""
+        return list(store.read_jsonl(self.inputs["label"] / "preferences.jsonl", Preference))
+
+    def prompts(self) -> list[Prompt]:
+        """The training prompts. The algorithm has `generate` in `READS`."""
+        return list(store.read_jsonl(self.inputs["generate"] / "prompts.jsonl", Prompt))
+
+    def folder(self, step: str) -> Path:
+        """What the train step of this name made. The algorithm has it in `needs()`."""
+        return self.inputs[f"train.{step}"]
+
+    def setting(self) -> "Setting":
+        """What a trainer needs, with the base loaded for an adapter to be trained on it."""
+        return Setting(
+            model=load_model(self.model, training=True),
+            tokenizer=load_tokenizer(self.model),
+            output_dir=self.work_dir / "checkpoints",
+            seed=self.seed,
+        )
+
+    def publish(
+        self,
+        algorithm: AlgorithmConfig,
+        model: Any,
+        metrics: Sequence[dict[str, Any]],
+        summary: dict[str, Any],
+        *,
+        adapter: str = "default",
+    ) -> None:
+        """Leave a PEFT folder with its model card, metrics.jsonl and summary.json.
+
+        Args:
+            model: a PeftModel.
+            metrics: a line an update, without what depends on the clock.
+            summary: what was done, in numbers; `examples` and `updates` among them.
+            adapter: the one that was trained.
+        """
+        trained = [each for each in model.parameters() if each.requires_grad]
+        whole = {
+            "algorithm": algorithm.name,
+            **summary,
+            "trainable_parameters": sum(each.numel() for each in trained),
+            "dtype": str(checkpoints.dtype_of(model)),
+        }
+        checkpoints.save_adapter(model, self.out, self.model.base, adapter)
+        checkpoints.write_card(self.out, algorithm.model_dump(mode="json"), self.model, self.seed, metrics, whole)
+        checkpoints.write_metrics(self.out, metrics)
+        store.write_json(self.out / "summary.json", whole)
 
 
 class Setting(Config):

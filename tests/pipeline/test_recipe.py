@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import RecipeError
-from pipeline.recipe import Recipe, check_files, dump, explain, load, schema
+from pipeline.recipe import Recipe, check_files, dump, explain, load, policies, schema
 
 ROOT = Path(__file__).parents[2]
 
@@ -256,6 +256,18 @@ def test_all_mistakes_are_told_at_once_with_what_was_probably_meant(small: Path)
         ("compare.checkpoints=[dpo]", "compare.checkpoints: ['dpo'] found; needs to be 2 or more of them"),
         ("compare.prompts.files=[x.jsonl, data/../data/train.jsonl]",
          "compare.prompts.files.1: 'data/../data/train.jsonl' is in generate.prompts too; "),
+        ("train.late={name: scripted.learner, teacher: later}",
+         "train.late.teacher: no earlier step is called 'later'; put a step that makes a reward before 'late'"),
+        ("train.late={name: scripted.learner, teacher: dpo}",
+         "train.late.teacher: 'dpo' makes a policy, and a reward is needed; put a step that makes a "),
+        ("train.late={name: scripted.learner, teacher: late}",
+         "train.late.teacher: 'late' does not come before 'late'; put it first under train"),
+        ("train={one: scripted.scorer, late: {name: scripted.learner, teacher: ona}}",
+         "train.late.teacher: no earlier step is called 'ona'; did you mean 'one'?"),
+        ("train={late: {name: scripted.learner, teacher: one}, one: scripted.scorer}",
+         "train.late.teacher: 'one' does not come before 'late'; put it first under train"),
+        ("train={dpo: null, dpo_hot: null, one: scripted.scorer}",
+         "compare.checkpoints: no step makes a policy; add one that does, such as dpo, under train"),
         ("extend=base.yaml", "extend: no such option; did you mean 'extends'?"),
         ("colour=blue", "colour: no such option; there are: seed, model, generate, judge, label, train, compare, b"),
         ("_target_=os.system", "_target_: no such option; there are: "),
@@ -264,6 +276,14 @@ def test_all_mistakes_are_told_at_once_with_what_was_probably_meant(small: Path)
 def test_a_mistake_says_where_what_and_what_is_allowed(small: Path, override: str, line: str) -> None:
     [told] = mistakes(small, override)
     assert told.startswith(line)
+
+
+def test_a_step_that_makes_no_policy_is_not_compared(small: Path) -> None:
+    recipe = load(small, ["train.scorer=scripted.scorer"])
+    assert policies(recipe.train) == ["dpo", "dpo_hot"]
+    assert mistakes(small, "train.scorer=scripted.scorer", "compare.checkpoints=[base, scorer]") == [
+        "compare.checkpoints.1: 'scorer' makes no policy; those that do: base, dpo, dpo_hot"
+    ]
 
 
 def test_an_option_that_is_needed_is_missed_by_its_full_path(write: Write) -> None:

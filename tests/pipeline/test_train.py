@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import END, job_of, preference_of, preferences_of
+from tiny import END, job_of, preference_of, preferences_of, prompt_of
 
 from pipeline import store, train
+from pipeline.algorithms import checkpoints
 from pipeline.errors import TrainingError
 from pipeline.models import ModelConfig, chat_ids, load_model
 from pipeline.records import Preference
@@ -217,6 +218,26 @@ def test_answers_that_were_cut_do_not_teach_the_model_to_stop(
     assert after[True] > after[False] + 0.5
 
 
+# ---- what it is given
+
+
+def test_a_step_is_given_what_it_reads_and_the_steps_that_it_needs(tiny: ModelConfig, tmp_path: Path) -> None:
+    generate, scorer = tmp_path / "generate", tmp_path / "scorer"
+    for folder in (generate, scorer):
+        store.make_dirs(folder)
+    store.write_jsonl(generate / "prompts.jsonl", [prompt_of("Hello?", "one"), prompt_of("Why?", "two")])
+    config = Training(seed=3, model=tiny, algorithm={"name": "scripted.learner"})  # type: ignore[arg-type]
+    inputs = {"generate": generate, "train.scorer": scorer}
+    train.finish(job_of(tmp_path, config, step="train.late", inputs=inputs))
+    assert json.loads((tmp_path / "out" / "given.json").read_text()) == {
+        "step": "train.late",
+        "seed": 3,
+        "base": tiny.base,
+        "prompts": ["one", "two"],
+        "teacher": str(scorer),
+    }
+
+
 # ---- what stops it
 
 
@@ -228,7 +249,7 @@ def test_nothing_to_learn_from_is_an_error(tiny: ModelConfig, tmp_path: Path) ->
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_an_error_that_names_the_update(loss: float) -> None:
     with pytest.raises(TrainingError, match=r"^train\.dpo: the loss is (nan|inf) at update 2; lower learning_rate"):
-        train._check([{"loss": 0.6, "step": 1}, {"loss": loss, "step": 2}], "train.dpo")
+        checkpoints._check([{"loss": 0.6, "step": 1}, {"loss": loss, "step": 2}], "train.dpo")
 
 
 # ---- the same bytes
@@ -287,10 +308,10 @@ def test_a_damaged_checkpoint_is_deleted_and_the_one_before_is_used(damage: str,
     folder = stopped_after(top, tmp_path / "step", checkpoints=(6,)) / "work" / "checkpoints"
     shutil.copytree(folder / "checkpoint-6", folder / "checkpoint-7")
     DAMAGES[damage](folder / "checkpoint-7")
-    assert train._newest_sound(folder) == str(folder / "checkpoint-6")
+    assert checkpoints.newest_sound(folder) == folder / "checkpoint-6"
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-6"]
     DAMAGES[damage](folder / "checkpoint-6")
-    assert train._newest_sound(folder) is None
+    assert checkpoints.newest_sound(folder) is None
     assert not list(folder.glob("checkpoint-*"))
 
 
@@ -298,11 +319,11 @@ def test_the_newest_checkpoint_is_by_number_and_not_by_name(once: Any, tmp_path:
     top, _ = once("dpo")
     for number in (8, 10, 100):
         shutil.copytree(top / "work" / "checkpoints" / "checkpoint-6", tmp_path / f"checkpoint-{number}")
-    assert train._newest_sound(tmp_path) == str(tmp_path / "checkpoint-100")
+    assert checkpoints.newest_sound(tmp_path) == tmp_path / "checkpoint-100"
 
 
 def test_without_checkpoints_training_begins_at_the_beginning(tmp_path: Path) -> None:
-    assert train._newest_sound(tmp_path / "none") is None
+    assert checkpoints.newest_sound(tmp_path / "none") is None
 
 
 @pytest.mark.parametrize(
@@ -339,8 +360,8 @@ def test_a_training_that_was_killed_after_its_last_checkpoint_leaves_the_same_by
 ) -> None:
     # Eight updates end within an epoch: going on from there, transformers would make a ninth.
     top, expected = once(algorithm)
-    for checkpoints in ((6, 8), (8,)):
-        step = stopped_after(top, tmp_path / str(len(checkpoints)), checkpoints=checkpoints)
+    for left in ((6, 8), (8,)):
+        step = stopped_after(top, tmp_path / str(len(left)), checkpoints=left)
         assert trained(step, training(tiny, algorithm)) == expected
 
 
@@ -371,7 +392,7 @@ def test_epochs_that_were_killed_at_any_checkpoint_leave_the_same_bytes(
         step = stopped_after(tmp_path / "whole", tmp_path / str(number), checkpoints=())
         checkpoint = f"checkpoint-{number}"
         shutil.copytree(tmp_path / "kept" / checkpoint, step / "work" / "checkpoints" / checkpoint)
-        assert train._newest_sound(step / "work" / "checkpoints") is not None
+        assert checkpoints.newest_sound(step / "work" / "checkpoints") is not None
         assert trained(step, config, preferences_of(11)) == expected
 
 

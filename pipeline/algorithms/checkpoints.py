@@ -1,0 +1,195 @@
+"""Checkpoints that a killed step goes on from, and what a train step leaves: shared by every algorithm.
+
+A checkpoint counts only once the hashes of all its files are in it: Hugging Face's are not atomic, and one with a
+missing optimizer or a flipped byte is accepted in silence. What is left out: what is learned and how.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import store
+from pipeline.errors import TrainingError
+from pipeline.models import ModelConfig
+from pipeline.progress import Bar
+from pipeline.records import canonical
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer, TrainerCallback
+
+TIMED = ("runtime", "per_second", "total_flos", "num_tokens")
+"""Parts of the names of metrics that differ between two equal runs. Tokens are counted from the last resumption."""
+
+
+def fit(trainer: "Trainer", folder: Path, step: str) -> list[dict[str, float]]:
+    """Run a trainer of transformers to its end, from the newest sound checkpoint in `folder` if there is one.
+
+    Returns:
+        What it logged, a line an update.
+
+    Raises:
+        TrainingError: the loss is not a number.
+    """
+    train_in_fp32(trainer.model)
+    trainer.add_callback(_callback(step, trainer))
+    newest = newest_sound(folder)
+    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    metrics = _metrics(trainer.state.log_history)
+    _check(metrics, step)
+    return metrics
+
+
+def train_in_fp32(model: Any) -> None:
+    """Cast what is trained to fp32, in place."""
+    # TRL casts adapters on a 4-bit base to bf16, and PEFT loads them back as fp32: a resumed run would go on in another
+    # precision than it began in. fp32 from the start is exact, and what the optimizer needs for small updates.
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def dtype_of(model: Any) -> "torch.dtype":
+    """What the frozen base of a PeftModel computes in."""
+    found: torch.dtype = model.get_base_model().dtype
+    return found
+
+
+def save_adapter(model: Any, folder: Path, base: str, adapter: str = "default") -> None:
+    """Write one adapter of a PeftModel as a standard PEFT folder whose bytes depend on its weights alone.
+
+    Args:
+        base: the recipe's name of the base, where PEFT would write the path it has on this machine.
+    """
+    config = model.peft_config[adapter]
+    config.base_model_name_or_path = base
+    # PEFT keeps the layers' names in a set and writes them in its order, which is another in every process.
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)
+    model.save_pretrained(str(folder), selected_adapters=[adapter])
+    # PEFT puts every adapter but `default` into a folder of its own.
+    inner = folder / adapter
+    if adapter != "default":
+        for path in inner.iterdir():
+            path.replace(folder / path.name)
+        inner.rmdir()
+
+
+def seal(folder: Path, step: int, of: int) -> None:
+    """Make `checkpoint-<step>` count, now that it is complete, and keep the two newest."""
+    # It is a pickle that holds the hub's token in clear, and resuming does not read it.
+    (folder / "training_args.bin").unlink(missing_ok=True)
+    store.seal(folder, {"step": step, "of": of})
+    for path in _by_number(folder.parent)[:-2]:
+        shutil.rmtree(path)
+
+
+def newest_sound(folder: Path) -> Path | None:
+    """The newest checkpoint to go on from whose files are all as they were written; the others are deleted."""
+    found = _by_number(folder)
+    sound = next((path for path in reversed(found) if not store.verify(path, hashes=True) and not _is_last(path)), None)
+    for path in found:
+        if path != sound:
+            shutil.rmtree(path)
+    return sound
+
+
+def _by_number(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def _is_last(checkpoint: Path) -> bool:
+    # transformers 5.23 makes one update too many when it goes on from the last checkpoint in the middle of an epoch.
+    manifest = store.read_manifest(checkpoint) or {}
+    return bool(manifest.get("step", 0) >= manifest.get("of", math.inf))
+
+
+def _callback(step: str, trainer: "Trainer") -> "TrainerCallback":
+    from transformers import PrinterCallback, TrainerCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+    class Seal(TrainerCallback):  # type: ignore[misc]
+        """Seals every checkpoint when it is complete, keeps the two newest, and shows the progress."""
+
+        bar: Bar | None = None
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar = self.bar or Bar(step, total=state.max_steps).__enter__()
+            losses = [line["loss"] for line in state.log_history if "loss" in line]
+            self.bar.at(state.global_step, f"loss {losses[-1]:.3f}" if losses else "")
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step, state.max_steps)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if self.bar:
+                self.bar.__exit__(None, None, None)
+
+    return Seal()
+
+
+def _metrics(history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """What the trainer logged, a line an update, without what depends on the clock."""
+    lines = [
+        {name: value for name, value in line.items() if not any(part in name for part in TIMED)} for line in history
+    ]
+    return [line for line in lines if "loss" in line]
+
+
+def _check(metrics: Sequence[dict[str, float]], step: str) -> None:
+    for line in metrics:
+        if not math.isfinite(line["loss"]):
+            raise TrainingError(f"{step}: the loss is {line['loss']} at update {line['step']:.0f}; lower learning_rate")
+
+
+def write_metrics(folder: Path, metrics: Sequence[dict[str, Any]]) -> None:
+    """Write metrics.jsonl, a line an update."""
+    store.write_text(folder / "metrics.jsonl", "".join(canonical(line) + "\n" for line in metrics))
+
+
+def write_card(
+    folder: Path,
+    options: dict[str, Any],
+    model: ModelConfig,
+    seed: int,
+    metrics: Sequence[dict[str, Any]],
+    summary: dict[str, Any],
+) -> None:
+    """A model card with what a reader of the folder needs: what it is on top of, how it was made, how to load it."""
+    name = options["name"]
+    losses = [line for line in metrics if "loss" in line]
+    course = (
+        f"Loss {losses[0]['loss']:.4f} at the first logged update,\n{losses[-1]['loss']:.4f} at the last "
+        f"({losses[-1]['step']:.0f})."
+        if losses
+        else f"{summary['updates']} updates."
+    )
+    card = f"""---
+library_name: peft
+base_model: {json.dumps(model.base)}
+tags: [lora, {name}, prefloop]
+---
+
+# {name} adapter for {model.base}
+
+Trained by prefloop with {name.upper()} on {summary["examples"]} examples, base held in
+{model.quantization}, seed {seed}. {course}
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), "this folder")
+```
+
+Options:
+
+```json
+{json.dumps(options, indent=2)}
+```
+"""
+    store.write_text(folder / "README.md", card)

@@ -1,0 +1,38 @@
+"""Each step is given the outputs that it reads, and no others: an input more would redo work for nothing."""
+
+from pathlib import Path
+
+from pipeline import plan
+from pipeline.recipe import load
+
+RECIPE = """\
+model: smollm2-135m-instruct
+generate: {prompts: {files: train.jsonl}, sampler: local}
+judge: length
+train:
+  dpo:
+  scorer: {name: scripted.scorer}
+  late: {name: scripted.learner}
+compare: {prompts: {files: heldout.jsonl}, judges: [rules]}
+"""
+
+
+def inputs(folder: Path, *overrides: str) -> dict[str, tuple[str, ...]]:
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return {step.name: step.inputs for step in plan.steps(load(folder / "recipe.yaml", overrides), "title")}
+
+
+def test_a_train_step_reads_the_stages_that_it_asks_for_and_the_steps_that_it_needs(tmp_path: Path) -> None:
+    found = inputs(tmp_path)
+    assert found["train.dpo"] == ("label",)
+    assert found["train.late"] == ("generate", "train.scorer")
+
+
+def test_only_policies_answer_the_held_out_prompts(tmp_path: Path) -> None:
+    assert inputs(tmp_path)["answers"] == ("train.dpo", "train.late")
+    assert inputs(tmp_path, "compare.checkpoints=[base, late]")["answers"] == ("train.late",)
+
+
+def test_the_report_tells_of_every_step(tmp_path: Path) -> None:
+    expected = ("generate", "label", "train.dpo", "train.scorer", "train.late", "answers", "compare")
+    assert inputs(tmp_path)["report"] == expected
