@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from judges.base import JudgeConfig, Session
-from pipeline.records import Pair, Verdict
+from pipeline.records import Pair, Prompt, Response, Verdict
 
 
 class Config(JudgeConfig):
@@ -27,6 +27,11 @@ class LengthJudge:
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         return [self._one(pair) for pair in pairs]
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float | None]:
+        """See `judges.base.Scorer`: characters, counted as good or as bad."""
+        sign = 1.0 if self.config.prefer == "longer" else -1.0
+        return [sign * len(response.text) for response in responses]
 
     def _one(self, pair: Pair) -> Verdict:
         a, b = len(pair.a.text), len(pair.b.text)

@@ -10,14 +10,14 @@ cannot do: see facts; and it is fond of repetition, which `rules` is not.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from judges.base import JudgeConfig, Session, sigmoid
 from pipeline.models import ModelConfig
-from pipeline.records import Message, Pair, Prompt, Verdict
+from pipeline.records import Message, Pair, Prompt, Response, Verdict
 
 
 class Config(JudgeConfig):
@@ -55,20 +55,31 @@ class LikelihoodJudge:
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """One verdict per pair. Answers to one prompt are scored together, each once."""
-        scores: dict[str, dict[str, float | None]] = {}
-        for prompt, answers in _by_prompt(pairs).values():
-            scores[prompt.id] = dict(zip(answers, self._scores(prompt, answers), strict=True))
+        scores = self._scored((pair.prompt, response.text) for pair in pairs for response in (pair.a, pair.b))
         return [self._verdict(pair, scores[pair.prompt.id]) for pair in pairs]
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float | None]:
+        """See `judges.base.Scorer`: nats per token, as in the evidence."""
+        asked = [(prompt, response.text) for prompt, response in zip(prompts, responses, strict=True)]
+        scores = self._scored(asked)
+        return [scores[prompt.id][text] for prompt, text in asked]
 
     def _verdict(self, pair: Pair, scores: dict[str, float | None]) -> Verdict:
         a, b = scores[pair.a.text], scores[pair.b.text]
         known: dict[str, Any] = {"pair_id": pair.id, "judge": self.config.name, "fingerprint": self.fingerprint}
         if a is None or b is None:
             return Verdict(**known, abstained="truncated", evidence={"why": "longer than the model's context"})
-        # Rounded before they are compared, so that the evidence gives exactly the verdict.
-        a, b = round(a, 6), round(b, 6)
         p_a = sigmoid((a - b) / self.config.temperature)
         return Verdict(**known, p_a=p_a, evidence={"score_a": a, "score_b": b})
+
+    def _scored(self, asked: Iterable[tuple[Prompt, str]]) -> dict[str, dict[str, float | None]]:
+        """Prompt -> answer -> score, rounded so that the evidence gives exactly the verdict."""
+        found: dict[str, dict[str, float | None]] = {}
+        for prompt, answers in _by_prompt(asked).values():
+            scores = self._scores(prompt, answers)
+            rounded = [None if score is None else round(score, 6) for score in scores]
+            found[prompt.id] = dict(zip(answers, rounded, strict=True))
+        return found
 
     def _scores(self, prompt: Prompt, answers: list[str]) -> list[float | None]:
         """Nats per token of each answer; None where the conversation does not fit the model."""
@@ -93,11 +104,11 @@ class LikelihoodJudge:
         return means
 
 
-def _by_prompt(pairs: Sequence[Pair]) -> dict[str, tuple[Prompt, list[str]]]:
-    """Each prompt with its different answers, in a fixed order whatever the order and sides of the pairs."""
+def _by_prompt(asked: Iterable[tuple[Prompt, str]]) -> dict[str, tuple[Prompt, list[str]]]:
+    """Each prompt with its different answers, in a fixed order whatever the order they were asked about in."""
     found: dict[str, tuple[Prompt, set[str]]] = {}
-    for pair in pairs:
-        found.setdefault(pair.prompt.id, (pair.prompt, set()))[1].update((pair.a.text, pair.b.text))
+    for prompt, text in asked:
+        found.setdefault(prompt.id, (prompt, set()))[1].add(text)
     return {
         key: (prompt, sorted(answers, key=lambda text: (len(text), text))) for key, (prompt, answers) in found.items()
     }

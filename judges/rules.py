@@ -60,6 +60,11 @@ class RulesJudge:
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         return [self._one(pair) for pair in pairs]
 
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float | None]:
+        """See `judges.base.Scorer`: minus the sum of the penalties."""
+        answers = zip(prompts, responses, strict=True)
+        return [-sum(self.penalties(prompt, response).values()) for prompt, response in answers]
+
     def penalties(self, prompt: Prompt, response: Response) -> dict[str, float]:
         """The penalty of each fault that this response has; empty for a sound one."""
         if not _visible(response.text):

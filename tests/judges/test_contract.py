@@ -8,6 +8,7 @@ import functools
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import numpy as np
 import pytest
 from pydantic import BaseModel, ValidationError
 
@@ -119,6 +120,19 @@ def test_a_verdict_does_not_depend_on_the_other_prompts_that_are_asked_about(nam
 @every_judge
 def test_a_verdict_does_not_depend_on_the_order_of_the_questions(name: str) -> None:
     assert judge_of(name).judge(PAIRS[::-1])[::-1] == judge_of(name).judge(PAIRS)
+
+
+@every_judge
+def test_a_judge_that_scores_single_answers_ranks_them_as_it_judges_pairs(name: str) -> None:
+    judge: Any = judge_of(name)
+    if not hasattr(judge, "score"):
+        pytest.skip("this judge only compares")
+    prompts = [pair.prompt for pair in PAIRS]
+    a, b = (judge.score(prompts, [getattr(pair, side) for pair in PAIRS]) for side in ("a", "b"))
+    for verdict, score_a, score_b in zip(verdicts_of(name), a, b, strict=False):
+        assert (verdict.p_a is None) == (score_a is None or score_b is None)
+        if verdict.p_a is not None:
+            assert np.sign(verdict.p_a - 0.5) == np.sign(score_a - score_b)
 
 
 @every_judge
