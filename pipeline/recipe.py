@@ -121,7 +121,7 @@ class CompareConfig(Config):
     prompts: PromptsConfig
     """Held-out prompts; no file of them may be one that was trained on."""
     checkpoints: tuple[str, ...] | None = Field(default=None, min_length=2)
-"""Names of train steps that make a policy, and `base` for the one before training. None: base and all of them."""
+    """Names of train steps that make a policy, and `base` for the one before training. None: base and all of them."""
     judges: tuple[FairJudge, ...] = Field(min_length=1)
     """Who compares. The first is the one whose result the report leads with."""
     sampler: AnySampler | None = None
