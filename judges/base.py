@@ -13,7 +13,7 @@ What is left out: which pairs are asked, in what order, and where verdicts are k
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol
@@ -86,6 +86,13 @@ class JudgeConfig(Config):
             JudgeError: the judge cannot answer at all.
         """
         raise NotImplementedError
+
+    def summary(self, verdicts: Iterable[Verdict]) -> dict[str, float]:
+        """What its verdicts together tell of this judge, by name: `..._rate` is a share, `..._nats` a log-odds.
+
+        It is in label/summary.json and in the report. Verdicts pass by once; nothing to tell is an empty dict.
+        """
+        return {}
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change an answer: the options here; a subclass adds prompt texts and `VERSION`."""

@@ -12,7 +12,7 @@ The bias (in nats, positive: favours the first) is kept with each verdict; its m
 What is left out: a bias that depends on the texts, which no exchange of sides can remove.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from judges.base import AnyJudge, Judge, JudgeConfig, Session, ask, logit, sigmoid
@@ -30,6 +30,15 @@ class Config(JudgeConfig):
 
     def build(self, session: Session) -> "BothOrdersJudge":
         return BothOrdersJudge(self, self.of.build(session))
+
+    def summary(self, verdicts: Iterable[Verdict]) -> dict[str, float]:
+        """Mean position bias, and how often the winner changed with the order, of pairs that both orders answered."""
+        answered, bias, flips = 0, 0.0, 0
+        for evidence in (verdict.evidence for verdict in verdicts if "bias" in verdict.evidence):
+            answered, bias = answered + 1, bias + evidence["bias"]
+            # Both orders prefer what they were shown first, or both what they were shown second.
+            flips += (evidence["forward"]["p_a"] - 0.5) * (evidence["reverse"]["p_a"] - 0.5) > 0
+        return {"position_bias_nats": bias / answered, "flip_rate": flips / answered} if answered else {}
 
 
 class BothOrdersJudge:

@@ -1,6 +1,7 @@
 """Never asks the same question twice: verdicts come from the journal where it has them, else from the wrapped judge.
 
-Not a judge that a recipe names (there is no Config here): labelling and comparing wrap whatever judge they are given.
+Not a judge that a recipe names (there is no Config here): labelling, comparing and the judges that are made of judges
+reach whatever judge they are given through `member`, so that two recipes that share a judge pay for it once.
 A question is the judge's fingerprint and everything of the pair that a judge may look at, its side order included, so
 that a pair and its exchange are two questions and a judge with a position bias is replayed as it answered.
 
@@ -9,7 +10,7 @@ What is left out: who pays for a call that was under way when the process died (
 
 from collections.abc import Sequence
 
-from judges.base import Judge, ask
+from judges.base import Judge, JudgeConfig, Session, ask
 from pipeline.records import Pair, Verdict, digest
 from pipeline.store import Journal
 
@@ -22,6 +23,27 @@ TRANSIENT = frozenset({"failed", "refused", "filtered"})
 UNSEEN = {"n_tokens": True, "logprob": True, "ref_logprob": True}
 """Fields of a Response that no judge looks at. Log-probabilities differ in their last digits between machines, and
 that must not buy a label twice."""
+
+
+def member(config: JudgeConfig, session: Session) -> "Cached | Lazy":
+    """The judge of this Config with the session's memory; a session without a journal has none."""
+    judge = Lazy(config, session)
+    return Cached(judge, config.fingerprint(), Journal(session.journal)) if session.journal else judge
+
+
+class Lazy:
+    """A judge that is built when it is first asked, so that nothing loads where the journal knows every answer."""
+
+    def __init__(self, config: JudgeConfig, session: Session) -> None:
+        self.config = config
+        self.session = session
+        self._built: Judge | None = None
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """See `judges.base.Judge`."""
+        if self._built is None:
+            self._built = self.config.build(self.session)
+        return self._built.judge(pairs)
 
 
 class Cached:

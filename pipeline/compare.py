@@ -220,6 +220,7 @@ def _labels(job: Job) -> report.Labels:
         ties=summary["ties"],
         abstained=summary.get("abstained", {}),
         confidence=tuple(summary["confidence"]),
+        findings=summary.get("judge_summary", {}),
     )
 
 

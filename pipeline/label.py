@@ -7,12 +7,12 @@ losses see (`pipeline.views`).
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from judges.base import AnyJudge, Judge, JudgeConfig, Session
-from judges.cached import Cached
+from judges import cached
+from judges.base import AnyJudge, JudgeConfig, Session
 from pipeline import store, views
 from pipeline.errors import DataError, JudgeError
 from pipeline.plugins import Config
@@ -41,21 +41,6 @@ class Labelling(Config):
     budget_usd: float | None = None
 
 
-class Lazy:
-    """A judge that is built when it is first asked, so that nothing loads where the journal knows every answer."""
-
-    def __init__(self, config: JudgeConfig, session: Session) -> None:
-        self.config = config
-        self.session = session
-        self._built: Judge | None = None
-
-    def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """See `judges.base.Judge`."""
-        if self._built is None:
-            self._built = self.config.build(self.session)
-        return self._built.judge(pairs)
-
-
 def work(job: Job) -> None:
     """Judge this process's share of the prompts, into the journal."""
     config = Labelling.model_validate(job.options["config"])
@@ -80,7 +65,9 @@ def finish(job: Job) -> None:
     if not kept.count:
         raise JudgeError(f"judge {config.judge.name}: it preferred no answer to another; nothing could be trained on")
     confidence = views.confidence_histogram(store.read_jsonl(verdicts, Verdict))
-    store.write_json(job.out / "summary.json", {**summary, "preferences": kept.count, "confidence": confidence})
+    found = config.judge.summary(store.read_jsonl(verdicts, Verdict))
+    told = {**summary, "preferences": kept.count, "confidence": confidence, "judge_summary": found}
+    store.write_json(job.out / "summary.json", told)
 
 
 def judge_share(config: JudgeConfig, pairs: Iterable[Pair], total: int, job: Job, budget_usd: float | None) -> None:
@@ -90,8 +77,7 @@ def judge_share(config: JudgeConfig, pairs: Iterable[Pair], total: int, job: Job
         pairs: those of one prompt one after the other.
         total: how many prompts they are of.
     """
-    journal = store.Journal(job.cache / "journal.sqlite")
-    judge = Cached(Lazy(config, session_of(job, budget_usd)), config.fingerprint(), journal)
+    judge = cached.member(config, session_of(job, budget_usd))
     groups = (group for number, group in enumerate(by_prompt(pairs)) if number % job.world == job.rank)
     done = 0
     with Bar(f"{job.step} ({config.name})", total=total) as bar:
@@ -99,13 +85,11 @@ def judge_share(config: JudgeConfig, pairs: Iterable[Pair], total: int, job: Job
             judge.judge(list(itertools.chain.from_iterable(window)))
             done += len(window) * job.world
             bar.at(min(total, done))
-    journal.close()
 
 
 def judge_all(config: JudgeConfig, pairs: Iterable[Pair], job: Job, budget_usd: float | None) -> Iterator[Verdict]:
     """Every verdict, in order. Nearly all are in the journal; a call that failed is asked once more."""
-    journal = store.Journal(job.cache / "journal.sqlite")
-    judge = Cached(Lazy(config, session_of(job, budget_usd)), config.fingerprint(), journal)
+    judge = cached.member(config, session_of(job, budget_usd))
     for window in _windows(by_prompt(pairs), WINDOW):
         yield from judge.judge(list(itertools.chain.from_iterable(window)))
 

@@ -50,6 +50,8 @@ class Labels(Record):
     """Reason -> count."""
     confidence: tuple[int, ...] = ()
     """Decided pairs by confidence, in bins of equal width from 0.5 to 1."""
+    findings: dict[str, float] = Field(default_factory=dict)
+    """What the judge tells of itself (`judges.base.JudgeConfig.summary`); `..._rate` is a share."""
 
 
 class StepTime(Record):
@@ -232,7 +234,19 @@ def _label_sheet(labels: Labels | None) -> Sheet:
         return Sheet("Labels", (), ())
     names = ("judge", "prompts", "candidates", "pairs", "decided", "ties", "abstained")
     counts = (labels.prompts, labels.candidates, labels.pairs, labels.decided, labels.ties)
-    return Sheet("Labels", names, ((labels.judge, *map(str, counts), _reasons(labels.abstained)),))
+    told = _findings(labels)
+    columns = (*names, *(name for name, _ in told))
+    row = (labels.judge, *map(str, counts), _reasons(labels.abstained), *(value for _, value in told))
+    return Sheet("Labels", columns, (row,))
+
+
+def _findings(labels: Labels) -> list[tuple[str, str]]:
+    """What the judge tells of itself, in words: `flip_rate` 0.125 is "flip rate" and "12.5 %"."""
+    found = []
+    for name, value in labels.findings.items():
+        words, _, unit = name.replace("_", " ").rpartition(" ")
+        found.append((f"{words} rate", percent(value)) if unit == "rate" else (words, f"{value:.2f} {unit}"))
+    return found
 
 
 def _step_sheet(steps: Iterable[StepTime]) -> Sheet:
@@ -523,6 +537,7 @@ def _html(data: ReportData, sheets: dict[str, Sheet]) -> str:
         charts={name: found for name, log in data.curves.items() if (found := _charts(log))},
         histogram=_histogram(data.labels.confidence) if data.labels else None,
         outcomes=_outcomes(data.labels) if data.labels else [],
+        findings=_findings(data.labels) if data.labels else [],
         bars=_bars(data.steps),
         total_time=duration(sum(step.seconds or 0 for step in data.steps)),
         style=Markup(style),

@@ -103,6 +103,20 @@ def test_tokens_and_cost_of_both_orders_are_summed_and_both_are_kept() -> None:
     assert verdict.evidence["forward"]["evidence"] == {"raw": "K"}
 
 
+def test_the_summary_tells_the_mean_bias_and_how_often_the_order_decided() -> None:
+    answers = [
+        by_order({"p_a": 0.9}, {"p_a": 0.9}),  # the first one both times: ln 9 nats, a flip
+        by_order({"p_a": 0.9}, {"p_a": 0.1}),  # the same answer both times
+        by_order({"p_a": 0.9}, {"p_a": 0.5}),  # ln 3 nats; a tie contradicts nobody
+        by_order({"p_a": 0.9}, {"abstained": "failed"}),  # not both: not counted
+    ]
+    verdicts = [both_orders(answer).judge([PAIR])[0] for answer in answers]
+    config = both_orders(answers[0]).config
+    # (ln 9 + 0 + ln 3) / 3 = ln 3
+    assert config.summary(iter(verdicts)) == pytest.approx({"position_bias_nats": math.log(3), "flip_rate": 1 / 3})
+    assert config.summary(iter([])) == {}
+
+
 def test_a_judge_that_drops_a_pair_is_an_error_and_shifts_no_verdict() -> None:
     class Dropping(Scripted):
         def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:

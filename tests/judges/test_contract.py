@@ -18,6 +18,8 @@ from pipeline.records import Message, Pair, Prompt, Response, Verdict
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "both_orders": {"of": "rules"},
+    "cascade": {"cheap": "rules", "dear": "length"},
+    "panel": {"of": [{"judge": "rules", "accuracy": 0.7}, {"judge": "length", "accuracy": 0.6}]},
     # The built-in model means to say something else than a label; what it says about the labels is tested all the same.
     "local_llm": {"min_label_mass": 0.0},
 }
@@ -26,7 +28,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 LOADS_A_MODEL = {"likelihood", "local_llm"}
 
 OTHER_VALUES: dict[tuple[str, str], Any] = {
+    ("cascade", "threshold"): 0.9,
     ("local_llm", "labels"): [["M", "R"]],
+    ("panel", "of"): [{"judge": "rules", "accuracy": 0.7}, {"judge": "length", "accuracy": 0.9}],
+    ("panel", "quorum"): 1,
 }
 """(judge, option) -> a value that is neither the default nor the example's."""
 

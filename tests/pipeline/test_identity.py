@@ -23,6 +23,13 @@ OPTIONS: dict[str, dict[str, str]] = {
         "name": "identity",
         "of": "identity",
     },
+    "judges.cascade.Config": {
+        "name": "identity",
+        "cheap": "identity",
+        "dear": "identity",
+        "threshold": "identity",
+        "temperature": "identity",
+    },
     "judges.length.Config": {
         "name": "identity",
         "prefer": "identity",
@@ -42,6 +49,17 @@ OPTIONS: dict[str, dict[str, str]] = {
         "labels": "identity",
         "min_label_mass": "identity",
         "batch_tokens": "runtime",
+    },
+    "judges.panel.Config": {
+        "name": "identity",
+        "of": "identity",
+        "quorum": "identity",
+    },
+    "judges.panel.Member": {
+        "judge": "identity",
+        "accuracy": "identity",
+        "weight": "identity",
+        "temperature": "identity",
     },
     "judges.rules.Config": {
         "name": "identity",

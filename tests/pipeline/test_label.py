@@ -11,6 +11,7 @@ from scripted.judge import Config as Scripted
 from tiny import job_of, prompt_of, response_of
 
 from judges.base import JudgeConfig
+from judges.cascade import Config as Cascade
 from judges.length import Config as Length
 from pipeline import label, store
 from pipeline.errors import DataError, JudgeError
@@ -85,6 +86,7 @@ def test_the_numbers_of_the_summary_add_up(min_confidence: float, decided: int, 
         "preferences": decided,
         # 0.6 is in [0.6, 0.65), 0.9 in [0.9, 0.95).
         "confidence": [0, 0, 1, 0, 0, 0, 0, 0, 1, 0],
+        "judge_summary": {},
         "tokens_in": 60,
         "tokens_out": 6,
         "cost_usd": 1.5,
@@ -93,6 +95,15 @@ def test_the_numbers_of_the_summary_add_up(min_confidence: float, decided: int, 
     assert summary["decided"] + summary["ties"] + summary["below_confidence"] + left == summary["pairs"]
     found = rows(files, "preferences.jsonl", Preference)
     assert {each.chosen.text for each in found} == {"score=9", "score=3"} - ({"score=3"} if below else set())
+
+
+def test_what_the_judge_tells_of_itself_is_in_the_summary(tmp_path: Path) -> None:
+    config = labelling(Cascade.model_validate({"cheap": "length", "dear": Scripted()}))
+    pairs = [*pairs_of("one?", "score=9", "score=10"), *pairs_of("two?", "score=1", "score=2")]
+    files = run(config, pairs, tmp_path)
+    # By length the first is clear and the second a tie; half a bill of 0.25 a pair is saved.
+    told = json.loads(files["summary.json"])["judge_summary"]
+    assert told == {"escalation_rate": 0.5, "saving_rate": 0.5}
 
 
 def test_best_worst_trains_on_one_pair_a_prompt_and_keeps_every_verdict(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def example(prompts: int = 40, *, hostile: bool = False) -> ReportData:
             judge=judges["likelihood"], prompts=300, candidates=1200, pairs=900, decided=861, ties=12,
             abstained={text("truncated"): 21, text("no_vote"): 6},
             confidence=(60, 75, 92, 101, 110, 98, 97, 90, 78, 60),
+            findings={text("position_bias_nats"): 0.337, text("flip_rate"): 0.125},
         ),
         curves={text("dpo"): _log(chance, ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen",
                                            "rewards/rejected", text("grad_norm"))),
@@ -246,6 +247,12 @@ def test_every_rate_is_in_the_page_and_in_the_markdown_and_in_the_terminal() -> 
         assert f"| {rate} % | {bounds} |" in files["report.md"]
         if found.other == "base":
             assert re.search(rf"{re.escape(rate)} %( \*)? {re.escape(bounds)}", shown)
+
+
+def test_what_the_judge_tells_of_itself_is_said_in_words() -> None:
+    written = render(example())
+    assert "position bias 0.34 nats, flip rate 12.5 %." in written["report.html"]
+    assert "0.34 nats" in written["report.md"] and "12.5 %" in written["report.md"]
 
 
 @pytest.mark.parametrize("judges", [1, 2, 3])
