@@ -13,11 +13,14 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from judges.base import JudgeConfig, sigmoid
-from judges.rendering import Template, conversation, fill, in_language, neutralise, read_texts
-from pipeline.records import Pair, Verdict, digest
+from judges.rendering import Constitution, Template, conversation, fill, in_language, neutralise, read_texts, text_of
+from pipeline.records import Pair, Verdict, digest, seed_of
+
+SAMPLED, ALL = "sampled", "all"
+"""What `principle` may say besides an id."""
 
 
 class PairwiseConfig(JudgeConfig):
@@ -27,6 +30,12 @@ class PairwiseConfig(JudgeConfig):
     """Template: `pairwise` is judges/prompts/pairwise.<lang>.txt; a path ending in .txt serves every language."""
     rubric: str = "helpful"
     """What counts: `helpful` is judges/prompts/rubric.helpful.<lang>.txt; or a path ending in .txt."""
+    constitution: str = "assistant"
+    """Principles by id: `assistant` is judges/prompts/constitution.assistant.<lang>.txt; or a path ending in .txt."""
+    principle: str | None = None
+    """Which principles of the constitution stand in the place of the rubric. `sampled`: one for each pair, drawn from
+    the pair's id and kept in the evidence (Bai et al. 2022, arXiv:2212.08073, section 4.1: the mean of many narrow
+    judgements is a broad one). `all`: all of them. An id: that one. None: the rubric counts."""
     labels: tuple[tuple[str, str], ...] = Field(default=(("K", "P"), ("M", "R"), ("H", "T"), ("Q", "W")), min_length=1)
     """Names for the two answers, the first two of them that are one token each. Letters that suggest no order."""
     min_label_mass: float = Field(default=0.5, ge=0, le=1)
@@ -50,6 +59,25 @@ class PairwiseConfig(JudgeConfig):
         read_texts(value, prefix="rubric.")
         return value
 
+    @field_validator("constitution")
+    @classmethod
+    def _constitution_is_whole(cls, value: str) -> str:
+        for text in read_texts(value, prefix="constitution.").values():
+            Constitution.parse(text)
+        return value
+
+    @field_validator("principle")
+    @classmethod
+    def _principle_is_known(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value in (None, SAMPLED, ALL) or "constitution" not in info.data:
+            return value
+        for lang, text in read_texts(info.data["constitution"], prefix="constitution.").items():
+            known = Constitution.parse(text).principles
+            if value not in known:
+                where = f" ({lang})" if lang else ""
+                raise ValueError(f"no principle {value!r}{where}; there are {SAMPLED}, {ALL}, {', '.join(known)}")
+        return value
+
     @field_validator("labels")
     @classmethod
     def _labels_differ(cls, value: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
@@ -60,7 +88,11 @@ class PairwiseConfig(JudgeConfig):
 
     def identity(self) -> dict[str, Any]:
         # The texts and not the names: an edited template is another judge, a renamed one is not.
-        texts = {"prompt": digest(read_texts(self.prompt)), "rubric": digest(read_texts(self.rubric, prefix="rubric."))}
+        texts = {
+            "prompt": digest(read_texts(self.prompt)),
+            "rubric": digest(read_texts(self.rubric, prefix="rubric.")) if self.principle is None else None,
+            "constitution": digest(read_texts(self.constitution, prefix="constitution.")) if self.principle else None,
+        }
         return {**super().identity(), **texts}
 
 
@@ -104,7 +136,9 @@ class PairwiseJudge:
         self.fingerprint = config.fingerprint()
         self.backend = backend
         self.templates = {lang: Template.parse(text) for lang, text in read_texts(config.prompt).items()}
-        self.rubrics = read_texts(config.rubric, prefix="rubric.")
+        self.rubrics = {lang: text_of(text) for lang, text in read_texts(config.rubric, prefix="rubric.").items()}
+        constitutions = read_texts(config.constitution, prefix="constitution.")
+        self.constitutions = {lang: Constitution.parse(text) for lang, text in constitutions.items()}
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         readings = self.backend.read([self.question(pair) for pair in pairs])
@@ -112,14 +146,31 @@ class PairwiseJudge:
 
     def question(self, pair: Pair) -> Question:
         """What the model is shown about this pair, the answer `a` first."""
-        lang = pair.prompt.lang.lower().split("-")[0]
+        lang = _lang(pair)
         template = in_language(self.templates, lang)
         label_1, label_2 = self._labels(pair)
         data = {"question": conversation(pair.prompt.messages), "answer_1": pair.a.text, "answer_2": pair.b.text}
         values = {name: neutralise(text, self.backend.special_tokens, template.tags) for name, text in data.items()}
-        values |= {"rubric": in_language(self.rubrics, lang).strip(), "label_1": label_1, "label_2": label_2}
+        values |= {"rubric": self._rubric(pair, lang), "label_1": label_1, "label_2": label_2}
         values["tag"] = digest(["tag", pair.id], length=8)
         return Question(pair.prompt.id, pair.id, fill(template.system, values), fill(template.user, values))
+
+    def _rubric(self, pair: Pair, lang: str) -> str:
+        principles = self._principles(pair, lang)
+        return (
+            in_language(self.constitutions, lang).rubric(principles) if principles else in_language(self.rubrics, lang)
+        )
+
+    def _principles(self, pair: Pair, lang: str) -> list[str]:
+        """Ids of the principles that decide this pair, the same in both orders; none: the rubric does."""
+        known = list(in_language(self.constitutions, lang).principles)
+        if self.config.principle is None:
+            return []
+        if self.config.principle == ALL:
+            return known
+        if self.config.principle == SAMPLED:
+            return [known[seed_of("principle", pair.id) % len(known)]]
+        return [self.config.principle]
 
     def _labels(self, pair: Pair) -> tuple[str, str]:
         """The labels of the answers shown first and second.
@@ -133,6 +184,8 @@ class PairwiseJudge:
     def _verdict(self, pair: Pair, reading: Reading) -> Verdict:
         labels, p_a, abstained = self._labels(pair), None, reading.abstained
         evidence: dict[str, Any] = {"labels": list(labels)}
+        if self.config.principle is not None:
+            evidence["principles"] = self._principles(pair, _lang(pair))
         if reading.logprobs is not None:
             by_label = dict(zip(self.backend.labels, reading.logprobs, strict=True))
             logit_a, logit_b = (by_label[label] for label in labels)
@@ -153,3 +206,7 @@ class PairwiseJudge:
             tokens_out=reading.tokens_out,
             cost_usd=reading.cost_usd,
         )
+
+
+def _lang(pair: Pair) -> str:
+    return pair.prompt.lang.lower().split("-")[0]

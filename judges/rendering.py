@@ -1,7 +1,8 @@
 """How a comparison is written down for a language model: templates, rubrics, and data that must stay data.
 
-Templates and rubrics are files of `judges/prompts`, in the prompt's language, else in English. Placeholders are
-filled in one pass, so that an answer that holds one stays as it is. What a pair brings in is data: invisible
+Templates, rubrics and constitutions are files of `judges/prompts`, in the prompt's language, else in English. Their
+first lines say in a comment (`# `) which file and version it is; nobody is shown them. Placeholders are filled in one
+pass, so that an answer that holds one stays as it is. What a pair brings in is data: invisible
 characters go, and whatever could close its block or pass for a chat turn is broken up.
 
 What is left out: what is asked (`judges.pairwise`) and of whom (`judges.llm`, `judges.local_llm`).
@@ -50,6 +51,42 @@ class Template(NamedTuple):
         return cls(system, user, tuple(sorted(set(re.findall(r"</?(\w+)[^<>]*\{\{tag\}\}", user)))))
 
 
+class Constitution(NamedTuple):
+    """Principles by id, and what is said around those that count."""
+
+    frame: str
+    """With the placeholder {{principles}}."""
+    principles: dict[str, str]
+
+    @classmethod
+    def parse(cls, text: str) -> "Constitution":
+        """A file's text: comment lines, the frame, then each principle after its `[id]` on a line of its own.
+
+        Raises:
+            ValueError: no principle, an empty one or one id twice, or a frame without its placeholder.
+        """
+        frame, *parts = re.split(r"^\[([a-z0-9_-]+)\][ \t]*$", text_of(text), flags=re.MULTILINE)
+        ids, texts = parts[::2], [part.strip() for part in parts[1::2]]
+        if "{{principles}}" not in frame:
+            raise ValueError("a constitution needs {{principles}} in what stands before its first [id]")
+        if not ids or not all(texts) or len(set(ids)) < len(ids):
+            raise ValueError(
+                f"a constitution needs principles, each once under an [id]; found {', '.join(ids) or None}"
+            )
+        return cls(frame.strip(), dict(zip(ids, texts, strict=True)))
+
+    def rubric(self, ids: Sequence[str]) -> str:
+        """The frame around the principles of these ids, numbered where there are several."""
+        texts = [self.principles[name] for name in ids]
+        numbered = [f"{number}. {text}" for number, text in enumerate(texts, start=1)]
+        return fill(self.frame, {"principles": "\n".join(numbered if len(numbered) > 1 else texts)})
+
+
+def text_of(file: str) -> str:
+    """What a file of `judges/prompts` says: its text without the comment at its head."""
+    return re.sub(r"\A(?:# [^\n]*\n)+", "", file).strip()
+
+
 def fill(text: str, values: dict[str, str]) -> str:
     """The text with its placeholders replaced in one pass, so that a value that holds a placeholder stays as it is."""
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], text)
@@ -68,7 +105,8 @@ def read_texts(name: str, prefix: str = "") -> dict[str, str]:
     found = sorted(PROMPTS.glob(f"{glob.escape(prefix + name)}.*.txt"))
     texts = {path.name.split(".")[-2]: path.read_text(encoding="utf-8") for path in found}
     if "en" not in texts:
-        known = sorted(path.name[len(prefix) : -len(".en.txt")] for path in PROMPTS.glob(f"{prefix}*.en.txt"))
+        names = (path.name[len(prefix) : -len(".en.txt")] for path in PROMPTS.glob(f"{prefix}*.en.txt"))
+        known = sorted(each for each in names if "." not in each)  # those with one are of another kind
         raise ValueError(f"no text {name!r} in judges/prompts; there are {', '.join(known)}, or a path ending in .txt")
     return texts
 

@@ -209,7 +209,9 @@ def test_an_edited_template_or_rubric_is_another_judge_and_a_copied_one_is_not(t
     ("options", "message"),
     [
         ({"prompt": "pairwize"}, "no text 'pairwize' in judges/prompts; there are pairwise"),
-        ({"rubric": "harmful"}, "no text 'harmful' in judges/prompts; there are helpful"),
+        ({"rubric": "harmful"}, "no text 'harmful' in judges/prompts; there are harmless, helpful, honest, summary"),
+        ({"constitution": "french"}, "no text 'french' in judges/prompts; there are assistant"),
+        ({"principle": "trust"}, "no principle 'trust' (en); there are sampled, all, request, truth"),
         ({"prompt": "missing/file.txt"}, "no file missing/file.txt"),
         ({"labels": [["k", "K"]]}, "differ by more than case"),
     ],

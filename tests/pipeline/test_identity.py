@@ -46,6 +46,8 @@ OPTIONS: dict[str, dict[str, str]] = {
         "model": "identity",
         "prompt": "identity",
         "rubric": "identity",
+        "constitution": "identity",
+        "principle": "identity",
         "labels": "identity",
         "min_label_mass": "identity",
         "batch_tokens": "runtime",
