@@ -91,8 +91,11 @@ def processes_for(config_processes: int | None) -> int:
     return gpus or max(1, min(4, os.cpu_count() or 1))
 
 
-def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
+def load_tokenizer(config: ModelConfig, *, chat: bool = True) -> "PreTrainedTokenizerBase":
     """The tokenizer, padding on the left, with a pad token.
+
+    Args:
+        chat: it needs a chat template; an encoder's has none.
 
     Raises:
         ModelError: it cannot be loaded, or it has no chat template.
@@ -103,7 +106,7 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(
             path_of(config), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    if tokenizer.chat_template is None:
+    if chat and tokenizer.chat_template is None:
         raise ModelError(f"model.base: {config.base} has no chat template; name an instruction-tuned model")
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
@@ -126,21 +129,77 @@ def load_model(config: ModelConfig, *, training: bool = False) -> "PreTrainedMod
     """
     from transformers import AutoModelForCausalLM
 
+    return _loaded(AutoModelForCausalLM, config, training=training, quantization_config=quantization(config))
+
+
+def load_scorer(config: ModelConfig, *, seed: int, training: bool = False) -> "PreTrainedModel":
+    """The base with a head in the place of `lm_head` that gives a sequence one score, in eval mode and frozen.
+
+    The head is new: a linear layer in fp32 whose weights are N(0, 1 / (hidden size + 1)), from the seed (Huang et al.
+    2024, arXiv:2403.17031, detail 5). Its score is that of the last token that is not padding; an encoder's is its own.
+
+    Args:
+        training: as for `load_model`.
+
+    Raises:
+        ModelError: it cannot be loaded, or there is no such model with a head for one score.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, set_seed
+
+    # transformers draws whatever is new in the model.
+    set_seed(seed)
+    quantized = quantization(config)
+    if quantized is not None:
+        # The head is trained whole, which its quantised weights could not be.
+        quantized.llm_int8_skip_modules = ["score", "classifier"]
+    model = _loaded(
+        AutoModelForSequenceClassification, config, training=training, quantization_config=quantized, num_labels=1
+    )
+    name = next(
+        (name for name in ("score", "classifier") if isinstance(getattr(model, name, None), torch.nn.Linear)), ""
+    )
+    if name:
+        setattr(model, name, _score_head(getattr(model, name), seed))
+    return model
+
+
+def _loaded(kind: Any, config: ModelConfig, *, training: bool, **more: Any) -> "PreTrainedModel":
     where = device()
     with _explained(config):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = kind.from_pretrained(
             path_of(config),
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
             dtype=dtype_of(config),
-            quantization_config=quantization(config),
             device_map={"": where},
+            **more,
         )
         if config.quantization != "none" and where.type == "cpu":
             model = _protect_gradients(model) if training else model.dequantize()
     _contiguous_head(model)
     model.requires_grad_(False)
     return model.eval()
+
+
+def _score_head(head: Any, seed: int) -> Any:
+    import torch
+
+    class ScoreHead(torch.nn.Linear):
+        """Computes in fp32 whatever surrounds it: in bf16 two scores of 3 differ by 0.016 or not at all."""
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(hidden.device.type, enabled=False):
+                bias = None if self.bias is None else self.bias.float()
+                return torch.nn.functional.linear(hidden.float(), self.weight.float(), bias)
+
+    made = ScoreHead(head.in_features, 1, bias=head.bias is not None, dtype=torch.float32)
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        torch.nn.init.normal_(made.weight, std=(head.in_features + 1) ** -0.5, generator=random)
+        if made.bias is not None:
+            made.bias.zero_()
+    return made.to(head.weight.device).requires_grad_(False)
 
 
 def quantization(config: ModelConfig) -> Any:

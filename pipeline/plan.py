@@ -61,7 +61,7 @@ def _label(recipe: Recipe) -> Step:
 
 def _train(recipe: Recipe, name: str) -> Step:
     algorithm = recipe.train[name]
-    config = train.Training(seed=recipe.seed, model=recipe.model, algorithm=algorithm)
+    config = train.Training(seed=recipe.seed, model=recipe.model, algorithm=algorithm, budget_usd=recipe.budget_usd)
     earlier = dict.fromkeys(f"train.{need.step}" for need in algorithm.needs())
     inputs = (*algorithm.READS, *earlier)
     return _step(f"train.{name}", config, [train.VERSION], inputs=inputs, finish="pipeline.train:finish")

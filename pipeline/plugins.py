@@ -53,6 +53,9 @@ class Config(BaseModel):
     All others are identity: a change of their value makes the step another one. `tests/pipeline/test_identity.py`
     lists every field of every Config with its class, so that a new field is classified by a person."""
 
+    ONE_OF: ClassVar[frozenset[str]] = frozenset()
+    """Names of the fields of which a block has exactly one: a recipe that names another takes the first back."""
+
     def identity(self) -> dict[str, Any]:
         """The options that can change the outcome, JSON-ready, nested blocks included: what fingerprints hash."""
         return {name: _identity(getattr(self, name)) for name in type(self).model_fields if name not in self.RUNTIME}

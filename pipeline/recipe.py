@@ -475,7 +475,7 @@ def _merged(base: Any, child: Any, expected: Any) -> Any:
     names_a_plugin = any(_plugin(each) for each in _alternatives(expected))
     if names_a_plugin and "name" in child and child["name"] != base.get("name"):
         return child
-    merged = dict(base)
+    merged = {key: value for key, value in base.items() if key not in _replaced(child, expected)}
     for key, value in child.items():
         below = _type_under(expected, base, key)
         if value is None and isinstance(base.get(key), dict) and NoneType not in get_args(below):
@@ -483,6 +483,13 @@ def _merged(base: Any, child: Any, expected: Any) -> Any:
         else:
             merged[key] = _merged(base[key], value, below) if key in base else value
     return merged
+
+
+def _replaced(child: dict[str, Any], expected: Any) -> frozenset[str]:
+    """Options of a block that has only one of them, where `child` names another."""
+    given = {key for key, value in child.items() if value is not None}
+    blocks = [block for each in _alternatives(expected) if (block := _block_class(each, child))]
+    return frozenset().union(*(block.ONE_OF for block in blocks if block.ONE_OF & given)) - child.keys()
 
 
 def _one_line(keys: Sequence[str], value: Any, base: Any, expected: Any) -> Any:

@@ -5,6 +5,7 @@ out: what is learned and how (`pipeline.algorithms`), checkpoints included.
 """
 
 from pipeline.algorithms.base import TrainRun
+from pipeline.label import session_of
 from pipeline.models import ModelConfig
 from pipeline.plugins import Config
 from pipeline.recipe import AnyAlgorithm
@@ -17,9 +18,12 @@ VERSION = 1
 class Training(Config):
     """The identity of a train step."""
 
+    RUNTIME = frozenset({"budget_usd"})
+
     seed: int
     model: ModelConfig
     algorithm: AnyAlgorithm
+    budget_usd: float | None = None
 
 
 def finish(job: Job) -> None:
@@ -36,5 +40,6 @@ def finish(job: Job) -> None:
         inputs=job.inputs,
         work_dir=job.work_dir,
         out=job.out,
+        session=session_of(job, config.budget_usd),
     )
     config.algorithm.train(run)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from pipeline import store
+from judges.base import Session
+from pipeline import store, views
 from pipeline.algorithms import checkpoints
 from pipeline.models import ModelConfig, load_model, load_tokenizer
 from pipeline.plugins import Config
-from pipeline.records import Preference, Prompt
+from pipeline.records import Pair, Preference, Prompt, Verdict
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -149,10 +150,17 @@ class TrainRun(Config):
     """What is left here is found again after a kill, and deleted when the step is done."""
     out: Path
     """What is left here is published."""
+    session: Session = Session()
+    """For whom a judge works that gives rewards."""
 
     def preferences(self) -> list[Preference]:
         """What the label step decided. The algorithm has `label` in `READS`."""
         return list(store.read_jsonl(self.inputs["label"] / "preferences.jsonl", Preference))
+
+    def decided(self) -> list[Preference]:
+        """Every pair that has a winner, however sure the judge is. Both stages are in the algorithm's `READS`."""
+        pairs = list(store.read_jsonl(self.inputs["generate"] / "pairs.jsonl", Pair))
+        return views.decided(pairs, list(store.read_jsonl(self.inputs["label"] / "verdicts.jsonl", Verdict)))
 
     def prompts(self) -> list[Prompt]:
         """The training prompts. The algorithm has `generate` in `READS`."""
@@ -178,6 +186,7 @@ class TrainRun(Config):
         metrics: Sequence[dict[str, Any]],
         summary: dict[str, Any],
         *,
+        base: ModelConfig | None = None,
         adapter: str = "default",
     ) -> None:
         """Leave a PEFT folder with its model card, metrics.jsonl and summary.json.
@@ -186,6 +195,7 @@ class TrainRun(Config):
             model: a PeftModel.
             metrics: a line an update, without what depends on the clock.
             summary: what was done, in numbers; `examples` and `updates` among them.
+            base: what the adapter is on top of. None: the policy before training.
             adapter: the one that was trained.
         """
         trained = [each for each in model.parameters() if each.requires_grad]
@@ -195,8 +205,17 @@ class TrainRun(Config):
             "trainable_parameters": sum(each.numel() for each in trained),
             "dtype": str(checkpoints.dtype_of(model)),
         }
-        checkpoints.save_adapter(model, self.out, self.model.base, adapter)
-        checkpoints.write_card(self.out, algorithm.model_dump(mode="json"), self.model, self.seed, metrics, whole)
+        below = base or self.model
+        checkpoints.save_adapter(model, self.out, below.base, adapter)
+        checkpoints.write_card(
+            self.out,
+            algorithm.model_dump(mode="json"),
+            below,
+            self.seed,
+            metrics,
+            whole,
+            kind="CausalLM" if algorithm.MAKES == "policy" else "SequenceClassification",
+        )
         checkpoints.write_metrics(self.out, metrics)
         store.write_json(self.out / "summary.json", whole)
 

@@ -9,7 +9,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import store
 from pipeline.errors import TrainingError
@@ -158,9 +158,11 @@ def write_card(
     seed: int,
     metrics: Sequence[dict[str, Any]],
     summary: dict[str, Any],
+    kind: Literal["CausalLM", "SequenceClassification"],
 ) -> None:
     """A model card with what a reader of the folder needs: what it is on top of, how it was made, how to load it."""
     name = options["name"]
+    more = ", num_labels=1" if kind == "SequenceClassification" else ""
     losses = [line for line in metrics if "loss" in line]
     course = (
         f"Loss {losses[0]['loss']:.4f} at the first logged update,\n{losses[-1]['loss']:.4f} at the last "
@@ -176,14 +178,14 @@ tags: [lora, {name}, prefloop]
 
 # {name} adapter for {model.base}
 
-Trained by prefloop with {name.upper()} on {summary["examples"]} examples, base held in
+Trained by prefloop with {name.upper().replace("_", " ")} on {summary["examples"]} examples, base held in
 {model.quantization}, seed {seed}. {course}
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelFor{kind}
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), "this folder")
+model = PeftModel.from_pretrained(AutoModelFor{kind}.from_pretrained(BASE{more}), "this folder")
 ```
 
 Options:

@@ -1,0 +1,117 @@
+"""How good a reward model is on pairs of prompts that it was not trained on: agreement, length, calibration.
+
+What is left out: how it is trained (`reward_model.py`), and what is refused for it (`rewards.py`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline import ratings
+from pipeline.errors import TrainingError
+from pipeline.records import Preference, digest, seed_of
+
+CONFIDENCE = 0.95
+"""Level of the intervals."""
+
+BINS = 10
+"""Of equal width, for the calibration error."""
+
+
+def split(preferences: Sequence[Preference], share: float, seed: int) -> tuple[list[Preference], list[Preference]]:
+    """Preferences to train on, and those of the held-out prompts; no prompt is on both sides.
+
+    Raises:
+        TrainingError: there are fewer than two prompts.
+    """
+    prompts = sorted({preference.prompt.id for preference in preferences}, key=lambda name: digest([seed, name], 64))
+    if len(prompts) < 2:
+        raise TrainingError(
+            f"the reward model has pairs of {len(prompts)} prompts; it needs one to train on and one held out"
+        )
+    held_out = set(prompts[: min(len(prompts) - 1, max(1, round(share * len(prompts))))])
+    return (
+        [preference for preference in preferences if preference.prompt.id not in held_out],
+        [preference for preference in preferences if preference.prompt.id in held_out],
+    )
+
+
+def examine(
+    preferences: Sequence[Preference],
+    scores: Sequence[tuple[float, float]],
+    lengths: Sequence[tuple[int, int]],
+    seed: int,
+) -> dict[str, Any]:
+    """How the scores of chosen and rejected answers agree with the judge, and with length.
+
+    Args:
+        scores: the model's, of each pair's chosen and rejected answer.
+        lengths: tokens of the same.
+
+    Returns:
+        Numbers of pairs and prompts. `accuracy`: share of the pairs that are ordered as the judge did, a tie half, with
+        the ends `low` and `high` of its prompt-clustered interval; `longer_wins` the same for the longer answer.
+        `pearson`, `spearman`: correlation of score and length over the different answers; None if one is constant.
+        `brier`, `ece`: mean squared and mean binned distance between sigmoid(difference) and the judge's confidence.
+    """
+    scores_N2, lengths_N2 = np.array(scores, dtype=float), np.array(lengths, dtype=float)
+    prompts = [preference.prompt.id for preference in preferences]
+    confidence_N = np.array([preference.confidence for preference in preferences])
+    accuracy = _share(scores_N2, prompts, seed_of(seed, "accuracy"))
+    longer = _share(lengths_N2, prompts, seed_of(seed, "longer"))
+    answers = {
+        (preference.prompt.id, answer.key): measured
+        for preference, two in zip(preferences, np.stack([scores_N2, lengths_N2], axis=-1), strict=True)
+        for answer, measured in zip((preference.chosen, preference.rejected), two, strict=True)
+    }
+    scores_M, lengths_M = np.array(list(answers.values())).T
+    p_N = 1 / (1 + np.exp(-(scores_N2[:, 0] - scores_N2[:, 1])))
+    return {
+        "prompts": len(set(prompts)),
+        "pairs": len(preferences),
+        "confidence": CONFIDENCE,
+        "accuracy": accuracy.win_rate,
+        "low": accuracy.low,
+        "high": accuracy.high,
+        "longer_wins": longer.win_rate,
+        "longer_wins_low": longer.low,
+        "longer_wins_high": longer.high,
+        "pearson": _pearson(scores_M, lengths_M),
+        "spearman": _pearson(_ranks(scores_M), _ranks(lengths_M)),
+        "brier": float(np.mean((p_N - confidence_N) ** 2)),
+        "ece": calibration_error(p_N, confidence_N),
+    }
+
+
+def calibration_error(p_N: np.ndarray, truth_N: np.ndarray) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3), of the answer that is thought better.
+
+    Args:
+        p_N: predicted probability that the first answer of a pair is better.
+        truth_N: the judge's; 0 or 1 from a judge that is always sure.
+    """
+    flip_N = p_N < 0.5
+    p_N, truth_N = np.where(flip_N, 1 - p_N, p_N), np.where(flip_N, 1 - truth_N, truth_N)
+    bin_N = np.minimum(((p_N - 0.5) * 2 * BINS).astype(int), BINS - 1)
+    gaps = [abs(float((p_N - truth_N)[bin_N == each].sum())) for each in range(BINS)]
+    return sum(gaps) / len(p_N)
+
+
+def _share(values_N2: np.ndarray, prompts: Sequence[str], seed: int) -> ratings.WinRate:
+    wins_N = (1 + np.sign(values_N2[:, 0] - values_N2[:, 1])) / 2
+    return ratings.win_rate(wins_N.tolist(), prompts, confidence=CONFIDENCE, seed=seed)
+
+
+def _pearson(x_N: np.ndarray, y_N: np.ndarray) -> float | None:
+    x_N, y_N = x_N - x_N.mean(), y_N - y_N.mean()
+    scale = float(np.sqrt((x_N @ x_N) * (y_N @ y_N)))
+    return float(x_N @ y_N) / scale if scale else None
+
+
+def _ranks(values_N: np.ndarray) -> np.ndarray:
+    """Ranks from 1, equal values sharing the mean of theirs."""
+    _, inverse, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    found: np.ndarray = (ends - (counts - 1) / 2)[inverse]
+    return found

@@ -1,0 +1,220 @@
+"""Reward model: a score for each answer, learned from which of two was preferred, by TRL's RewardTrainer.
+
+It is the policy's own base with a LoRA adapter and a linear head, or an encoder of its own. The loss is that of
+Bradley and Terry (1952; Ouyang et al. 2022, arXiv:2203.02155, eq. 1) with the judge's confidence c as the label:
+
+    d = r(x, chosen) - r(x, rejected)
+    loss = -c log sigmoid(d - m) - (1 - c) log sigmoid(m - d) + k (r(x, chosen) + r(x, rejected))^2
+
+Some prompts are held out; how it does on their pairs is in `reward_model.json`, and a reward model that does not beat
+chance there is refused by what would be trained against it. What is left out: scoring (`scoring.py`).
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline import store, views
+from pipeline.algorithms import checkpoints, scoring
+from pipeline.algorithms.base import AlgorithmConfig, Product, Setting, TrainRun
+from pipeline.errors import TrainingError
+from pipeline.models import ModelConfig, load_scorer, load_tokenizer
+from pipeline.records import Message, Preference, Response
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer
+
+
+class Config(AlgorithmConfig):
+    """The reward model's options, by TRL's names where it has them."""
+
+    MAKES: ClassVar[Product] = "reward"
+    READS: ClassVar[tuple[str, ...]] = ("generate", "label")
+
+    name: Literal["reward_model"] = "reward_model"
+    base: ModelConfig | None = None
+    """What it is built on: an encoder (BERT, CamemBERT) or another language model. None: the policy's own base, so
+    that PPO keeps one base in memory for both."""
+    pairs: Literal["all", "preferences"] = "all"
+    """all: every pair that the judge decided, as in Ouyang et al. 2022, section 3.5. preferences: those that the
+    other algorithms learn from."""
+    soft_labels: bool = True
+    """The judge's confidence is the label. false: the preferred answer is better for certain."""
+    margin: float = Field(default=0.0, ge=0)
+    """m of the loss: the preferred answer has to score so much more (Touvron et al. 2023, arXiv:2307.09288, eq. 2)."""
+    center_rewards_coefficient: float | None = Field(default=None, ge=0)
+    """k of the loss: pulls scores towards a mean of zero (Eisenstein et al. 2023, arXiv:2312.09244); they use 0.01."""
+    held_out: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the prompts whose pairs are not trained on and tell how good it is."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate of AdamW."""
+
+    def train(self, run: TrainRun) -> None:
+        """See `AlgorithmConfig.train`. Leaves reward_model.json as well."""
+        from pipeline.algorithms.held_out import split
+
+        trained, held_out = split(self._preferences(run), self.held_out, run.seed)
+        setting = self._setting(run)
+        trainer = self.trainer(self.rows(trained), setting)
+        metrics = checkpoints.fit(trainer, setting.output_dir, run.step)
+        found = self._examined(trainer.model, setting, held_out)
+        base = self.base or run.model
+        store.write_json(
+            run.out / scoring.FACTS,
+            {
+                "model": base.model_dump(mode="json"),
+                "shared": base == run.model,
+                "pool": _pool(trainer.model),
+                "pad_id": trainer.model.config.get_text_config().pad_token_id,
+                # An answer that ended has its end of turn as the last token that is scored, and nothing after it.
+                "trailing_ids": [],
+                "max_length": self.max_length,
+                "dtype": str(setting.model.dtype),
+                "held_out": found,
+            },
+        )
+        summary = {
+            "preferences": len(trained) + len(held_out),
+            "examples": len(trained),
+            "updates": trainer.state.global_step,
+            "held_out": found,
+        }
+        run.publish(self, trainer.model, metrics, summary, base=base)
+
+    def rows(self, preferences: Sequence[Preference]) -> list[dict[str, Any]]:
+        """Chosen against rejected with the confidence, one row a preference."""
+        if not preferences:
+            raise TrainingError("the reward model has no pairs to learn from; see label/summary.json for why")
+        return views.paired(preferences)
+
+    def trainer(self, rows: Sequence[dict[str, Any]], setting: Setting) -> "Trainer":
+        """TRL's RewardTrainer on the rows, with the soft labels in its loss."""
+        from datasets import Dataset
+        from trl import RewardConfig
+        from trl.trainer.reward_trainer import DataCollatorForPreference
+
+        pad_id = scoring.padding_id(setting.tokenizer)
+        arguments = RewardConfig(
+            **setting.arguments(self),
+            center_rewards_coefficient=self.center_rewards_coefficient,
+            pad_token=setting.tokenizer.convert_ids_to_tokens(pad_id),
+        )
+        encoded = [self._encoded(row, setting) for row in rows]
+        peft_config = setting.peft_config(self)
+        # With this task PEFT trains and saves the head; with any other it would be lost.
+        peft_config.task_type = "SEQ_CLS"
+        return _soft_trainer()(
+            model=setting.model,
+            args=arguments,
+            train_dataset=Dataset.from_list(encoded),
+            processing_class=setting.tokenizer,
+            data_collator=WithConfidence(DataCollatorForPreference(pad_token_id=pad_id), self.soft_labels),
+            peft_config=peft_config,
+        )
+
+    def _preferences(self, run: TrainRun) -> list[Preference]:
+        return run.preferences() if self.pairs == "preferences" else run.decided()
+
+    def _setting(self, run: TrainRun) -> Setting:
+        model = load_scorer(self.base or run.model, seed=run.seed, training=True)
+        return Setting(
+            model=model,
+            tokenizer=load_tokenizer(self.base or run.model, chat=_pool(model) == "last"),
+            output_dir=run.work_dir / "checkpoints",
+            seed=run.seed,
+        )
+
+    def _encoded(self, row: dict[str, Any], setting: Setting) -> dict[str, Any]:
+        prompt = [Message.model_validate(message) for message in row["prompt"]]
+        encoded: dict[str, Any] = {"confidence": row["confidence"], "margin": self.margin}
+        for side in ("chosen", "rejected"):
+            answer = Response(
+                text=row[side][0]["content"], source=side, finished=False if f"{side}_ids" in row["cut"] else None
+            )
+            encoded[f"{side}_ids"] = self._ids(prompt, answer, setting)
+        return encoded
+
+    def _ids(self, prompt: Sequence[Message], answer: Response, setting: Setting) -> list[int]:
+        encode = scoring.conversation_ids if _pool(setting.model) == "last" else scoring.encoder_ids
+        return encode(setting.tokenizer, prompt, answer, self.max_length)
+
+    def _examined(self, model: Any, setting: Setting, held_out: Sequence[Preference]) -> dict[str, Any]:
+        from pipeline.algorithms.held_out import examine
+
+        answers = [
+            (preference.prompt, answer)
+            for preference in held_out
+            for answer in (preference.chosen, preference.rejected)
+        ]
+        rows = [self._ids(prompt.messages, answer, setting) for prompt, answer in answers]
+        lengths = [len(setting.tokenizer(answer.text, add_special_tokens=False)["input_ids"]) for _, answer in answers]
+        model.eval()
+        scores = scoring.classifier_scores(model, rows, model.config.get_text_config().pad_token_id)
+        return examine(
+            held_out,
+            list(zip(scores[::2], scores[1::2], strict=True)),
+            list(zip(lengths[::2], lengths[1::2], strict=True)),
+            setting.seed,
+        )
+
+
+# ---- the loss
+
+
+def bradley_terry(
+    chosen_B: "torch.Tensor", rejected_B: "torch.Tensor", confidence_B: "torch.Tensor", margin_B: "torch.Tensor"
+) -> "torch.Tensor":
+    """-c log sigmoid(d - m) - (1 - c) log sigmoid(m - d), d = chosen - rejected: the mean, in nats."""
+    from torch.nn.functional import logsigmoid
+
+    difference_B = chosen_B - rejected_B - margin_B
+    loss_B = -confidence_B * logsigmoid(difference_B) - (1 - confidence_B) * logsigmoid(-difference_B)
+    return loss_B.mean()
+
+
+class WithConfidence:
+    """TRL's collator for preferences, with the confidence of each pair beside its tokens."""
+
+    def __init__(self, collator: Any, soft: bool) -> None:
+        self.collator = collator
+        self.soft = soft
+
+    def __call__(self, examples: list[dict[str, Any]]) -> Any:
+        import torch
+
+        batch = self.collator(examples)
+        confidences = [example["confidence"] if self.soft else 1.0 for example in examples]
+        return {**batch, "confidence": torch.tensor(confidences, dtype=torch.float32)}
+
+
+def _soft_trainer() -> Any:
+    import torch
+    from trl import RewardTrainer
+
+    class SoftRewardTrainer(RewardTrainer):  # type: ignore[misc]
+        """TRL's trainer with soft labels in the place of its loss, and the same metrics."""
+
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            confidence_B, margin_B = inputs.pop("confidence"), inputs.pop("margin")
+            scores_B = model(**inputs, use_cache=False).logits.squeeze(-1).float()
+            chosen_B, rejected_B = scores_B.chunk(2)
+            loss = bradley_terry(chosen_B, rejected_B, confidence_B, margin_B)
+            if self.args.center_rewards_coefficient is not None:
+                loss = loss + self.args.center_rewards_coefficient * ((chosen_B + rejected_B) ** 2).mean()
+            with torch.no_grad():
+                noted = self._metrics["train"]
+                noted["mean_reward"].append(scores_B.mean().item())
+                noted["accuracy"].append((chosen_B > rejected_B).float().mean().item())
+                noted["margin"].append((chosen_B - rejected_B).mean().item())
+            return (loss, None) if return_outputs else loss
+
+    return SoftRewardTrainer
+
+
+def _pool(model: Any) -> scoring.Pool:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "last" if hasattr(inner, "score") else "own"

@@ -1,0 +1,469 @@
+"""The reward model learns what the judge preferred, as surely as it did, and says how well on prompts it never saw."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from tiny import END, job_of, preference_of, preferences_of, prompt_of, response_of, said
+
+from pipeline import store, train
+from pipeline.algorithms import held_out, reward_model, scoring
+from pipeline.algorithms.base import Setting
+from pipeline.errors import TrainingError
+from pipeline.models import ModelConfig, load_scorer
+from pipeline.records import Pair, Preference
+from pipeline.train import Training
+from pipeline.worker import Job
+
+LEFT = {
+    "adapter_model.safetensors", "adapter_config.json", "metrics.jsonl", "summary.json", "README.md",
+    "reward_model.json",
+}  # fmt: skip
+KINDS = ("none", "nf4", "int8")
+
+
+def config(tiny: ModelConfig, quantization: Any = "none", **options: Any) -> Training:
+    """Eight updates on four pairs each, with a checkpoint after every second."""
+    defaults = {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    return Training(
+        seed=3,
+        model=tiny.model_copy(update={"quantization": quantization}),
+        algorithm={"name": "reward_model", **defaults, "max_steps": 8, "save_steps": 2, **options},  # type: ignore[arg-type]
+    )
+
+
+def prepared(top: Path, training: Training, preferences: list[Preference] | None = None) -> Job:
+    """The job of the step in `top`, as generate and label would leave these preferences."""
+    found = preferences_of(24) if preferences is None else preferences
+    pairs = [Pair.of(each.prompt, each.chosen, each.rejected) for each in found]
+    verdicts = [
+        said(pair, each.confidence if pair.a == each.chosen else 1 - each.confidence)
+        for pair, each in zip(pairs, found, strict=True)
+    ]
+    inputs = {"generate": top / "generate", "label": top / "label"}
+    for folder in inputs.values():
+        store.make_dirs(folder)
+    store.write_jsonl(inputs["generate"] / "pairs.jsonl", pairs)
+    store.write_jsonl(inputs["label"] / "verdicts.jsonl", verdicts)
+    store.write_jsonl(inputs["label"] / "preferences.jsonl", found[:12])
+    return job_of(top, training, step="train.reward_model", inputs=inputs)
+
+
+def trained(top: Path, training: Training, preferences: list[Preference] | None = None) -> dict[str, bytes]:
+    job = prepared(top, training, preferences)
+    train.finish(job)
+    return {path.name: path.read_bytes() for path in job.out.iterdir()}
+
+
+def facts(files: dict[str, bytes]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(files["reward_model.json"])
+    return found
+
+
+def lines(files: dict[str, bytes]) -> list[dict[str, float]]:
+    return [json.loads(line) for line in files["metrics.jsonl"].splitlines()]
+
+
+@pytest.fixture(scope="module")
+def once(tiny: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, dict[str, bytes]]]:
+    """Where a reward model was trained without an interruption, and what it left."""
+    found: dict[str, tuple[Path, dict[str, bytes]]] = {}
+
+    def of(quantization: str) -> tuple[Path, dict[str, bytes]]:
+        if quantization not in found:
+            top = tmp_path_factory.mktemp("once")
+            found[quantization] = top, trained(top, config(tiny, quantization))
+        return found[quantization]
+
+    return of
+
+
+# ---- the loss, against NumPy
+
+
+def oracle(
+    scores: np.ndarray, confidence: np.ndarray, margin: float = 0.0, centre: float = 0.0
+) -> tuple[float, np.ndarray]:
+    """The loss of the file's head and its gradient by the scores, (N, 2), in float64 from the formula."""
+    difference = scores[:, 0] - scores[:, 1] - margin
+    p = 1 / (1 + np.exp(-difference))
+    total = scores.sum(axis=1)
+    loss = np.mean(-confidence * np.log(p) - (1 - confidence) * np.log(1 - p) + centre * total**2)
+    slope = (p - confidence) / len(scores)
+    both = 2 * centre * total / len(scores)
+    return float(loss), np.stack([slope + both, -slope + both], axis=1)
+
+
+def test_the_loss_by_hand() -> None:
+    # d = ln 3: sigmoid(d) = 3/4. c = 0.8: -(0.8 ln 0.75 + 0.2 ln 0.25) = 0.230146 + 0.277259.
+    one = torch.tensor([np.log(3.0)], dtype=torch.float64)
+    zero, sure = torch.zeros(1, dtype=torch.float64), torch.tensor([0.8], dtype=torch.float64)
+    assert reward_model.bradley_terry(one, zero, sure, zero).item() == pytest.approx(0.507405, abs=1e-6)
+    # With m = ln 3 as well nothing is left of the difference.
+    assert reward_model.bradley_terry(one, zero, sure, one).item() == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"soft_labels": False}, {"margin": 0.7}, {"center_rewards_coefficient": 0.05}],
+)
+def test_loss_and_gradient_of_the_trainer_are_those_of_the_formula(
+    options: dict[str, Any], tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    algorithm = reward_model.Config(per_device_train_batch_size=6, **options)
+    preferences = [
+        each.model_copy(update={"confidence": 0.55 + 0.08 * number}) for number, each in enumerate(preferences_of(6))
+    ]
+    setting = Setting(
+        model=load_scorer(tiny, seed=1, training=True), tokenizer=tiny_tokenizer, output_dir=tmp_path, seed=1
+    )
+    trainer: Any = algorithm.trainer(algorithm.rows(preferences), setting)
+    (batch,) = trainer.get_train_dataloader()
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    loss.backward()
+    head = trainer.model.base_model.model.score.modules_to_save["default"].weight
+
+    # The hidden states by the body alone, row by row without padding, and everything after them by NumPy.
+    body = trainer.model.get_base_model().model
+    with torch.no_grad():
+        hidden = [
+            body(input_ids=row[keep.bool()][None]).last_hidden_state[0, -1] for row, keep in zip(ids, mask, strict=True)
+        ]
+    hidden_2NH = torch.stack(hidden).double().numpy()
+    scores = (hidden_2NH @ head.detach().double().numpy().T)[:, 0].reshape(2, -1).T
+    confidence = batch["confidence"].double().numpy() if algorithm.soft_labels else np.ones(6)
+    expected, slope_N2 = oracle(scores, confidence, algorithm.margin, algorithm.center_rewards_coefficient or 0.0)
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+    gradient = slope_N2.T.reshape(-1) @ hidden_2NH
+    assert np.abs(head.grad.double().numpy()[0] - gradient).max() < 1e-5
+    assert np.abs(gradient).max() > 1e-2
+
+
+def test_confidences_reach_the_loss_beside_their_own_pair(
+    tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    algorithm = reward_model.Config(per_device_train_batch_size=5)
+    preferences = [
+        each.model_copy(update={"confidence": 0.6 + 0.01 * number}) for number, each in enumerate(preferences_of(5))
+    ]
+    known = {each.prompt.text: each.confidence for each in preferences}
+    setting = Setting(model=load_scorer(tiny, seed=1), tokenizer=tiny_tokenizer, output_dir=tmp_path, seed=1)
+    trainer = algorithm.trainer(algorithm.rows(preferences), setting)
+    (batch,) = trainer.get_train_dataloader()
+    for ids, confidence in zip(batch["input_ids"][:5], batch["confidence"], strict=True):
+        text = tiny_tokenizer.decode(ids)
+        (prompt,) = [each for each in known if each in text]
+        assert confidence.item() == pytest.approx(known[prompt])
+
+
+def test_answers_are_scored_at_their_end_of_turn_and_cut_ones_at_their_last_token(tiny_tokenizer: Any) -> None:
+    prompt = prompt_of("Why?")
+    ended = scoring.conversation_ids(tiny_tokenizer, prompt.messages, response_of("So", finished=True), 99)
+    cut = scoring.conversation_ids(tiny_tokenizer, prompt.messages, response_of("So", finished=False), 99)
+    assert ended == [*cut, END]
+    assert tiny_tokenizer.decode(cut).endswith("<|im_start|>assistant\nSo")
+
+
+# ---- what is left
+
+
+@pytest.mark.parametrize("quantization", KINDS)
+def test_a_step_leaves_an_adapter_with_a_head_in_fp32_and_what_it_is_worth(quantization: str, once: Any) -> None:
+    from safetensors.torch import load_file
+
+    top, files = once(quantization)
+    assert files.keys() == LEFT
+    tensors = load_file(top / "out" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert tensors["base_model.model.score.weight"].shape == (1, 32)
+    found = facts(files)
+    assert (found["shared"], found["pool"], found["trailing_ids"]) == (True, "last", [])
+    assert found["pad_id"] != END
+    exam = found["held_out"]
+    assert (exam["prompts"], exam["pairs"]) == (5, 5)
+    assert exam["low"] <= exam["accuracy"] <= exam["high"]
+    summary = json.loads(files["summary.json"])
+    assert (summary["preferences"], summary["examples"], summary["updates"]) == (24, 19, 8)
+    assert summary["held_out"] == exam
+    assert [line["step"] for line in lines(files)] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("quantization", KINDS)
+def test_it_learns_to_tell_the_two_kinds_of_answer_apart(quantization: str, once: Any) -> None:
+    metrics = lines(once(quantization)[1])
+    assert metrics[-1]["accuracy"] == 1.0
+    # The least that a label of 0.9 allows is the entropy of it: 0.325 nats.
+    assert 0.325 <= metrics[-1]["loss"] < 0.4
+
+
+def test_the_pairs_of_a_prompt_are_trained_on_or_held_out_together() -> None:
+    preferences = [
+        preference_of(prompt_of(f"Question {prompt}?"), response_of(f"Good {number}"), response_of(f"Bad {number}"))
+        for prompt in range(20)
+        for number in range(3)
+    ]
+    taught, kept = held_out.split(preferences, 0.25, seed=1)
+    assert (len(taught), len(kept)) == (45, 15)
+    assert not {each.prompt.id for each in taught} & {each.prompt.id for each in kept}
+    assert held_out.split(preferences[::-1], 0.25, seed=1)[1] == kept[::-1]
+    _, other = held_out.split(preferences, 0.25, seed=2)
+    assert {each.prompt.id for each in other} != {each.prompt.id for each in kept}
+
+
+def test_one_prompt_is_too_few() -> None:
+    with pytest.raises(TrainingError, match="pairs of 1 prompts; it needs one to train on and one held out"):
+        held_out.split(preferences_of(1), 0.2, seed=1)
+
+
+@pytest.mark.parametrize(("pairs", "count"), [("all", 24), ("preferences", 12)])
+def test_it_learns_from_every_decided_pair_or_from_what_the_others_learn_from(
+    pairs: str, count: int, tiny: ModelConfig, tmp_path: Path
+) -> None:
+    files = trained(tmp_path, config(tiny, pairs=pairs, max_steps=1))
+    assert json.loads(files["summary.json"])["preferences"] == count
+
+
+# ---- how good it is
+
+
+def test_the_figures_of_the_exam_by_hand() -> None:
+    # Three pairs of two prompts: right by 2, wrong by 1, undecided.
+    preferences = [
+        preference_of(prompt_of(name, name), response_of(f"a{n}"), response_of(f"b{n}", index=1))
+        for n, name in enumerate(("one", "one", "two"))
+    ]
+    scores = [(2.0, 0.0), (0.0, 1.0), (0.5, 0.5)]
+    lengths = [(4, 1), (2, 3), (7, 7)]
+    found = held_out.examine(preferences, scores, lengths, seed=1)
+    assert (found["prompts"], found["pairs"]) == (2, 3)
+    assert found["accuracy"] == pytest.approx(0.5)
+    assert found["longer_wins"] == pytest.approx(0.5)
+    p = [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(1)), 0.5]
+    assert found["brier"] == pytest.approx(np.mean([(each - 0.9) ** 2 for each in p]))
+    # Bins of the likelier answer: 0.88 with truth 0.9, 0.73 with truth 0.1, 0.5 with truth 0.9; each has its own.
+    assert found["ece"] == pytest.approx((abs(p[0] - 0.9) + abs(1 - p[1] - 0.1) + 0.4) / 3)
+    flat = np.ravel(scores), np.ravel(lengths)
+    assert found["pearson"] == pytest.approx(stats.pearsonr(*flat)[0])
+    assert found["spearman"] == pytest.approx(stats.spearmanr(*flat)[0])
+
+
+def test_an_answer_in_several_pairs_counts_once_in_the_correlation_with_length() -> None:
+    best, middle, worst = (response_of(text, index=index) for index, text in enumerate("abc"))
+    prompt = prompt_of("Why?")
+    preferences = [preference_of(prompt, *each) for each in ((best, middle), (best, worst), (middle, worst))]
+    scores, lengths = [(3.0, 1.0), (3.0, 0.0), (1.0, 0.0)], [(5, 2), (5, 6), (2, 6)]
+    found = held_out.examine(preferences, scores, lengths, seed=1)
+    assert found["pearson"] == pytest.approx(stats.pearsonr([3, 1, 0], [5, 2, 6])[0])
+
+
+def test_a_constant_score_has_no_correlation() -> None:
+    found = held_out.examine(preferences_of(3), [(0.0, 0.0)] * 3, [(1, 2), (3, 4), (5, 6)], seed=1)
+    assert (found["accuracy"], found["pearson"], found["spearman"]) == (0.5, None, None)
+
+
+def test_calibration_is_zero_for_one_that_says_what_the_judge_says() -> None:
+    p = np.array([0.1, 0.35, 0.5, 0.72, 0.99])
+    assert held_out.calibration_error(p, p) == pytest.approx(0.0)
+    assert held_out.calibration_error(1 - p, 1 - p) == pytest.approx(0.0)
+    # Always sure and right in three of four: a quarter.
+    assert held_out.calibration_error(np.ones(4), np.array([1, 1, 1, 0])) == pytest.approx(0.25)
+
+
+# ---- the same score by another way
+
+
+def with_adapter(model: Any) -> Any:
+    """A policy in training: an adapter on every linear layer, with random weights on both sides."""
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lora = LoraConfig(target_modules="all-linear", r=2, task_type="CAUSAL_LM", init_lora_weights=False)
+        return get_peft_model(model, lora)
+
+
+@pytest.fixture(scope="module")
+def padded_with_end(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    """The tiny model with a tokenizer that pads with the end of turn, as the built-in model's does."""
+    from tiny import make_model, make_tokenizer
+
+    folder = tmp_path_factory.mktemp("pad_is_end")
+    make_model(folder)
+    make_tokenizer(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["pad_token"] = settings["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return ModelConfig(base=str(folder), quantization="none", dtype="fp32")
+
+
+@pytest.mark.parametrize("pads_with_end", [False, True])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_an_adapter_of_the_causal_base_scores_as_the_classifier_does(
+    pads_with_end: bool, quantization: Any, tiny: ModelConfig, padded_with_end: ModelConfig, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    from pipeline.models import load_model, load_tokenizer, path_of
+    from pipeline.models import quantization as quantized
+
+    base = (padded_with_end if pads_with_end else tiny).model_copy(update={"quantization": quantization})
+    trained(tmp_path, config(base, quantization))
+    head = scoring.load_reward(tmp_path / "out")
+    tokenizer = load_tokenizer(base)
+    assert (tokenizer.pad_token_id == END) == pads_with_end
+    prompts = [prompt_of(f"What is {number}?") for number in range(6)]
+    answers = [response_of("Fine" * number, finished=number % 2 == 0) for number in range(1, 7)]
+
+    policy = with_adapter(load_model(base, training=True))
+    before = {name: parameter.requires_grad for name, parameter in policy.named_parameters()}
+    shared = scoring.SharedReward(head, policy, tokenizer)
+    after = {name: parameter.requires_grad for name, parameter in policy.named_parameters()}
+    found = shared.score(prompts, answers)
+    assert policy.active_adapter == "default"
+    assert {name: value for name, value in after.items() if name in before} == before
+    assert not any(value for name, value in after.items() if name not in before)
+    assert {name: parameter.requires_grad for name, parameter in policy.named_parameters()} == after
+
+    # transformers' and PEFT's own classifier, one text at a time and so without padding.
+    config_ = quantized(base)
+    if config_ is not None:
+        config_.llm_int8_skip_modules = ["score"]
+    classifier = PeftModel.from_pretrained(
+        AutoModelForSequenceClassification.from_pretrained(
+            path_of(base), num_labels=1, quantization_config=config_, dtype=torch.float32
+        ),
+        tmp_path / "out",
+    ).eval()
+    classifier.config.pad_token_id = head.pad_id
+    for module in classifier.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # bitsandbytes repacks weights there, and cannot do these
+    expected = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        turns = [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": answer.text}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False).removesuffix("\n")
+        ids = tokenizer(text if answer.finished else text.removesuffix("<|im_end|>"))["input_ids"]
+        assert (ids[-1] == END) == answer.finished
+        with torch.no_grad():
+            expected.append(classifier(input_ids=torch.tensor([ids])).logits.item())
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert np.std(expected) > 0.1
+    separate = scoring.SeparateReward(head).score(prompts, answers)
+    assert separate == pytest.approx(expected, abs=1e-4)
+
+
+def test_neither_the_batch_nor_its_order_changes_a_score(once: Any, tiny: ModelConfig, tiny_tokenizer: Any) -> None:
+    from pipeline.models import load_model
+
+    policy = with_adapter(load_model(tiny))
+    reward = scoring.SharedReward(scoring.load_reward(once("none")[0] / "out"), policy, tiny_tokenizer)
+    rows = [[5] * length for length in (*range(1, 20), 200)]
+    together = reward.score_ids(rows)
+    assert together == pytest.approx([reward.score_ids([row])[0] for row in rows], abs=1e-5)
+    assert reward.score_ids(rows[::-1]) == pytest.approx(together[::-1], abs=1e-5)
+
+
+def test_the_policy_computes_as_before_once_a_reward_is_on_it(
+    once: Any, tiny: ModelConfig, tiny_tokenizer: Any
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from pipeline.models import load_model
+
+    lora = LoraConfig(target_modules="all-linear", r=2, task_type="CAUSAL_LM", init_lora_weights=False)
+    policy = get_peft_model(load_model(tiny), lora)
+    ids = torch.tensor([[1, 50, 60, 70]])
+    with torch.no_grad():
+        before = policy(ids).logits
+        reward = scoring.SharedReward(scoring.load_reward(once("none")[0] / "out"), policy, tiny_tokenizer)
+        reward.score_ids([[5, 6, 7]])
+        assert torch.equal(policy(ids).logits, before)
+
+
+# ---- an encoder
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    """A random BERT of two layers that reads the tiny model's tokens."""
+    import shutil
+
+    from transformers import BertConfig, BertForMaskedLM
+
+    folder = tmp_path_factory.mktemp("encoder")
+    for path in tiny_folder.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    settings["model_max_length"] = 64
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = BertConfig(vocab_size=300, max_position_embeddings=64, pad_token_id=0, initializer_range=0.2, **sizes)
+        BertForMaskedLM(whole).save_pretrained(folder)
+    return ModelConfig(base=str(folder), quantization="none", dtype="fp32")
+
+
+def test_an_encoder_is_a_reward_model_of_its_own(tiny: ModelConfig, encoder: ModelConfig, tmp_path: Path) -> None:
+    training = config(tiny, base=encoder.model_dump(), max_steps=40, save_steps=40)
+    files = trained(tmp_path, training)
+    found = facts(files)
+    assert (found["shared"], found["pool"], found["model"]["base"]) == (False, "own", encoder.base)
+    assert lines(files)[-1]["loss"] < 0.5 < lines(files)[0]["loss"]
+    assert json.dumps(encoder.base) in files["README.md"].decode()
+    reward = scoring.SeparateReward(scoring.load_reward(tmp_path / "out"))
+    better, worse = reward.score(
+        [prompt_of("What is 3 plus 3?")] * 2, [response_of("It is 6."), response_of("No idea at all")]
+    )
+    assert better is not None and worse is not None
+    assert better > worse
+
+
+# ---- the same bytes
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_two_trainings_leave_the_same_bytes(quantization: str, once: Any, tiny: ModelConfig, tmp_path: Path) -> None:
+    assert trained(tmp_path, config(tiny, quantization)) == once(quantization)[1]
+
+
+def test_another_seed_makes_another_head(tiny: ModelConfig) -> None:
+    one, again, other = (load_scorer(tiny, seed=seed).score.weight for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    # N(0, 1 / (32 + 1)) over 32 weights: the deviation is 0.174, within a third of it for nearly every seed.
+    assert one.std().item() == pytest.approx(33**-0.5, rel=0.35)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("last", [2, 6])
+def test_a_resumed_training_leaves_the_bytes_of_an_uninterrupted_one(
+    last: int, quantization: str, tiny: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    seal = store.seal
+
+    def keep(folder: Path, manifest: dict[str, Any]) -> None:
+        seal(folder, manifest)
+        shutil.copytree(folder, tmp_path / "kept" / folder.name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "seal", keep)
+        expected = trained(tmp_path / "whole", config(tiny, quantization))
+    killed = tmp_path / "killed"
+    checkpoint = killed / "work" / "checkpoints" / f"checkpoint-{last}"
+    shutil.copytree(tmp_path / "kept" / checkpoint.name, checkpoint)
+    started = (checkpoint / "optimizer.pt").stat().st_mtime_ns
+    assert trained(killed, config(tiny, quantization)) == expected
+    # The two newest stay, so that an early one is gone by now; a late one was not written again.
+    assert not checkpoint.exists() or (checkpoint / "optimizer.pt").stat().st_mtime_ns == started
