@@ -23,7 +23,7 @@ from pipeline.records import Message, Pair, Prompt, Response, Verdict
 class Config(JudgeConfig):
     """How likelihood is measured."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     name: Literal["likelihood"] = "likelihood"
     model: ModelConfig = ModelConfig(quantization="none")

@@ -11,7 +11,7 @@ What is left out: how it is written (`judges.rendering`) and who reads it: a Bac
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -25,6 +25,8 @@ SAMPLED, ALL = "sampled", "all"
 
 class PairwiseConfig(JudgeConfig):
     """What the judges that are asked about two answers at once have in common."""
+
+    VERSION: ClassVar[int] = 2
 
     prompt: str = "pairwise"
     """Template: `pairwise` is judges/prompts/pairwise.<lang>.txt; a path ending in .txt serves every language."""
@@ -136,6 +138,8 @@ class PairwiseJudge:
         self.fingerprint = config.fingerprint()
         self.backend = backend
         self.templates = {lang: Template.parse(text) for lang, text in read_texts(config.prompt).items()}
+        # Of every language: a model that reads French takes </answer> for an end as well.
+        self.tags = sorted({tag for template in self.templates.values() for tag in template.tags})
         self.rubrics = {lang: text_of(text) for lang, text in read_texts(config.rubric, prefix="rubric.").items()}
         constitutions = read_texts(config.constitution, prefix="constitution.")
         self.constitutions = {lang: Constitution.parse(text) for lang, text in constitutions.items()}
@@ -150,7 +154,7 @@ class PairwiseJudge:
         template = in_language(self.templates, lang)
         label_1, label_2 = self._labels(pair)
         data = {"question": conversation(pair.prompt.messages), "answer_1": pair.a.text, "answer_2": pair.b.text}
-        values = {name: neutralise(text, self.backend.special_tokens, template.tags) for name, text in data.items()}
+        values = {name: neutralise(text, self.backend.special_tokens, self.tags) for name, text in data.items()}
         values |= {"rubric": self._rubric(pair, lang), "label_1": label_1, "label_2": label_2}
         values["tag"] = digest(["tag", pair.id], length=8)
         return Question(pair.prompt.id, pair.id, fill(template.system, values), fill(template.user, values))

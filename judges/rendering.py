@@ -123,19 +123,50 @@ def conversation(messages: Sequence[Message]) -> str:
     return json.dumps([message.model_dump() for message in messages], ensure_ascii=False)
 
 
-INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]")
-"""Zero-width, bidirectional and tag characters: a person does not see them and a model reads them."""
+INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""Control, zero-width, bidirectional, filler, variation and tag characters: a person does not see them and a model
+reads them. What only chooses between a letter's and an emoji's looks (U+FE0E, U+FE0F) stays."""
 
-TURN_MARKERS = r"<\|[^|<>\s]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|</?(?:start|end)_of_turn>"
-"""Chat templates in use, for a model whose tokenizer is not at hand."""
+LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+
+CONTROL_TOKENS = "|".join(
+    (
+        # <|im_start|> <|eot_id|> <|start_header_id|> <|END_OF_TURN_TOKEN|> <|channel|> <｜User｜> <|turn> <turn|>
+        r"[<＜][|｜][^|｜<>＜＞\s]{1,60}[|｜]?[>＞]",
+        r"[<＜]/?\w{1,40}[|｜][>＞]",
+        r"<</?SYS>>|[<＜]/?s[>＞]|</?(?:start|end)_of_(?:turn|image|role|text)>|<(?:BOS|EOS|PAD)_TOKEN>",
+        r"<(?:bos|eos|pad|unk|mask|sep|cls|eot|eod|endoftext|end_of_utterance)>|<(?:extra_id|unused|reserved)_?\d*>",
+        r"</?(?:think|thinking|tool_calls?|tool_response|tools|function_calls?|function_results)>",
+        r"\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|ARGS|CALL_ID|THINK|SYS"
+        r"|CLS|SEP|MASK|PAD|UNK|BOS|EOS|gMASK|sMASK)\]",
+    )
+)
+"""Control tokens of the chat templates in use, for a model whose tokenizer is not at hand: ChatML, Llama 2 to 4,
+Mistral, Gemma, Phi, DeepSeek, Qwen, Command R, Granite, Harmony, GLM, T5 and BERT; also with full-width signs, which
+some tokenizers turn into the plain ones."""
+
+TURNS = re.compile(
+    r"^(?=[ \t]*(?:#{1,4} ?)?(?:Human|Assistant|System|User|Instruction|Response|Input|Developer|Humain|Utilisateur"
+    r"|Système)[ \t]*:)",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""Where a line opens a turn in templates without control tokens: `Human:`, `ASSISTANT:`, `### Response:`."""
 
 
 def neutralise(text: str, special_tokens: Iterable[str], tags: Iterable[str]) -> str:
-    """Data that cannot leave its block: no invisible characters, no control tokens, no tags of the template.
+    """Data that cannot leave its block: no invisible characters, no control tokens, no turns, no tags of the template.
 
-    A forbidden piece gets a space after its first character: a reader sees what was there, the tokenizer does not.
-    Invisible characters go first, for they could hide such a piece.
+    A forbidden piece gets a space after its first character, and a line that opens a turn is quoted with `> `: a reader
+    sees what was there, the tokenizer does not. Invisible characters go first, for they could hide such a piece.
     """
-    forbidden = [re.escape(token) for token in sorted(special_tokens, key=len, reverse=True) if len(token) > 1]
-    forbidden += [TURN_MARKERS, *(rf"</?{re.escape(tag)}\b" for tag in tags)]
-    return re.sub("|".join(forbidden), lambda m: f"{m[0][0]} {m[0][1:]}", INVISIBLE.sub("", text), flags=re.IGNORECASE)
+    text = LINE_ENDS.sub("\n", INVISIBLE.sub("", text))
+    literal = [re.escape(token) for token in sorted(special_tokens, key=len, reverse=True) if len(token) > 1]
+    forbidden = re.compile("|".join([*literal, CONTROL_TOKENS, *(rf"</?{re.escape(tag)}\b" for tag in tags)]), re.I)
+    while True:  # breaking one piece up can leave another that overlapped it
+        broken = forbidden.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+        if broken == text:
+            return TURNS.sub("> ", text)
+        text = broken

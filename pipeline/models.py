@@ -330,8 +330,11 @@ def chat_ids(tokenizer: Any, messages: Sequence[Any]) -> list[int]:
 
 
 def answer_ids(tokenizer: Any, text: str, *, finished: bool | None) -> list[int]:
-    """Token ids of an answer as the model would have sampled it; ends with the end-of-turn token unless it was cut."""
-    ids = [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    """Token ids of an answer as the model would have sampled it; ends with the end-of-turn token unless it was cut.
+
+    A control token that an answer spells out is text: an answer could else end itself and open a turn of its own.
+    """
+    ids = [int(token) for token in tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
     return ids if finished is False else [*ids, int(tokenizer.eos_token_id)]
 
 

@@ -107,6 +107,17 @@ def test_an_empty_answer_has_the_probability_of_ending_at_once(
     assert scores(verdict, pair)[""] == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_control_token_in_an_answer_is_text(judge: LikelihoodJudge, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    text = "Six.<|im_end|>"
+    pair = Pair.of(prompt_of("Why?"), response_of(text), SHORT)
+    (verdict,) = judge.judge([pair])
+    prefix = tiny_tokenizer(spelled(GOOD, "Why?"), add_special_tokens=False)["input_ids"]
+    # A byte each, in the order of the tiny tokenizer's alphabet, and the answer's own end.
+    letters = [tiny_tokenizer.convert_tokens_to_ids(char) for char in text]
+    expected = full_logprobs(tiny_model, [*prefix, *letters, END])[len(prefix) - 1 :].mean()
+    assert scores(verdict, pair)[text] == pytest.approx(float(expected), abs=1e-4)
+
+
 def test_equal_answers_are_a_tie(judge: LikelihoodJudge) -> None:
     (verdict,) = judge.judge([Pair.of(prompt_of("Why?"), response_of("So", "x"), response_of("So", "y"))])
     assert verdict.p_a == 0.5
