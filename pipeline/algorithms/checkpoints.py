@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import Trainer, TrainerCallback
 
-TIMED = ("runtime", "per_second", "total_flos", "num_tokens")
+TIMED = ("runtime", "per_second", "total_flos", "num_tokens", "step_time")
 """Parts of the names of metrics that differ between two equal runs. Tokens are counted from the last resumption."""
 
 
@@ -119,8 +119,9 @@ def _callback(step: str, trainer: "Trainer") -> "TrainerCallback":
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.bar = self.bar or Bar(step, total=state.max_steps).__enter__()
-            losses = [line["loss"] for line in state.log_history if "loss" in line]
-            self.bar.at(state.global_step, f"loss {losses[-1]:.3f}" if losses else "")
+            last = state.log_history[-1] if state.log_history else {}
+            noted = [f"{name} {last[name]:.3f}" for name in ("reward", "loss") if name in last]
+            self.bar.at(state.global_step, " ".join(noted))
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step, state.max_steps)

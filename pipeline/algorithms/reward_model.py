@@ -96,11 +96,8 @@ class Config(AlgorithmConfig):
         from trl.trainer.reward_trainer import DataCollatorForPreference
 
         pad_id = scoring.padding_id(setting.tokenizer)
-        arguments = RewardConfig(
-            **setting.arguments(self),
-            center_rewards_coefficient=self.center_rewards_coefficient,
-            pad_token=setting.tokenizer.convert_ids_to_tokens(pad_id),
-        )
+        setting.tokenizer.pad_token = setting.tokenizer.convert_ids_to_tokens(pad_id)
+        arguments = RewardConfig(**setting.arguments(self), center_rewards_coefficient=self.center_rewards_coefficient)
         encoded = [self._encoded(row, setting) for row in rows]
         peft_config = setting.peft_config(self)
         # With this task PEFT trains and saves the head; with any other it would be lost.

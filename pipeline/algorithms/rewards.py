@@ -70,7 +70,7 @@ def check(reward: RewardConfig, run: TrainRun) -> None:
         return
     head = scoring.load_reward(run.folder(reward.step))
     accuracy, low, high = head.accuracy
-    if low <= reward.min_accuracy:
+    if 0 < reward.min_accuracy >= low:
         raise TrainingError(
             f"{run.step}: the reward model {reward.step!r} orders {accuracy:.1%} [{low:.1%}, {high:.1%}] of its "
             f"held-out pairs as the judge did, and the low end needs to exceed {reward.min_accuracy:.1%}, or a policy "

@@ -179,6 +179,36 @@ def test_another_name_in_the_child_replaces_the_block(write: Write) -> None:
     assert recipe.train["dpo"].name == "kto"
 
 
+@pytest.mark.parametrize(
+    ("override", "reward"),
+    [
+        ("train.rloo.reward=other", {"step": "other", "min_accuracy": 0.6}),
+        ("train.rloo.reward=scripted.reward:letters", {"function": "scripted.reward:letters", "min_accuracy": 0.6}),
+        ("train.rloo.reward.judge=likelihood", {"judge": "likelihood", "min_accuracy": 0.6}),
+        ("train.rloo.reward.min_accuracy=0.7", {"step": "scorer", "min_accuracy": 0.7}),
+        ("train.rloo.reward=null", {"step": "reward_model", "min_accuracy": 0.5}),
+    ],
+)
+def test_another_of_several_alternatives_takes_the_first_back(
+    small: Path, write: Write, override: str, reward: dict[str, Any]
+) -> None:
+    write(
+        """\
+        extends: recipe.yaml
+        train:
+          scorer: scripted.scorer
+          other: scripted.scorer
+          reward_model: scripted.scorer
+          rloo: {reward: {step: scorer, min_accuracy: 0.6}}
+        """,
+        "child.yaml",
+    )
+    found = changed(small.parent / "child.yaml", override)["train"]["rloo"]["reward"]
+    judge = found.pop("judge")
+    given = {name: value for name, value in {**found, "judge": judge and judge["name"]}.items() if value is not None}
+    assert given == reward
+
+
 def test_a_list_in_the_child_replaces_the_list(write: Write) -> None:
     write(SMALL, "base.yaml")
     recipe = load(write("extends: base.yaml\ncompare: {judges: [length]}\n"))
@@ -268,6 +298,12 @@ def test_all_mistakes_are_told_at_once_with_what_was_probably_meant(small: Path)
          "train.late.teacher: 'one' does not come before 'late'; put it first under train"),
         ("train={dpo: null, dpo_hot: null, one: scripted.scorer}",
          "compare.checkpoints: no step makes a policy; add one that does, such as dpo, under train"),
+        ("train.rloo={reward: scripted.reward:nothing}",
+         "train.rloo.reward: function: scripted.reward has no function 'nothing'"),
+        ("train.rloo={reward: rm}",
+         "train.rloo.reward: no earlier step is called 'rm'; put a step that makes a reward before 'rloo'"),
+        ("train.rloo={reward: {judge: length}, save_steps: 3, num_iterations: 2}",
+         "train.rloo: save_steps=3 is no multiple of the 2 updates on each batch of answers, so a run that "),
         ("extend=base.yaml", "extend: no such option; did you mean 'extends'?"),
         ("colour=blue", "colour: no such option; there are: seed, model, generate, judge, label, train, compare, b"),
         ("_target_=os.system", "_target_: no such option; there are: "),

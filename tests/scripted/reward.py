@@ -7,8 +7,12 @@ from pipeline.records import Prompt, Response
 
 
 def letters(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float | None]:
-    """The share of the letter e; None for an empty answer."""
-    return [response.text.count("e") / len(response.text) if response.text else None for response in responses]
+    """The share of ASCII letters; None for an empty answer."""
+    shares: list[float | None] = []
+    for response in responses:
+        letters = sum(each.isascii() and each.isalpha() for each in response.text)
+        shares.append(letters / len(response.text) if response.text else None)
+    return shares
 
 
 def too_few(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float | None]:

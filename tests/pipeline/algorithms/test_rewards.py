@@ -17,7 +17,7 @@ from pipeline.errors import ModelError, TrainingError
 from pipeline.models import ModelConfig
 
 PROMPTS = [prompt_of("One?"), prompt_of("Two?"), prompt_of("Three?")]
-ANSWERS = [response_of("eel"), response_of("a"), response_of("")]
+ANSWERS = [response_of("two 2 go"), response_of("7"), response_of("")]
 
 
 def run_in(top: Path, tiny: ModelConfig) -> TrainRun:
@@ -79,7 +79,7 @@ def test_only_a_step_is_needed_from_the_recipe() -> None:
 
 def test_a_function_is_asked_and_may_have_no_answer(tiny: ModelConfig, tmp_path: Path) -> None:
     scorer = rewards.build(reward("scripted.reward:letters"), run_in(tmp_path, tiny), None, None)
-    assert scorer.score(PROMPTS, ANSWERS) == [pytest.approx(2 / 3), 0.0, None]
+    assert scorer.score(PROMPTS, ANSWERS) == [5 / 8, 0.0, None]
 
 
 @pytest.mark.parametrize(

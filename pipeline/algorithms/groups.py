@@ -1,0 +1,200 @@
+"""What RLOO and GRPO share: several answers to each prompt, rewarded, and compared with one another.
+
+The mean of a prompt's other answers takes the place of PPO's critic. Both run on TRL's trainers. What is left out: the
+losses (TRL's), and where rewards come from (`rewards.py`).
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from judges.base import Scorer
+from pipeline.algorithms import checkpoints, rewards
+from pipeline.algorithms.base import AlgorithmConfig, Need, Setting, TrainRun
+from pipeline.algorithms.rewards import RewardConfig
+from pipeline.errors import TrainingError
+from pipeline.models import chat_ids
+from pipeline.records import Prompt, Response, seed_of
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+class GroupConfig(AlgorithmConfig):
+    """Base of the Configs of both, by TRL's names."""
+
+    READS: ClassVar[tuple[str, ...]] = ("generate",)
+
+    reward: RewardConfig = RewardConfig(step="reward_model")
+    """What answers are rewarded by."""
+    num_generations: int = Field(default=4, ge=2)
+    """Answers to each prompt that are compared with one another."""
+    max_completion_length: int = Field(default=256, ge=1)
+    """Tokens of an answer; a longer one is cut there."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling, and of the log-probabilities that are trained."""
+    epsilon: float = Field(default=0.2, gt=0, lt=1)
+    """A probability ratio outside 1 +- epsilon earns nothing more."""
+    num_iterations: int = Field(default=1, ge=1)
+    """Times that each batch of answers is learned from before new ones are drawn."""
+    steps_per_generation: int | None = Field(default=None, ge=1)
+    """Forward passes over which one batch of answers is spread. None: those of one update."""
+    mask_truncated_completions: bool = False
+    """Learn nothing from answers that were cut."""
+    per_device_train_batch_size: int = Field(default=8, ge=1)
+    """Answers a forward pass and process."""
+    max_length: int = Field(default=1024, ge=2)
+    """Tokens of prompt and answer together; prompts that leave no room for a whole answer are left out."""
+
+    @model_validator(mode="after")
+    def _batches_hold_whole_groups(self) -> Self:
+        answers = self.per_device_train_batch_size * self.passes
+        if answers % self.num_generations:
+            raise ValueError(
+                f"per_device_train_batch_size times steps_per_generation is {answers}, which does not hold whole "
+                f"groups of num_generations={self.num_generations} answers; change one of them"
+            )
+        if self.passes % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"steps_per_generation={self.passes} is no multiple of "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps}: an update would see two batches"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_are_between_batches(self) -> Self:
+        # TRL keeps the answers in memory only. A run that went on from between two updates on one batch would draw new
+        # ones, and end as another policy.
+        updates = self.num_iterations * self.passes // self.gradient_accumulation_steps
+        if self.save_steps % updates:
+            next_one = -(-self.save_steps // updates) * updates
+            raise ValueError(
+                f"save_steps={self.save_steps} is no multiple of the {updates} updates on each batch of answers, so a "
+                f"run that was killed could not go on as if nothing had happened; take {next_one}"
+            )
+        return self
+
+    @property
+    def passes(self) -> int:
+        """Forward passes over one batch of answers."""
+        return self.steps_per_generation or self.gradient_accumulation_steps
+
+    def needs(self) -> tuple[Need, ...]:
+        """The reward model's step, if that is the reward."""
+        return self.reward.needs("reward")
+
+    def train(self, run: TrainRun) -> None:
+        """See `AlgorithmConfig.train`."""
+        rewards.check(self.reward, run)
+        prompts = run.prompts()
+        setting = run.setting()
+        rewarded = Rewarded(prompts, setting.tokenizer)
+        rows = self.fitting(prompts, setting.tokenizer)
+        trainer: Any = self.group_trainer(self.in_order(rows, run.seed), setting, rewarded)
+        rewarded.scorer = rewards.build(self.reward, run, trainer.model, setting.tokenizer)
+        _save_only_the_policy(trainer.model)
+        metrics = checkpoints.fit(trainer, setting.output_dir, run.step)
+        summary = {"prompts": len(prompts), "examples": len(rows), "updates": trainer.state.global_step}
+        run.publish(self, trainer.model, metrics, summary)
+
+    def fitting(self, prompts: Sequence[Prompt], tokenizer: Any) -> list[dict[str, Any]]:
+        """The prompts that leave room for an answer, as TRL's prompt-only format with their ids.
+
+        Raises:
+            TrainingError: there is none.
+        """
+        room = self.max_length - self.max_completion_length
+        rows = [
+            {"prompt": [message.model_dump() for message in prompt.messages], "prompt_id": prompt.id}
+            for prompt in prompts
+            if len(chat_ids(tokenizer, prompt.messages)) <= room
+        ]
+        if not rows:
+            raise TrainingError(
+                f"no prompt fits into max_length={self.max_length} with an answer of "
+                f"max_completion_length={self.max_completion_length} tokens; change one of them"
+            )
+        return rows
+
+    def in_order(self, rows: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+        """The rows of all batches, one after the other, each pass over them in another order.
+
+        TRL shuffles anew from where its generator stands, which after a kill is the beginning: a run that went on in
+        its second epoch would see the prompts in another order.
+        """
+        groups = self.per_device_train_batch_size * self.passes // self.num_generations
+        batches = math.ceil(self.num_train_epochs * len(rows) / groups)
+        if self.max_steps > 0:
+            batches = math.ceil(self.max_steps * self.gradient_accumulation_steps / (self.num_iterations * self.passes))
+        epochs = math.ceil(batches * groups / len(rows))
+        ordered = [
+            row
+            for epoch in range(epochs)
+            for row in random.Random(seed_of(seed, "prompts", epoch)).sample(list(rows), len(rows))
+        ]
+        return ordered[: batches * groups]
+
+    def group_trainer(self, rows: Sequence[dict[str, Any]], setting: Setting, reward: "Rewarded") -> "Trainer":
+        """TRL's trainer on the rows in their order, rewarded by `reward`."""
+        raise NotImplementedError
+
+    def group_arguments(self, setting: Setting) -> dict[str, Any]:
+        """The options that both trainers know, as keyword arguments of their TrainingArguments."""
+        arguments = setting.arguments(self)
+        del arguments["max_length"]
+        return {
+            **arguments,
+            "num_generations": self.num_generations,
+            "max_completion_length": self.max_completion_length,
+            "temperature": self.temperature,
+            "epsilon": self.epsilon,
+            "num_iterations": self.num_iterations,
+            "steps_per_generation": self.passes,
+            "mask_truncated_completions": self.mask_truncated_completions,
+            "disable_dropout": True,
+            # `in_order` has laid out the epochs.
+            "num_train_epochs": 1.0,
+            "shuffle_dataset": False,
+        }
+
+
+class Rewarded:
+    """A reward as TRL calls it: with conversations and texts, where `judges.base.Scorer` takes records."""
+
+    __name__ = "reward"
+    """What TRL's metrics call it."""
+
+    def __init__(self, prompts: Sequence[Prompt], tokenizer: Any) -> None:
+        self.prompts = {prompt.id: prompt for prompt in prompts}
+        self.end = tokenizer.eos_token_id
+        self.scorer: Scorer | None = None
+
+    def __call__(
+        self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], prompt_id: Sequence[str], **_: Any
+    ) -> list[float | None]:
+        """A score for each completion; TRL leaves those with None out of their group."""
+        assert self.scorer is not None, "rewards are asked for only once training has begun"
+        responses = [
+            Response(
+                text=turns[-1]["content"],
+                source="policy",
+                n_tokens=len(ids),
+                finished=bool(ids) and ids[-1] == self.end,
+            )
+            for turns, ids in zip(completions, completion_ids, strict=True)
+        ]
+        return self.scorer.score([self.prompts[name] for name in prompt_id], responses)
+
+
+def _save_only_the_policy(model: Any) -> None:
+    # A reward model on the same base is one more adapter. transformers would write it into every checkpoint, and then
+    # look there for the policy's when it goes on.
+    save = model.save_pretrained
+
+    def save_default(*arguments: Any, **options: Any) -> None:
+        save(*arguments, **{**options, "selected_adapters": ["default"]})
+
+    model.save_pretrained = save_default

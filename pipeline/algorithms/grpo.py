@@ -1,0 +1,51 @@
+"""Group relative policy optimization (Shao et al. 2024, arXiv:2402.03300), by TRL's GRPOTrainer.
+
+An answer's advantage is its reward in deviations from the mean of its prompt's answers (section 4.1.2), the same for
+each of its tokens. No critic; the divergence from the reference, if any, is in the loss.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from pipeline.algorithms.base import Setting
+from pipeline.algorithms.groups import GroupConfig, Rewarded
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+Loss = Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "vespo"]
+"""The names that TRL 1.16 knows."""
+
+
+class Config(GroupConfig):
+    """GRPO's options, by TRL's names."""
+
+    name: Literal["grpo"] = "grpo"
+    beta: float = Field(default=0.04, ge=0)
+    """Weight of the divergence from the reference in the loss, in nats a token; the paper's."""
+    loss_type: Loss = "dapo"
+    """How tokens are averaged. `grpo` is the paper's mean of means, which favours short right answers."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Divide by the deviation of a prompt's rewards (the paper's), of the whole batch's, or not at all."""
+
+    def group_trainer(self, rows: Sequence[dict[str, Any]], setting: Setting, reward: Rewarded) -> "Trainer":
+        """TRL's GRPOTrainer on the rows."""
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+
+        arguments = GRPOConfig(
+            **self.group_arguments(setting),
+            beta=self.beta,
+            loss_type=self.loss_type,
+            scale_rewards=self.scale_rewards,
+        )
+        return GRPOTrainer(
+            model=setting.model,
+            reward_funcs=reward,
+            args=arguments,
+            train_dataset=Dataset.from_list(list(rows)),
+            processing_class=setting.tokenizer,
+            peft_config=setting.peft_config(self),
+        )
