@@ -10,17 +10,18 @@ cannot do: see facts; and it is fond of repetition, which `rules` is not.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from judges.base import JudgeConfig, Session, sigmoid
+from judges.base import Session
+from judges.pointwise import PointwiseConfig, PointwiseJudge
 from pipeline.models import ModelConfig
-from pipeline.records import Message, Pair, Prompt, Response, Verdict
+from pipeline.records import Message, Prompt, Response
 
 
-class Config(JudgeConfig):
+class Config(PointwiseConfig):
     """How likelihood is measured."""
 
     VERSION: ClassVar[int] = 2
@@ -42,51 +43,26 @@ class Config(JudgeConfig):
         return LikelihoodJudge(self)
 
 
-class LikelihoodJudge:
-    """See `judges.base.Judge`."""
-
+class LikelihoodJudge(PointwiseJudge):
     def __init__(self, config: Config) -> None:
         from pipeline.models import load_model, load_tokenizer
 
-        self.config = config
-        self.fingerprint = config.fingerprint()
+        super().__init__(config)
+        self.constitution, self.contrast = config.constitution, config.contrast
         self.tokenizer = load_tokenizer(config.model)
         self.model = load_model(config.model)
 
-    def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """One verdict per pair. Answers to one prompt are scored together, each once."""
-        scores = self._scored((pair.prompt, response.text) for pair in pairs for response in (pair.a, pair.b))
-        return [self._verdict(pair, scores[pair.prompt.id]) for pair in pairs]
+    def looked_at(self, response: Response) -> Response:
+        """Only the text: what the reader gets ends there, also where it was cut."""
+        return Response(text=response.text, source="")
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float | None]:
-        """See `judges.base.Scorer`: nats per token, as in the evidence."""
-        asked = [(prompt, response.text) for prompt, response in zip(prompts, responses, strict=True)]
-        scores = self._scored(asked)
-        return [scores[prompt.id][text] for prompt, text in asked]
-
-    def _verdict(self, pair: Pair, scores: dict[str, float | None]) -> Verdict:
-        a, b = scores[pair.a.text], scores[pair.b.text]
-        known: dict[str, Any] = {"pair_id": pair.id, "judge": self.config.name, "fingerprint": self.fingerprint}
-        if a is None or b is None:
-            return Verdict(**known, abstained="truncated", evidence={"why": "longer than the model's context"})
-        p_a = sigmoid((a - b) / self.config.temperature)
-        return Verdict(**known, p_a=p_a, evidence={"score_a": a, "score_b": b})
-
-    def _scored(self, asked: Iterable[tuple[Prompt, str]]) -> dict[str, dict[str, float | None]]:
-        """Prompt -> answer -> score, rounded so that the evidence gives exactly the verdict."""
-        found: dict[str, dict[str, float | None]] = {}
-        for prompt, answers in _by_prompt(asked).values():
-            scores = self._scores(prompt, answers)
-            rounded = [None if score is None else round(score, 6) for score in scores]
-            found[prompt.id] = dict(zip(answers, rounded, strict=True))
-        return found
-
-    def _scores(self, prompt: Prompt, answers: list[str]) -> list[float | None]:
+    def scores(self, prompt: Prompt, responses: Sequence[Response]) -> list[float | None]:
         """Nats per token of each answer; None where the conversation does not fit the model."""
-        good = self._means(prompt, answers, self.config.constitution)
-        if self.config.contrast is None:
+        answers = [response.text for response in responses]
+        good = self._means(prompt, answers, self.constitution)
+        if self.contrast is None:
             return good
-        bad = self._means(prompt, answers, self.config.contrast)
+        bad = self._means(prompt, answers, self.contrast)
         return [None if g is None or b is None else g - b for g, b in zip(good, bad, strict=True)]
 
     def _means(self, prompt: Prompt, answers: list[str], system: str) -> list[float | None]:
@@ -102,16 +78,6 @@ class LikelihoodJudge:
             for index, logprobs in zip(fits, found, strict=True):
                 means[index] = float(logprobs.double().mean())
         return means
-
-
-def _by_prompt(asked: Iterable[tuple[Prompt, str]]) -> dict[str, tuple[Prompt, list[str]]]:
-    """Each prompt with its different answers, in a fixed order whatever the order they were asked about in."""
-    found: dict[str, tuple[Prompt, set[str]]] = {}
-    for prompt, text in asked:
-        found.setdefault(prompt.id, (prompt, set()))[1].add(text)
-    return {
-        key: (prompt, sorted(answers, key=lambda text: (len(text), text))) for key, (prompt, answers) in found.items()
-    }
 
 
 def _under(system: str, prompt: Prompt) -> tuple[Message, ...]:

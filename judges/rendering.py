@@ -159,14 +159,25 @@ TURNS = re.compile(
 def neutralise(text: str, special_tokens: Iterable[str], tags: Iterable[str]) -> str:
     """Data that cannot leave its block: no invisible characters, no control tokens, no turns, no tags of the template.
 
-    A forbidden piece gets a space after its first character, and a line that opens a turn is quoted with `> `: a reader
-    sees what was there, the tokenizer does not. Invisible characters go first, for they could hide such a piece.
+    A line that opens a turn is quoted with `> `. Invisible characters go first, for they could hide such a piece.
     """
     text = LINE_ENDS.sub("\n", INVISIBLE.sub("", text))
-    literal = [re.escape(token) for token in sorted(special_tokens, key=len, reverse=True) if len(token) > 1]
-    forbidden = re.compile("|".join([*literal, CONTROL_TOKENS, *(rf"</?{re.escape(tag)}\b" for tag in tags)]), re.I)
-    while True:  # breaking one piece up can leave another that overlapped it
-        broken = forbidden.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+    blocks = "|".join(rf"</?{re.escape(tag)}\b" for tag in tags)
+    pieces = [part for part in (literally(special_tokens), CONTROL_TOKENS, blocks) if part]
+    return TURNS.sub("> ", break_up(text, "|".join(pieces)))
+
+
+def literally(tokens: Iterable[str]) -> str:
+    """A pattern for these texts, the longest first; those of one character cannot be broken up."""
+    return "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True) if len(token) > 1)
+
+
+def break_up(text: str, forbidden: str) -> str:
+    """The text with a space after the first character of whatever matches: a reader sees what was there, a tokenizer
+    does not. No pattern: the text."""
+    while forbidden:  # breaking one piece up can leave another that overlapped it
+        broken = re.sub(forbidden, lambda match: f"{match[0][0]} {match[0][1:]}", text, flags=re.IGNORECASE)
         if broken == text:
-            return TURNS.sub("> ", text)
+            break
         text = broken
+    return text

@@ -164,6 +164,35 @@ def load_scorer(config: ModelConfig, *, seed: int, training: bool = False) -> "P
     return model
 
 
+def load_classifier(config: ModelConfig) -> "PreTrainedModel":
+    """A model that was trained to give a text one score, with the head that it brings, in eval mode and frozen.
+
+    Raises:
+        ModelError: it cannot be loaded, it has no trained head, or it gives more than one score.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    with _explained(config):
+        told = AutoConfig.from_pretrained(
+            path_of(config), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    kinds = list(getattr(told, "architectures", None) or [])
+    # transformers would put a random head on a language model, say so in a warning, and score with it.
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise ModelError(
+            f"model.base: {config.base} is {', '.join(kinds) or 'of no known kind'} and has no head that gives a "
+            "score; name a reward model (a ...ForSequenceClassification with one output)"
+        )
+    if told.num_labels != 1:
+        raise ModelError(
+            f"model.base: {config.base} gives {told.num_labels} numbers for a text; a reward model gives one score"
+        )
+    quantized = quantization(config)
+    if quantized is not None:
+        quantized.llm_int8_skip_modules = ["score", "classifier"]
+    return _loaded(AutoModelForSequenceClassification, config, training=False, quantization_config=quantized)
+
+
 def _loaded(kind: Any, config: ModelConfig, *, training: bool, **more: Any) -> "PreTrainedModel":
     where = device()
     with _explained(config):

@@ -4,6 +4,7 @@ Two layers of a Llama with random weights; a token is a byte; conversations are 
 large, so that its distributions are far from flat and a mistake of one position shows.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,40 @@ def full_logprobs(model: Any, ids: Sequence[int]) -> Any:
     shifted = logits - logits.max(axis=-1, keepdims=True)
     logprobs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return logprobs[np.arange(len(ids) - 1), list(ids)[1:]]
+
+
+def make_reward_model(folder: Path, kind: str = "decoder", labels: int = 1) -> Path:
+    """A random classifier with its tokenizer: a Llama whose padding is its end of turn, or a BERT that reads pairs."""
+    import torch
+    from tokenizers.processors import BertProcessing
+    from transformers import (
+        AutoTokenizer,
+        BertConfig,
+        BertForSequenceClassification,
+        LlamaConfig,
+        LlamaForSequenceClassification,
+    )
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "initializer_range": 0.3, "num_labels": labels,
+    }  # fmt: skip
+    decoder = kind == "decoder"
+    make_tokenizer(folder, CHATML if decoder else None)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if decoder:
+            tokenizer.pad_token = tokenizer.eos_token
+            whole = LlamaConfig(**sizes, max_position_embeddings=CONTEXT, pad_token_id=END, num_key_value_heads=2)
+            LlamaForSequenceClassification(whole).save_pretrained(folder)
+        else:
+            tokenizer.backend_tokenizer.post_processor = BertProcessing((SPECIAL[1], 1), (SPECIAL[0], 0))
+            tokenizer.model_max_length = 128
+            BertForSequenceClassification(BertConfig(**sizes, max_position_embeddings=128)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if not decoder:
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder

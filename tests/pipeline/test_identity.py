@@ -63,6 +63,12 @@ OPTIONS: dict[str, dict[str, str]] = {
         "weight": "identity",
         "temperature": "identity",
     },
+    "judges.reward_model.Config": {
+        "temperature": "identity",
+        "name": "identity",
+        "model": "identity",
+        "adapter": "identity",
+    },
     "judges.rules.Config": {
         "name": "identity",
         "scale": "identity",
