@@ -16,12 +16,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from judges.base import Session
-from judges.scoring import ScoringConfig, ScoringJudge
+from judges.pointwise import PointwiseConfig, PointwiseJudge
 from pipeline.models import ModelConfig
 from pipeline.records import Message, Prompt, Response
 
 
-class Config(ScoringConfig):
+class Config(PointwiseConfig):
     """How likelihood is measured."""
 
     VERSION: ClassVar[int] = 2
@@ -43,7 +43,7 @@ class Config(ScoringConfig):
         return LikelihoodJudge(self)
 
 
-class LikelihoodJudge(ScoringJudge):
+class LikelihoodJudge(PointwiseJudge):
     def __init__(self, config: Config) -> None:
         from pipeline.models import load_model, load_tokenizer
 

@@ -16,8 +16,8 @@ from typing import Any, Literal, Self
 from pydantic import field_validator, model_validator
 
 from judges.base import Session
+from judges.pointwise import PointwiseConfig, PointwiseJudge
 from judges.rendering import break_up, literally
-from judges.scoring import ScoringConfig, ScoringJudge
 from pipeline.models import ModelConfig
 from pipeline.records import Message, Prompt, Response, digest
 from pipeline.store import sha256_file
@@ -29,7 +29,7 @@ ROWS = 16
 """Answers a forward pass."""
 
 
-class Config(ScoringConfig):
+class Config(PointwiseConfig):
     """Which reward model, and how far apart its scores are."""
 
     name: Literal["reward_model"] = "reward_model"
@@ -79,7 +79,7 @@ class Reader:
         """Tokens that it can read; what is longer has no score."""
 
 
-class RewardModelJudge(ScoringJudge):
+class RewardModelJudge(PointwiseJudge):
     def __init__(self, config: Config, reader: Reader) -> None:
         super().__init__(config)
         self.reader = reader

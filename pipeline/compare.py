@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from judges.base import AnyJudge
+from judges.grading import ExamReport
 from pipeline import generate, label, report, store
 from pipeline.generate import Answer, Sampling
 from pipeline.plugins import Config
@@ -182,10 +183,12 @@ def report_finish(job: Job) -> None:
     """Write public/report.html, report.md and results.json."""
     config = Reporting.model_validate(job.options["config"])
     results = Results.model_validate_json((job.inputs["compare"] / "results.json").read_text(encoding="utf-8"))
+    exam = label.examined(job)
     data = report.ReportData(
         title=config.title,
         recipe_yaml=config.recipe_yaml,
-        results=results,
+        results=results.model_copy(update={"exam": exam.model_dump(mode="json") if exam else None}),
+        exam=exam,
         labels=_labels(job),
         curves={
             name.removeprefix("train."): [json.loads(line) for line in (path / "metrics.jsonl").open(encoding="utf-8")]
@@ -193,7 +196,8 @@ def report_finish(job: Job) -> None:
         },
         steps=tuple(_step_time(name, job.inputs[name]) for name in config.steps),
         **_environment(job),
-        warnings=tuple(_warnings(results)),
+        alarms=tuple(_alarms(exam)),
+        warnings=tuple(_warnings(results, exam)),
         samples=tuple(_samples(job, results)),
     )
     for name, text in report.render(data).items():
@@ -224,7 +228,18 @@ def _labels(job: Job) -> report.Labels:
     )
 
 
-def _warnings(results: Results) -> Iterator[str]:
+def _alarms(exam: ExamReport | None) -> Iterator[str]:
+    if exam is not None and not exam.passed:
+        yield (
+            f"{exam.judge} failed its exam and labelled the training data all the same (exam.enforce is false): "
+            "what was trained on its labels is not to be trusted."
+        )
+        yield from exam.causes
+
+
+def _warnings(results: Results, exam: ExamReport | None) -> Iterator[str]:
+    if exam is None:
+        yield f"{results.labelling_judge} was not examined before it labelled."
     if any(judge.labelled for judge in results.judges):
         name = next(judge.name for judge in results.judges if judge.labelled)
         yield f"{name} labelled the training data and also compares: trust it less than a judge that did not."

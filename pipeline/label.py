@@ -1,5 +1,8 @@
 """Stage 2: the judge says which answer of each pair is better. Ties, abstentions and confidence are kept.
 
+A judge that failed its exam does not label, unless the recipe says so; one with a gold file is calibrated by it. The
+journal keeps what the judge said, and `p_raw` in a verdict's evidence what it was before.
+
 Every verdict is in `verdicts.jsonl`, in the order of the pairs; what is trained on is in `preferences.jsonl`. Pairs
 pass through prompt by prompt, so that a hundred thousand of them need no more memory than a thousand. The same code
 judges checkpoints against each other (`pipeline.compare`). What is left out: what a judge is (`judges`), and what the
@@ -13,6 +16,7 @@ from typing import Literal, TypeVar
 
 from judges import cached
 from judges.base import AnyJudge, JudgeConfig, Session
+from judges.grading import ExamReport
 from pipeline import store, views
 from pipeline.errors import DataError, JudgeError
 from pipeline.plugins import Config
@@ -38,12 +42,19 @@ class Labelling(Config):
     judge: AnyJudge
     label: LabelConfig
     pairing: Literal["best_worst", "random", "all"]
+    enforce: bool = True
+    """Whether a judge that failed its exam is refused."""
     budget_usd: float | None = None
 
 
 def work(job: Job) -> None:
-    """Judge this process's share of the prompts, into the journal."""
+    """Judge this process's share of the prompts, into the journal.
+
+    Raises:
+        JudgeError: the judge failed its exam.
+    """
     config = Labelling.model_validate(job.options["config"])
+    _admit(examined(job), config)
     path = job.inputs["generate"] / "pairs.jsonl"
     total = sum(1 for _ in by_prompt(_pairs(path)))
     judge_share(config.judge, _pairs(path), total, job, config.budget_usd)
@@ -53,11 +64,14 @@ def finish(job: Job) -> None:
     """Write verdicts.jsonl, preferences.jsonl and summary.json.
 
     Raises:
-        JudgeError: more abstentions than the recipe allows, or nothing decided at all.
+        JudgeError: the judge failed its exam, left more open than the recipe allows, or decided nothing at all.
     """
     config = Labelling.model_validate(job.options["config"])
+    exam = examined(job)
+    _admit(exam, config)
     pairs, verdicts = job.inputs["generate"] / "pairs.jsonl", job.out / "verdicts.jsonl"
-    store.write_jsonl(verdicts, judge_all(config.judge, _pairs(pairs), job, config.budget_usd))
+    said = judge_all(config.judge, _pairs(pairs), job, config.budget_usd)
+    store.write_jsonl(verdicts, map(exam.calibrate, said) if exam else said)
     summary = _summary(config, _judged(pairs, verdicts))
     _check(views.Counts.model_validate({name: summary[name] for name in views.Counts.model_fields}), config.label)
     kept = _Counted(_preferences(config, _judged(pairs, verdicts)))
@@ -68,6 +82,22 @@ def finish(job: Job) -> None:
     found = config.judge.summary(store.read_jsonl(verdicts, Verdict))
     told = {**summary, "preferences": kept.count, "confidence": confidence, "judge_summary": found}
     store.write_json(job.out / "summary.json", told)
+
+
+def examined(job: Job) -> ExamReport | None:
+    """What the exam found; None: the recipe wants none."""
+    if "exam" not in job.inputs:
+        return None
+    return ExamReport.model_validate_json((job.inputs["exam"] / "exam.json").read_text(encoding="utf-8"))
+
+
+def _admit(exam: ExamReport | None, config: Labelling) -> None:
+    if exam is not None and config.enforce and not exam.passed:
+        causes = "\n  ".join(exam.causes)
+        raise JudgeError(
+            f"judge {exam.judge} failed its exam, so it may not label:\n  {causes}\n"
+            "Take another judge or mend this one; exam.enforce=false lets it label all the same, and the report says so"
+        )
 
 
 def judge_share(config: JudgeConfig, pairs: Iterable[Pair], total: int, job: Job, budget_usd: float | None) -> None:

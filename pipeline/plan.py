@@ -1,13 +1,14 @@
 """The steps of a recipe: what each reads, and which functions do it. The line of data of the whole project.
 
-    generate -> label -> train.* -> answers -> compare -> report
+    generate -> exam -> label -> train.* -> answers -> compare -> report
 
-What is left out: running them (`pipeline.run`), and what they do (`generate`, `label`, `train`, `compare`).
+What is left out: running them (`pipeline.run`), and what they do (`generate`, `examine`, `label`, `train`, `compare`).
 """
 
 from pathlib import Path
 
-from pipeline import compare, generate, label, train
+from judges import exam, grading
+from pipeline import compare, examine, generate, label, train
 from pipeline.models import processes_for
 from pipeline.plugins import Config
 from pipeline.recipe import BASE, Recipe, dump, policies
@@ -19,6 +20,7 @@ def steps(recipe: Recipe, title: str) -> list[Step]:
     trained = [f"train.{name}" for name in recipe.train if name in checkpoints(recipe)]
     return [
         _generate(recipe),
+        *([_exam(recipe)] if examines(recipe) else []),
         _label(recipe),
         *[_train(recipe, name) for name in recipe.train],
         _answers(recipe, trained),
@@ -44,15 +46,45 @@ def _generate(recipe: Recipe) -> Step:
     )
 
 
+def examines(recipe: Recipe) -> bool:
+    """Whether the judge has anything to sit."""
+    return recipe.exam.prompts > 0 or recipe.exam.gold is not None
+
+
+def _exam(recipe: Recipe) -> Step:
+    config = examine.Examining(
+        seed=recipe.seed,
+        judge=recipe.judge,
+        prompts=recipe.exam.prompts,
+        gold=recipe.exam.gold,
+        floors=recipe.exam.floors,
+        budget_usd=recipe.budget_usd,
+    )
+    return _step(
+        "exam",
+        config,
+        [exam.VERSION, grading.VERSION, examine.VERSION],
+        inputs=("generate",) if recipe.exam.prompts else (),
+        files=(recipe.exam.gold,) if recipe.exam.gold else (),
+        work="pipeline.examine:work",
+        finish="pipeline.examine:finish",
+        processes=1 if recipe.judge.remote else recipe.label.processes,
+    )
+
+
 def _label(recipe: Recipe) -> Step:
     config = label.Labelling(
-        judge=recipe.judge, label=recipe.label, pairing=recipe.generate.pairing, budget_usd=recipe.budget_usd
+        judge=recipe.judge,
+        label=recipe.label,
+        pairing=recipe.generate.pairing,
+        enforce=recipe.exam.enforce,
+        budget_usd=recipe.budget_usd,
     )
     return _step(
         "label",
         config,
         [label.VERSION],
-        inputs=("generate",),
+        inputs=("generate", "exam") if examines(recipe) else ("generate",),
         work="pipeline.label:work",
         finish="pipeline.label:finish",
         processes=1 if recipe.judge.remote else recipe.label.processes,
@@ -109,7 +141,14 @@ def _compare(recipe: Recipe) -> Step:
 
 
 def _report(recipe: Recipe, title: str) -> Step:
-    before = ("generate", "label", *[f"train.{name}" for name in recipe.train], "answers", "compare")
+    before = (
+        "generate",
+        *(["exam"] if examines(recipe) else []),
+        "label",
+        *[f"train.{name}" for name in recipe.train],
+        "answers",
+        "compare",
+    )
     config = compare.Reporting(title=title, recipe_yaml=dump(recipe), steps=before)
     return _step("report", config, [compare.VERSION], inputs=before, finish="pipeline.compare:report_finish")
 

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,6 +148,8 @@ class Results(Record):
     """Of every interval, e.g. 0.95."""
     labelling_judge: str | None
     """Name of the judge that labelled the training data, whether or not it also compares."""
+    exam: dict[str, Any] | None = None
+    """What that judge's exam found (`judges.grading.ExamReport`, as JSON). None: it was not examined."""
 
     @classmethod
     def of(

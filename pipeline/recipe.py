@@ -27,11 +27,13 @@ from pydantic.json_schema import models_json_schema
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from judges.base import AnyJudge, JudgeConfig
+from judges.exam import ExamConfig, GoldPair
 from pipeline.algorithms.base import AlgorithmConfig
 from pipeline.errors import RecipeError
 from pipeline.models import ModelConfig
 from pipeline.plugins import FOLDERS, Config, Plugin, config_class, names
 from pipeline.sampling.base import SamplerConfig
+from pipeline.store import read_jsonl
 
 BASE = "base"
 """What the policy is called before any training, where checkpoints are named."""
@@ -147,6 +149,8 @@ class Recipe(Config):
     """Stage 1: answers, in pairs."""
     judge: FairJudge
     """Who labels. May also be among `compare.judges`; the report then says that it judged its own pupils."""
+    exam: ExamConfig = ExamConfig()
+    """What the judge must show before it labels."""
     label: LabelConfig = LabelConfig()
     """Stage 2: which verdicts of the judge count."""
     train: dict[Annotated[str, AfterValidator(_step_name)], AnyAlgorithm]
@@ -291,10 +295,11 @@ def schema() -> dict[str, Any]:
 
 
 def check_files(recipe: Recipe) -> None:
-    """Looks for the prompt files, which `load` does not, so that a recipe can be read away from its data.
+    """Looks for the prompt files, which `load` does not, so that a recipe can be read away from its data; reads gold.
 
     Raises:
         RecipeError: naming every one that is missing.
+        DataError: a row of the gold file cannot be read.
     """
     blocks = {"generate": recipe.generate.prompts, "compare": recipe.compare.prompts}
     mistakes = [
@@ -303,8 +308,14 @@ def check_files(recipe: Recipe) -> None:
         for file in prompts.files
         if not os.path.isfile(file)
     ]
+    gold = recipe.exam.gold
+    if gold is not None and not os.path.isfile(gold):
+        mistakes.append(f"exam.gold: there is no file {gold.absolute()}")
     if mistakes:
         raise _all_of(mistakes, "")
+    if gold is not None:
+        for _ in read_jsonl(gold, GoldPair):
+            pass
 
 
 def explain(error: ValidationError) -> list[str]:

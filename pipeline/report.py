@@ -23,6 +23,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from judges.grading import ExamReport, GoldReport, Position, shown, wanted
 from pipeline.ratings import Checkpoint, Comparison, Estimate, JudgeInfo, Results, interval, percent
 from pipeline.records import Message, Record
 
@@ -90,6 +91,10 @@ class ReportData(Record):
     steps: tuple[StepTime, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, str] = Field(default_factory=dict)
+    exam: ExamReport | None = None
+    """What the labelling judge's exam found. None: it was not examined."""
+    alarms: tuple[str, ...] = ()
+    """What makes the whole run doubtful; above the warnings, and louder."""
     warnings: tuple[str, ...] = ()
     samples: tuple[Sample, ...] = ()
 
@@ -157,6 +162,9 @@ def _sheets(data: ReportData) -> dict[str, Sheet]:
         "checkpoints": _checkpoint_sheet(results),
         "judges": _judge_sheet(results.judges),
         "labels": _label_sheet(data.labels),
+        "exam": exam_sheet(data.exam),
+        "place": _place_sheet(data.exam.position if data.exam else None),
+        "gold": gold_sheet(data.exam.gold if data.exam else None),
         "steps": _step_sheet(data.steps),
         "curves": _curve_sheet(data.curves),
         "machine": Sheet("Versions and hardware", ("what", "value"), tuple((data.versions | data.hardware).items()), 2),
@@ -247,6 +255,67 @@ def _findings(labels: Labels) -> list[tuple[str, str]]:
         words, _, unit = name.replace("_", " ").rpartition(" ")
         found.append((f"{words} rate", percent(value)) if unit == "rate" else (words, f"{value:.2f} {unit}"))
     return found
+
+
+def exam_sheet(exam: ExamReport | None) -> Sheet:
+    """What the judge had to show, and what it showed."""
+    outcomes = {True: "passed", False: "failed", None: "not asked"}
+    rows = tuple(
+        (
+            check.name,
+            outcomes[check.passed],
+            wanted(check),
+            shown(check.unit, check.found) if check.found else NOTHING,
+            str(check.found.n) if check.found else NOTHING,
+        )
+        for check in (exam.checks if exam else ())
+    )
+    return Sheet("The judge's exam", ("what", "outcome", "floor", "found", "questions"), rows, names=2)
+
+
+def _place_sheet(position: Position | None) -> Sheet:
+    columns = ("bias, nats", "95 % interval", "between answers, nats", "picks the first", "flips with the order")
+    if position is None:
+        return Sheet("Position bias", columns, ())
+    row = (
+        f"{position.bias.value:.2f}",
+        f"[{position.bias.low:.2f}, {position.bias.high:.2f}]",
+        f"{position.signal:.2f}",
+        shown("share", position.first),
+        shown("share", position.flips),
+    )
+    return Sheet("Position bias", columns, (row,), names=0)
+
+
+def gold_sheet(gold: GoldReport | None) -> Sheet:
+    """The judge against people."""
+    if gold is None:
+        return Sheet("The judge against people", (), ())
+    rows = (
+        ("right", _estimate(gold.accuracy)),
+        *((f"right, {name}", _estimate(found)) for name, found in gold.by_subset.items()),
+        ("right where the longer answer is better", _share(gold.accuracy_longer_better)),
+        ("right where it is worse", _share(gold.accuracy_longer_worse)),
+        ("the longer answer is better", _share(gold.longer_is_better)),
+        ("prefers the longer answer", _estimate(gold.prefers_longer)),
+        ("Cohen's kappa", _kappa(gold.kappa)),
+        ("Brier score", _number(gold.brier, 3)),
+        ("calibration error", _number(gold.ece, 3)),
+        ("calibration error at the fitted temperature", _number(gold.ece_calibrated, 3)),
+        ("surer of what is right (AUROC)", _number(gold.auroc, 3)),
+        ("temperature", f"{gold.temperature:.3g}"),
+        ("rows, ties among them", f"{gold.rows}, {gold.ties}"),
+        ("abstained", _reasons(gold.abstained)),
+    )
+    return Sheet("The judge against people", ("what", "found"), rows)
+
+
+def _estimate(found: Estimate | None) -> str:
+    return shown("share", found) if found else NOTHING
+
+
+def _kappa(found: Estimate | None) -> str:
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]" if found else NOTHING
 
 
 def _step_sheet(steps: Iterable[StepTime]) -> Sheet:

@@ -126,8 +126,11 @@ class Run:
         """
         return self._states(self._data())
 
-    def execute(self, dry_run: bool = False) -> list[State]:
+    def execute(self, dry_run: bool = False, until: str | None = None) -> list[State]:
         """Do what is not done. With nothing to do, no process is started and no file is touched.
+
+        Args:
+            until: the name of a step; only it and what it needs is done.
 
         Raises:
             DataError: a data file is missing, or changed while a step was reading it.
@@ -137,14 +140,17 @@ class Run:
         """
         data = self._data()
         states = self._states(data)
-        if dry_run or (all(state.done for state in states) and not self._outdated_top(states)):
-            for state in states:
+        wanted = self._needed(until)
+        if dry_run or (
+            all(state.done for state in states if state.step.name in wanted) and not self._outdated_top(states)
+        ):
+            for state in (state for state in states if state.step.name in wanted):
                 self._say(state.step, state.why if state.done else f"runs: {state.why}")
             return states
         store.make_dirs(self.directory)
         try:
             with _raising_signals(), _locked(self.directory) as lock:
-                return self._do_all(data, lock)
+                return self._do_all(data, lock, wanted)
         except _Stopped as stopped:
             name = signal.Signals(stopped.number).name
             self._print(f"Stopped by {name}. What is finished is kept: the same command continues from here.")
@@ -207,9 +213,16 @@ class Run:
         manifests = (store.read_manifest(path.parent) for path in newest_first)
         return next((manifest for manifest in manifests if manifest is not None), None)
 
+    def _needed(self, until: str | None) -> frozenset[str]:
+        """The step and all that it reads, directly or not; every step if none is named."""
+        if until is None:
+            return frozenset(step.name for step in self.steps)
+        inputs = {step.name: step.inputs for step in self.steps}
+        return frozenset({until}).union(*(self._needed(name) for name in inputs[until]))
+
     # ---- doing it
 
-    def _do_all(self, data: Mapping[Path, str], lock: int) -> list[State]:
+    def _do_all(self, data: Mapping[Path, str], lock: int, wanted: frozenset[str]) -> list[State]:
         for leftover in self.directory.glob(".*.tmp"):
             store.remove(leftover)
         told: set[str] = set()
@@ -217,12 +230,13 @@ class Run:
             states = self._states(data)
             for name, content in self._outdated_top(states).items():
                 store.write_bytes(self.directory / name, [content])
-            for state in takewhile(lambda state: state.done, states):
+            mine = [state for state in states if state.step.name in wanted]
+            for state in takewhile(lambda state: state.done, mine):
                 if state.step.name not in told:
                     self._say(state.step, "done")
                     store.remove(self._staging(state))  # there if a kill came right after its publishing
                 told.add(state.step.name)
-            todo = next((state for state in states if not state.done), None)
+            todo = next((state for state in mine if not state.done), None)
             if todo is None:
                 return states
             by_name = {state.step.name: state for state in states}

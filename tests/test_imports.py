@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["pipeline.errors", "pipeline.records"],
     ["pipeline.plugins", "pipeline.store", "pipeline.progress", "pipeline.worker"],
-    ["pipeline.models", "pipeline.views", "pipeline.ratings", "pipeline.importers*"],
+    ["pipeline.models", "pipeline.views", "pipeline.ratings", "pipeline.agreement", "pipeline.importers*"],
     ["judges*", "pipeline.sampling*", "pipeline.algorithms*"],
     ["pipeline.recipe"],  # the stages read their blocks of it, so it knows none of them
-    [f"pipeline.{stage}" for stage in ("generate", "label", "train", "compare", "agreement", "report", "annotate*")],
+    [f"pipeline.{stage}" for stage in ("generate", "label", "examine", "train", "compare", "report", "annotate*")],
     ["pipeline.run", "pipeline.plan", "pipeline.launch"],
     ["pipeline.cli"],
 ]

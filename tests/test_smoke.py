@@ -17,7 +17,7 @@ from pipeline import store
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-STEPS = ("generate", "label", "train.dpo", "train.kto", "answers", "compare")
+STEPS = ("generate", "exam", "label", "train.dpo", "train.kto", "answers", "compare")
 """Every step whose output has no times in it; the report shows those."""
 
 
@@ -115,14 +115,14 @@ def test_another_judge_reuses_the_answers_and_redoes_what_follows(finished: tupl
         assert "runs:" in states[step], output
 
 
-def test_killed_in_generate_in_label_and_in_training_it_ends_with_the_same_bytes(
+def test_killed_in_generate_in_the_exam_and_in_training_it_ends_with_the_same_bytes(
     finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     run = tmp_path / "smoke"
     kill_when(start(run), lambda: rows(run, "answers") >= 1)
     assert not (run / "steps" / "generate").exists()
     kill_when(start(run), lambda: rows(run, "verdict") >= 1)
-    assert not (run / "steps" / "label").exists()
+    assert not (run / "steps" / "exam").exists()
     sealed = ".staging/train.dpo-*/work/checkpoints/checkpoint-*/MANIFEST.json"
     kill_when(start(run), lambda: any(run.glob(sealed)))
     assert not (run / "steps" / "train.dpo").exists()

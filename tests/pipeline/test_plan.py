@@ -34,5 +34,15 @@ def test_only_policies_answer_the_held_out_prompts(tmp_path: Path) -> None:
 
 
 def test_the_report_tells_of_every_step(tmp_path: Path) -> None:
-    expected = ("generate", "label", "train.dpo", "train.scorer", "train.late", "answers", "compare")
+    expected = ("generate", "exam", "label", "train.dpo", "train.scorer", "train.late", "answers", "compare")
     assert inputs(tmp_path)["report"] == expected
+
+
+def test_the_judge_is_examined_before_it_labels_and_on_gold_alone_without_the_policys_answers(tmp_path: Path) -> None:
+    found = inputs(tmp_path)
+    assert (found["exam"], found["label"]) == (("generate",), ("generate", "exam"))
+    gold_alone = inputs(tmp_path, "exam.prompts=0", "exam.gold=gold.jsonl")
+    assert (gold_alone["exam"], gold_alone["label"]) == ((), ("generate", "exam"))
+    nothing = inputs(tmp_path, "exam.prompts=0")
+    assert "exam" not in nothing
+    assert nothing["label"] == ("generate",)

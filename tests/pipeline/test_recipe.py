@@ -305,7 +305,7 @@ def test_all_mistakes_are_told_at_once_with_what_was_probably_meant(small: Path)
         ("train.rloo={reward: {judge: length}, save_steps: 3, num_iterations: 2}",
          "train.rloo: save_steps=3 is no multiple of the 2 updates on each batch of answers, so a run that "),
         ("extend=base.yaml", "extend: no such option; did you mean 'extends'?"),
-        ("colour=blue", "colour: no such option; there are: seed, model, generate, judge, label, train, compare, b"),
+        ("colour=blue", "colour: no such option; there are: seed, model, generate, judge, exam, label, train, compare"),
         ("_target_=os.system", "_target_: no such option; there are: "),
     ],
 )  # fmt: skip

@@ -14,17 +14,17 @@ from judges.base import JudgeConfig, sigmoid
 from pipeline.records import Pair, Prompt, Response, Verdict
 
 
-class ScoringConfig(JudgeConfig):
+class PointwiseConfig(JudgeConfig):
     """What the judges that score single answers have in common."""
 
     temperature: float = Field(default=1.0, gt=0)
     """A difference of so much in the score makes the better answer 73 % likely to be preferred."""
 
 
-class ScoringJudge:
+class PointwiseJudge:
     """See `judges.base.Judge`. A subclass says what it looks at, and scores that."""
 
-    def __init__(self, config: ScoringConfig) -> None:
+    def __init__(self, config: PointwiseConfig) -> None:
         self.config = config
         self.fingerprint = config.fingerprint()
 
