@@ -1,0 +1,135 @@
+"""LoRA layers that compute faster and hold less than PEFT's, on the adapters that PEFT made; the numbers are the same.
+
+PEFT multiplies, scales, casts and adds in six passes over a layer's output, and autograd keeps what lies between. Here
+the low-rank product is added into the output in one pass, and backward keeps the input and the rank-r activations only.
+A 4-bit weight is dequantised where it is needed, or once for a while (`dense`): on a processor a rollout would
+otherwise dequantise the whole model for every single token. Weights are never merged: merging would change an NF4 base.
+
+What is left out: dropout, DoRA and merged adapters (refused), and everything PEFT does well: making, saving, loading.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import ModelError
+
+
+class Switch:
+    """Which adapter all layers compute with; None is the base alone. Unlike PEFT's it changes no `requires_grad`."""
+
+    active: str | None = None
+
+
+def fuse(model: Any) -> Switch:
+    """Replaces the forward pass of every LoRA layer of a PeftModel by one that the returned switch directs.
+
+    Raises:
+        ModelError: a layer has dropout, DoRA or a merged adapter, or an adapter sits on something else than a layer
+            with a matrix.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    switch = Switch()
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            _check(name, module)
+            module.forward = _Layer(module, switch)  # type: ignore[method-assign,assignment]
+    return switch
+
+
+@contextlib.contextmanager
+def dense(model: Any) -> Iterator[None]:
+    """Inside, 4-bit weights are held dequantised as well. Costs the compute dtype's bytes a parameter meanwhile."""
+    layers = [module.forward for module in model.modules() if isinstance(getattr(module, "forward", None), _Layer)]
+    for layer in layers:
+        layer.held = layer.weight() if layer.quantised else None
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.held = None
+
+
+def _check(name: str, module: Any) -> None:
+    if module.merged or any(module.use_dora.values()) or module.lora_embedding_A:
+        raise ModelError(f"{name}: PPO takes plain LoRA on linear layers; no DoRA, no embeddings, nothing merged")
+    if any(isinstance(each, nn.Dropout) and each.p > 0 for each in module.lora_dropout.values()):
+        raise ModelError(f"{name}: the adapter has dropout; PPO compares two passes, so lora_dropout must be 0")
+
+
+class _Layer:
+    """The forward pass of one LoRA layer."""
+
+    def __init__(self, module: Any, switch: Switch) -> None:
+        self.module = module
+        self.switch = switch
+        self.base = module.base_layer
+        self.quantised = getattr(self.base.weight, "quant_state", None) is not None
+        # Anything else than a plain or 4-bit matrix (int8, Conv1D, several GPUs) multiplies by itself.
+        self.plain = type(self.base) is nn.Linear or self.quantised
+        self.held: Tensor | None = None
+
+    def weight(self) -> Tensor:
+        """The frozen matrix, in the dtype that is computed in."""
+        if self.held is not None:
+            return self.held
+        if not self.quantised:
+            return self.base.weight  # type: ignore[no-any-return]
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(self.base.weight.data, self.base.weight.quant_state)  # type: ignore[no-any-return]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        name = self.switch.active
+        adapted = name is not None and name in self.module.lora_A
+        if not self.plain:
+            return self.base(x) + self._low_rank(x) if adapted else self.base(x)
+        if not adapted:
+            return _Fused.apply(x, self, None, None, 0.0)  # type: ignore[no-any-return,no-untyped-call]
+        a, b = self.module.lora_A[name].weight, self.module.lora_B[name].weight
+        return _Fused.apply(x, self, a, b, self.module.scaling[name])  # type: ignore[no-any-return,no-untyped-call]
+
+    def _low_rank(self, x: Tensor) -> Tensor:
+        name = self.switch.active
+        a, b = self.module.lora_A[name].weight, self.module.lora_B[name].weight
+        return (F.linear(F.linear(x.to(a.dtype), a), b) * self.module.scaling[name]).to(x.dtype)
+
+
+class _Fused(torch.autograd.Function):
+    """y = W x + bias + s B A x, with W frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: _Layer, a: Tensor | None, b: Tensor | None, scaling: float) -> Tensor:
+        weight = layer.weight()
+        # One dtype throughout, which is the weight's; norms kept in fp32 hand over fp32.
+        x_NI = x.reshape(-1, x.shape[-1]).to(weight.dtype)
+        y_NO = F.linear(x_NI, weight, layer.base.bias)
+        h_NR = None
+        if a is not None and b is not None:
+            h_NR = F.linear(x_NI, a.to(weight.dtype))
+            y_NO.addmm_(h_NR, b.to(weight.dtype).T, alpha=scaling)
+        ctx.save_for_backward(x_NI if a is not None else None, h_NR, a, b)
+        ctx.layer, ctx.scaling, ctx.shape, ctx.dtype = layer, scaling, x.shape, x.dtype
+        return y_NO.view(*x.shape[:-1], -1).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        x_NI, h_NR, a, b = ctx.saved_tensors
+        weight = ctx.layer.weight()
+        g_NO = gradients[0].reshape(-1, gradients[0].shape[-1]).to(weight.dtype)
+        by_x = by_a = by_b = None
+        if ctx.needs_input_grad[0]:
+            by_x = g_NO @ weight
+        if a is not None:
+            by_h_NR = (g_NO @ b.to(weight.dtype)).mul_(ctx.scaling)
+            if by_x is not None:
+                by_x.addmm_(by_h_NR, a.to(weight.dtype))
+            by_a = (by_h_NR.T @ x_NI).to(a.dtype) if ctx.needs_input_grad[2] else None
+            by_b = (g_NO.T @ h_NR).mul_(ctx.scaling).to(b.dtype) if ctx.needs_input_grad[3] else None
+        by_x = by_x.view(ctx.shape).to(ctx.dtype) if by_x is not None else None
+        return by_x, None, by_a, by_b, None
