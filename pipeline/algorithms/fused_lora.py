@@ -38,7 +38,7 @@ def fuse(model: Any) -> Switch:
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             _check(name, module)
-            module.forward = _Layer(module, switch)  # type: ignore[method-assign,assignment]
+            module.forward = _Layer(module, switch)
     return switch
 
 
@@ -86,18 +86,27 @@ class _Layer:
 
     def __call__(self, x: Tensor) -> Tensor:
         name = self.switch.active
-        adapted = name is not None and name in self.module.lora_A
+        if name is not None and name not in self.module.lora_A:
+            name = None
         if not self.plain:
-            return self.base(x) + self._low_rank(x) if adapted else self.base(x)
-        if not adapted:
-            return _Fused.apply(x, self, None, None, 0.0)  # type: ignore[no-any-return,no-untyped-call]
-        a, b = self.module.lora_A[name].weight, self.module.lora_B[name].weight
-        return _Fused.apply(x, self, a, b, self.module.scaling[name])  # type: ignore[no-any-return,no-untyped-call]
+            y: Tensor = self.base(x)
+            return y if name is None else y + self._low_rank(x, name)
+        if name is None:
+            return _fused(x, self, None, None, 0.0)
+        return _fused(x, self, self.module.lora_A[name].weight, self.module.lora_B[name].weight, self.scaling(name))
 
-    def _low_rank(self, x: Tensor) -> Tensor:
-        name = self.switch.active
+    def scaling(self, name: str) -> float:
+        """lora_alpha / r."""
+        return float(self.module.scaling[name])
+
+    def _low_rank(self, x: Tensor, name: str) -> Tensor:
         a, b = self.module.lora_A[name].weight, self.module.lora_B[name].weight
-        return (F.linear(F.linear(x.to(a.dtype), a), b) * self.module.scaling[name]).to(x.dtype)
+        return (F.linear(F.linear(x.to(a.dtype), a), b) * self.scaling(name)).to(x.dtype)
+
+
+def _fused(x: Tensor, layer: _Layer, a: Tensor | None, b: Tensor | None, scaling: float) -> Tensor:
+    found: Tensor = _Fused.apply(x, layer, a, b, scaling)  # type: ignore[no-untyped-call]
+    return found
 
 
 class _Fused(torch.autograd.Function):

@@ -228,7 +228,7 @@ class _Selective(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wanted = ctx.needs_input_grad[0]
         logp, entropy, dlogp, dentropy = [], [], [], []
-        for hidden_CH, ids_C in zip(hidden_NH.split(rows), ids_N.split(rows), strict=True):
+        for hidden_CH, ids_C in zip(torch.split(hidden_NH, rows), torch.split(ids_N, rows), strict=True):
             z_CV = (hidden_CH.contiguous() @ head_VH.T).to(_wide(head_VH)).div_(temperature)
             lse_C1 = z_CV.logsumexp(-1, keepdim=True)
             z_CV -= lse_C1  # from here on log p

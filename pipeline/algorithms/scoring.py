@@ -151,7 +151,7 @@ class SharedReward:
         self.model = model
         self.tokenizer = tokenizer
         self.weight_1H = head.weight_1H.to(model.device)
-        _add_frozen(model, head.folder, self.ADAPTER)
+        add_frozen(model, head.folder, self.ADAPTER)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float | None]:
         """One score for each response to the prompt beside it."""
@@ -241,7 +241,12 @@ def frozen_role(model: Any, name: str) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _add_frozen(model: Any, folder: Path, name: str) -> None:
+def add_frozen(model: Any, folder: Path, name: str) -> None:
+    """Put the LoRA tensors of a reward model on a PeftModel of the same base as the adapter `name`, frozen.
+
+    Raises:
+        ModelError: the adapter does not fit the model.
+    """
     from peft import LoraConfig, set_peft_model_state_dict
     from safetensors.torch import load_file
 

@@ -64,14 +64,13 @@ class LocalSampler:
     def sample(self, batch: Batch, source: str) -> list[Response]:
         """Answers to a batch, in the order of its prompts."""
         prefixes = [chat_ids(self.tokenizer, prompt.messages) for prompt in batch.prompts]
+        eos = end_tokens(self.model, self.tokenizer)
         with role(self.model, source):
-            rows = decode(
-                self.model, prefixes, self.config, samples=batch.samples, seed=batch.seed, eos=self._end_tokens()
-            )
+            rows = decode(self.model, prefixes, self.config, samples=batch.samples, seed=batch.seed, eos=eos)
         under_base = self._under_base(source, prefixes, rows, batch.samples)
         responses = []
         for number, (tokens, logprob) in enumerate(rows):
-            finished = tokens[-1] in self._end_tokens()
+            finished = tokens[-1] in eos
             responses.append(
                 Response(
                     text=self.tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True),
@@ -85,11 +84,6 @@ class LocalSampler:
             )
         return responses
 
-    def _end_tokens(self) -> frozenset[int]:
-        configured = self.model.generation_config.eos_token_id
-        listed = configured if isinstance(configured, list) else [configured]
-        return frozenset(int(token) for token in [*listed, self.tokenizer.eos_token_id] if token is not None)
-
     def _under_base(
         self, source: str, prefixes: list[list[int]], rows: list[tuple[list[int], float]], samples: int
     ) -> list[float | None]:
@@ -101,6 +95,13 @@ class LocalSampler:
         with role(self.model, "base"):
             logprobs = padded_logprobs(self.model, asked, [tokens for tokens, _ in rows])
         return [round(float(each.double().sum()), 6) for each in logprobs]
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends an answer: those of the model's generation config, and the tokenizer's."""
+    configured = model.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None)
 
 
 def decode(
@@ -117,14 +118,57 @@ def decode(
         For each answer, conversation by conversation: its token ids, and the sum of their log-probabilities (nats)
         under the model itself, at temperature 1 and without top-p and top-k.
     """
+    uniform_RT = uniforms(len(prefixes) * samples, config.max_new_tokens, seed)
+    rows = sample_tokens(
+        model,
+        prefixes,
+        uniform_RT,
+        samples=samples,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        eos=eos,
+    )
+    # Rounded, so that the number survives its way through JSON unchanged and reads well.
+    return [(tokens, round(sum(logprobs), 6)) for tokens, logprobs in rows]
+
+
+def uniforms(rows: int, tokens: int, seed: int) -> "torch.Tensor":
+    """The random numbers of so many answers, in [0, 1), one row an answer."""
+    import torch
+
+    # Drawn on the processor whatever the device, so that a seed means the same everywhere.
+    return torch.rand(rows, tokens, generator=torch.Generator().manual_seed(seed))
+
+
+def sample_tokens(
+    model: Any,
+    prefixes: Sequence[Sequence[int]],
+    uniform_RT: "torch.Tensor",
+    *,
+    samples: int,
+    temperature: float,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    eos: frozenset[int],
+    scored_at: float = 1.0,
+) -> list[tuple[list[int], list[float]]]:
+    """Samples `samples` answers of at most T tokens to each of several conversations.
+
+    Args:
+        prefixes: token ids of the conversations.
+        uniform_RT: see `uniforms`; one row an answer, conversation by conversation.
+        eos: an answer ends with the first of these that it samples.
+        scored_at: the temperature at which log-probabilities are taken.
+
+    Returns:
+        For each answer its token ids and their log-probabilities (nats) without top-p and top-k.
+    """
     import torch
     from transformers import DynamicCache
 
-    rows = len(prefixes) * samples
-    # Drawn on the processor whatever the device, so that a seed means the same everywhere.
-    uniform_RT = torch.rand(rows, config.max_new_tokens, generator=torch.Generator().manual_seed(seed))
-    tokens: list[list[int]] = [[] for _ in range(rows)]
-    logprobs = [0.0] * rows
+    rows, longest = uniform_RT.shape
+    found: list[tuple[list[int], list[float]]] = [([], []) for _ in range(rows)]
     ends = torch.tensor(sorted(eos), device=model.device)
 
     with torch.inference_mode():
@@ -137,19 +181,20 @@ def decode(
         mask_BT = mask_PT.repeat_interleave(samples, dim=0)
         alive_B = torch.arange(rows)
 
-        for position in range(config.max_new_tokens):
+        for position in range(longest):
             # 2. One token for every answer that has not ended.
             uniform_B = uniform_RT[alive_B, position].to(logits_BV.device)
-            token_B = draw(logits_BV, uniform_B, config.temperature, config.top_p, config.top_k)
-            logprob_B = token_logprobs(logits_BV[:, None], token_B[:, None])[:, 0]
+            token_B = draw(logits_BV, uniform_B, temperature, top_p, top_k)
+            scored_BV = logits_BV if scored_at == 1 else logits_BV / scored_at
+            logprob_B = token_logprobs(scored_BV[:, None], token_B[:, None])[:, 0]
             for row, token, logprob in zip(
                 alive_B.tolist(), token_B.tolist(), logprob_B.double().tolist(), strict=True
             ):
-                tokens[row].append(token)
-                logprobs[row] += logprob
+                found[row][0].append(token)
+                found[row][1].append(logprob)
             # 3. Those that ended leave the batch.
             keep_B = ~torch.isin(token_B, ends)
-            if position + 1 == config.max_new_tokens or not bool(keep_B.any()):
+            if position + 1 == longest or not bool(keep_B.any()):
                 break
             if not bool(keep_B.all()):
                 kept = keep_B.nonzero()[:, 0]
@@ -158,8 +203,7 @@ def decode(
             # 4. The next logits.
             mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), 1)], dim=1)
             logits_BV = _step(model, token_B[:, None], mask_BT, cache)
-    # Rounded, so that the number survives its way through JSON unchanged and reads well.
-    return [(row, round(total, 6)) for row, total in zip(tokens, logprobs, strict=True)]
+    return found
 
 
 def draw(

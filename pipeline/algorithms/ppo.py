@@ -1,0 +1,142 @@
+"""Proximal Policy Optimization (Schulman et al. 2017, arXiv:1707.06347) on one base in memory.
+
+The policy answers prompts, a reward scores the answers, and the policy is moved towards what scored above what its
+critic expected, held to where it started from by a penalty on the divergence. Policy, reference, reward model and
+critic are adapters on one frozen, quantised base. This file puts the parts together:
+
+    ppo_options.py   what a recipe can say             ppo_trainer.py   the loop, in numbered steps
+    ppo_roles.py     one base, its adapters by role    fused_lora.py    LoRA in fewer passes
+    ppo_math.py      the equations                     ppo_rollout.py   prompts and sampled answers
+    ppo_state.py     exact resuming                    ppo_guards.py    what stops it
+    ranks.py         several processes
+
+What is left out: rollouts by a server, DeepSpeed.
+"""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pipeline.algorithms import rewards
+from pipeline.algorithms.base import TrainRun
+from pipeline.algorithms.ppo_options import Options
+from pipeline.errors import TrainingError
+from pipeline.models import chat_ids
+from pipeline.records import digest
+
+if TYPE_CHECKING:
+    from pipeline.algorithms.ppo_rollout import Task
+
+
+class Config(Options):
+    """PPO; its options are in `ppo_options.py`."""
+
+    READS: ClassVar[tuple[str, ...]] = ("generate",)
+
+    name: Literal["ppo"] = "ppo"
+
+    def train(self, run: TrainRun) -> None:
+        """Sample, score and learn, from the newest checkpoint on; leaves the policy's adapter.
+
+        Raises:
+            TrainingError: there is nothing to learn from, or a guard stopped it.
+        """
+        from pipeline.algorithms import scoring
+        from pipeline.algorithms.ppo_roles import Roles
+        from pipeline.algorithms.ppo_trainer import PPOTrainer
+        from pipeline.sampling.local import end_tokens
+
+        rewards.check(self.reward, run)
+        setting = run.setting()
+        tasks, heldout, dropped = self._tasks(run, setting.tokenizer)
+        head = scoring.load_reward(run.folder(self.reward.step)) if self.reward.step else None
+        shared = head is not None and head.shared and head.pool == "last"
+        roles = Roles(
+            setting.model,
+            setting.peft_config(self),
+            seed=run.seed,
+            start=run.folder(self.start_from) if self.start_from else None,
+            reward=head if shared else None,
+            critic=self.critic,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+        trainer = PPOTrainer(
+            self,
+            roles,
+            setting.tokenizer,
+            tasks,
+            heldout=heldout,
+            reward=None if shared else rewards.build(self.reward, run, roles.model, setting.tokenizer),
+            judge=self._judge(run),
+            eos=end_tokens(setting.model, setting.tokenizer),
+            seed=run.seed,
+            folder=setting.output_dir,
+            step=run.step,
+        )
+        trackers = self._trackers(run)
+        for tracker in trackers:
+            tracker.store_init_configuration(self.model_dump(mode="json"))
+        trainer.log = lambda line, update: _log(trackers, line, update)
+        metrics = trainer.train()
+        for part in trainer.trained.values():
+            part.release()
+        run.publish(
+            self,
+            roles.model,
+            metrics,
+            {
+                "examples": trainer.episodes * trainer.total,
+                "updates": trainer.total,
+                "prompts": len(tasks),
+                "prompts_too_long": dropped,
+                "prompts_held_out": len(heldout),
+                "start": trainer.progress.start,
+                "evaluations": trainer.progress.evaluations,
+                "alarms": sorted({alarm for line in metrics for alarm in line["alarms"]}),
+            },
+            adapter="policy",
+        )
+
+    def _tasks(self, run: TrainRun, tokenizer: Any) -> "tuple[list[Task], list[Task], int]":
+        """Prompts to train on, prompts held out for evaluation, and how many are too long for `max_length`."""
+        from pipeline.algorithms.ppo_rollout import Task
+
+        every = [Task(prompt, tuple(chat_ids(tokenizer, prompt.messages))) for prompt in run.prompts()]
+        fit = [task for task in every if len(task.ids) + self.max_new_tokens <= self.max_length]
+        # By a hash of the prompt, so that one more prompt in the file moves no other from one side to the other.
+        ordered = sorted(fit, key=lambda task: digest(["held out", task.prompt.id]))
+        count = self.eval_prompts if self.eval_steps else 0
+        if len(ordered) <= count:
+            raise TrainingError(
+                f"{run.step}: {len(every)} prompts, {len(every) - len(fit)} of them longer than max_length leaves room "
+                f"for, {count} to be held out: none is left to train on"
+            )
+        held = {task.prompt.id for task in ordered[:count]}
+        return [task for task in fit if task.prompt.id not in held], ordered[:count], len(every) - len(fit)
+
+    def _judge(self, run: TrainRun) -> Any:
+        if self.eval_judge is None:
+            return None
+        judge: Any = self.eval_judge.build(run.session)
+        if not hasattr(judge, "score"):
+            raise TrainingError(
+                f"{run.step}: eval_judge: {self.eval_judge.name} compares two answers and cannot score one by itself; "
+                "name one that does, such as likelihood"
+            )
+        return judge
+
+    def _trackers(self, run: TrainRun) -> list[Any]:
+        """The trackers of `report_to`, started."""
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        found = []
+        for name in self.report_to:
+            if name not in LOGGER_TYPE_TO_CLASS:
+                raise TrainingError(f"{run.step}: report_to: no tracker {name!r}; {', '.join(LOGGER_TYPE_TO_CLASS)}")
+            kind = LOGGER_TYPE_TO_CLASS[name]
+            where = {"logging_dir": str(run.work_dir)} if kind.requires_logging_directory else {}
+            found.append(kind(run.step, **where))
+        return found
+
+
+def _log(trackers: list[Any], line: dict[str, Any], update: int) -> None:
+    for tracker in trackers:
+        tracker.log({name: value for name, value in line.items() if isinstance(value, int | float)}, step=update)
