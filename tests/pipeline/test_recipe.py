@@ -270,7 +270,7 @@ def test_all_mistakes_are_told_at_once_with_what_was_probably_meant(small: Path)
         ("train=3", "train: 3 found; needs to be a block of options"),
         ("train.Dpo=dpo", "train.Dpo: a step's name needs to be lower-case letters, digits and _, a letter first"),
         ("train.base=dpo", "train.base: 'base' is the policy before training; call the step something else"),
-        ("train.dppo={}", "train.dppo: no algorithm is called 'dppo'; did you mean 'dpo'? There are: "),
+        ("train.ddpo={}", "train.ddpo: no algorithm is called 'ddpo'; did you mean 'dpo'? There are: "),
         ("judge=lenth", "judge: no judge is called 'lenth'; did you mean 'length'? There are: "),
         ("judge=../length", "judge: no judge is called '../length'; did you mean 'length'? There are: "),
         ("judge=null", "judge: missing; one of: "),
