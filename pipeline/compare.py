@@ -13,9 +13,21 @@ from typing import Any
 from judges.base import AnyJudge
 from judges.grading import ExamReport
 from pipeline import generate, label, report, store
+from pipeline.algorithms.held_out import HeldOut
+from pipeline.algorithms.scoring import FACTS
 from pipeline.generate import Answer, Sampling
 from pipeline.plugins import Config
-from pipeline.ratings import Checkpoint, Comparison, JudgeInfo, Results, compare_checkpoints, describe, describe_judge
+from pipeline.ratings import (
+    Checkpoint,
+    Comparison,
+    JudgeInfo,
+    Results,
+    compare_checkpoints,
+    describe,
+    describe_judge,
+    interval,
+    percent,
+)
 from pipeline.records import Pair, Prompt, Response, Verdict
 from pipeline.worker import Job
 
@@ -184,19 +196,19 @@ def report_finish(job: Job) -> None:
     config = Reporting.model_validate(job.options["config"])
     results = Results.model_validate_json((job.inputs["compare"] / "results.json").read_text(encoding="utf-8"))
     exam = label.examined(job)
+    trained = {name.removeprefix("train."): job.inputs[name] for name in config.steps if name.startswith("train.")}
+    held_out = dict(_held_out(trained))
     data = report.ReportData(
         title=config.title,
         recipe_yaml=config.recipe_yaml,
         results=results.model_copy(update={"exam": exam.model_dump(mode="json") if exam else None}),
         exam=exam,
         labels=_labels(job),
-        curves={
-            name.removeprefix("train."): [json.loads(line) for line in (path / "metrics.jsonl").open(encoding="utf-8")]
-            for name, path in ((name, job.inputs[name]) for name in config.steps if name.startswith("train."))
-        },
+        curves={name: _curve(path) for name, path in trained.items()},
+        reward_models=held_out,
         steps=tuple(_step_time(name, job.inputs[name]) for name in config.steps),
         **_environment(job),
-        alarms=tuple(_alarms(exam)),
+        alarms=(*_alarms(exam), *_training_alarms(trained, held_out)),
         warnings=tuple(_warnings(results, exam)),
         samples=tuple(_samples(job, results)),
     )
@@ -245,6 +257,34 @@ def _warnings(results: Results, exam: ExamReport | None) -> Iterator[str]:
         yield f"{name} labelled the training data and also compares: trust it less than a judge that did not."
     if all(judge.labelled for judge in results.judges):
         yield "Every comparing judge labelled the training data: the policy is graded by what it was trained on."
+
+
+def _training_alarms(trained: dict[str, Path], held_out: dict[str, HeldOut]) -> Iterator[str]:
+    for name, found in held_out.items():
+        if not found.beats_chance:
+            bounds = f"{percent(found.accuracy)} {interval(found.low, found.high)}"
+            yield (
+                f"{name} orders {bounds} of its held-out pairs as the judge did, which is not better than chance: "
+                "a policy that was trained against it learned its noise."
+            )
+    for name, path in trained.items():
+        for alarm in _json(path / "summary.json").get("alarms", []):
+            yield f"{name}: {alarm}"
+
+
+def _held_out(trained: dict[str, Path]) -> Iterator[tuple[str, HeldOut]]:
+    for name, path in trained.items():
+        if (path / FACTS).exists():
+            yield name, HeldOut.model_validate(_json(path / FACTS)["held_out"])
+
+
+def _curve(path: Path) -> list[dict[str, float | None]]:
+    """The numbers of metrics.jsonl; its texts are told elsewhere."""
+    lines = (json.loads(line) for line in (path / "metrics.jsonl").open(encoding="utf-8"))
+    return [
+        {name: value for name, value in line.items() if value is None or isinstance(value, int | float)}
+        for line in lines
+    ]
 
 
 def _samples(job: Job, results: Results) -> Iterator[report.Sample]:

@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from judges.grading import ExamReport, GoldReport, Position, shown, wanted
+from pipeline.algorithms.held_out import HeldOut
 from pipeline.ratings import Checkpoint, Comparison, Estimate, JudgeInfo, Results, interval, percent
 from pipeline.records import Message, Record
 
@@ -32,9 +33,14 @@ NOTHING = "–"
 MAX_POINTS = 400
 """Points of one training curve; a longer curve keeps the extremes of each stretch."""
 
-CURVES = ("loss", "eval_loss", "rewards/accuracies", "rewards/margins", "kl", "rewards", "logps", "grad_norm")
+CURVES = (
+    "loss", "eval_loss", "rewards/accuracies", "rewards/margins", "score", "reward", "kl", "entropy", "length", "ended",
+    "rewards", "logps", "grad_norm",
+)  # fmt: skip
 """Order of the training curves that everybody looks for. Others follow by name."""
-NOT_CURVES = frozenset({"step", "epoch", "total_flos", "num_tokens"})
+REWARDS = ("score", "reward")
+"""What is drawn against the divergence from the reference where both are logged: the first of these."""
+NOT_CURVES = frozenset({"step", "epoch", "episodes", "total_flos", "num_tokens"})
 """Bookkeeping that counts up whatever happens."""
 
 
@@ -88,6 +94,8 @@ class ReportData(Record):
     labels: Labels | None = None
     curves: dict[str, list[dict[str, float | None]]] = Field(default_factory=dict)
     """Train step -> its log, one mapping an entry: `step` and any metrics."""
+    reward_models: dict[str, HeldOut] = Field(default_factory=dict)
+    """Train step -> how its reward model did on held-out pairs."""
     steps: tuple[StepTime, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, str] = Field(default_factory=dict)
@@ -166,6 +174,7 @@ def _sheets(data: ReportData) -> dict[str, Sheet]:
         "place": _place_sheet(data.exam.position if data.exam else None),
         "gold": gold_sheet(data.exam.gold if data.exam else None),
         "steps": _step_sheet(data.steps),
+        "reward_models": _reward_sheet(data.reward_models),
         "curves": _curve_sheet(data.curves),
         "machine": Sheet("Versions and hardware", ("what", "value"), tuple((data.versions | data.hardware).items()), 2),
     }
@@ -321,6 +330,31 @@ def _kappa(found: Estimate | None) -> str:
 def _step_sheet(steps: Iterable[StepTime]) -> Sheet:
     rows = tuple((step.name, step.state, duration(step.seconds), memory(step.peak_memory_bytes)) for step in steps)
     return Sheet("Time and memory", ("step", "state", "time", "peak memory"), rows, names=2)
+
+
+def _reward_sheet(found: dict[str, HeldOut]) -> Sheet:
+    columns = (
+        "step", "better than chance", "accuracy", "interval", "pairs", "prompts", "longer wins", "interval",
+        "Pearson, length", "Spearman, length", "calibration error", "Brier",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            name,
+            "yes" if one.beats_chance else "no",
+            percent(one.accuracy),
+            interval(one.low, one.high),
+            str(one.pairs),
+            str(one.prompts),
+            percent(one.longer_wins),
+            interval(one.longer_wins_low, one.longer_wins_high),
+            _number(one.pearson, 2),
+            _number(one.spearman, 2),
+            _number(one.ece, 3),
+            _number(one.brier, 3),
+        )
+        for name, one in found.items()
+    )
+    return Sheet("Reward models on held-out pairs", columns, rows, names=2)
 
 
 def _curve_sheet(curves: dict[str, list[dict[str, float | None]]]) -> Sheet:
@@ -491,29 +525,45 @@ def _charts(log: list[dict[str, float | None]]) -> list[dict[str, Any]]:
         groups.setdefault(prefix if prefix and last in ("chosen", "rejected") else metric, []).append(metric)
     order = {name: place for place, name in enumerate(CURVES)}
     named = sorted(groups.items(), key=lambda item: (order.get(item[0], len(order)), item[0]))
-    return [chart for name, metrics in named if (chart := _chart(name, metrics, log))]
+    found = [_chart(name, {metric: _finite(log, metric) for metric in metrics}) for name, metrics in named]
+    return [chart for chart in [_reward_by_kl(log), *found] if chart]
 
 
-def _chart(name: str, metrics: list[str], log: list[dict[str, float | None]]) -> dict[str, Any] | None:
-    series = {metric: _thinned(_finite(log, metric)) for metric in metrics}
+def _reward_by_kl(log: list[dict[str, float | None]]) -> dict[str, Any] | None:
+    """What the reward cost: each update is a point, and the line joins them in their order."""
+    reward = next((name for name in REWARDS if any(name in entry for entry in log)), None)
+    if reward is None:
+        return None
+    by_step = dict(_finite(log, "kl"))
+    points = [(by_step[step], value) for step, value in _finite(log, reward) if step in by_step]
+    return _chart(f"{reward} by KL", {reward: points}, across="KL to the reference")
+
+
+def _chart(
+    name: str, series: dict[str, list[tuple[float, float]]], across: str = "training step"
+) -> dict[str, Any] | None:
+    metrics = list(series)
+    series = {metric: _thinned(points) for metric, points in series.items()}
     points = [point for found in series.values() for point in found]
     if not points:
         return None
-    across = axis(x for x, _ in points)
-    across = across._replace(low=min(x for x, _ in points), high=max(max(x for x, _ in points), across.ticks[0] + 1))
-    across = across._replace(ticks=tuple(tick for tick in across.ticks if across.low <= tick <= across.high))
+    scale = axis(x for x, _ in points)
+    least, most = min(x for x, _ in points), max(x for x, _ in points)
+    scale = scale._replace(low=least, high=most if most > least else scale.ticks[0] + 1)
+    scale = scale._replace(ticks=tuple(tick for tick in scale.ticks if scale.low <= tick <= scale.high))
     upward = axis((y for _, y in points), label=_short, wanted=3)
     tones = {"chosen": "gain", "rejected": "loss"}
     return {
         "name": name,
-        "x": across,
+        "across": across,
+        "x": scale,
         "y": upward,
         "series": [
             {
                 "name": metric.rpartition("/")[2] if len(metrics) > 1 else "",
                 "tone": tones.get(metric.rpartition("/")[2], "accent") if len(metrics) > 1 else "accent",
-                "points": " ".join(f"{across.at(x):g},{upward.up(y):g}" for x, y in found),
-                "x": across.at(found[-1][0]),
+                "points": " ".join(f"{scale.at(x):g},{upward.up(y):g}" for x, y in found),
+                "x": scale.at(found[-1][0]),
                 "y": upward.up(found[-1][1]),
                 "last": _short(found[-1][1]),
             }

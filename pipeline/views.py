@@ -99,7 +99,7 @@ def confidence_histogram(verdicts: Iterable[Verdict]) -> list[int]:
 
 
 def paired(preferences: Iterable[Preference]) -> list[dict[str, Any]]:
-    """Rows for the losses that compare two answers (reward model, DPO): TRL's conversational preference format.
+    """Rows for the losses that compare two answers (DPO): TRL's conversational preference format.
 
     Each row has `prompt`, `chosen` and `rejected` as lists of messages, `confidence`, and in `cut` the columns of TRL's
     token ids whose answer did not end by itself (see `algorithms.base.CutAnswers`). Sorted by pair id.
@@ -118,6 +118,18 @@ def paired(preferences: Iterable[Preference]) -> list[dict[str, Any]]:
         }
         for preference in _sorted(preferences)
     ]
+
+
+def together(preferences: Iterable[Preference]) -> list[dict[str, Any]]:
+    """Rows for a loss that sees all answers to a prompt at once (reward model), each answer only once.
+
+    Each row has `prompt` as messages, `answers` (the texts) with `cut` (which of them did not end by itself), and
+    `pairs`, the places of chosen and rejected among the answers, with the `confidence` of each. Sorted by pair id.
+    """
+    by_prompt: dict[str, list[Preference]] = defaultdict(list)
+    for preference in _sorted(preferences):
+        by_prompt[preference.prompt.id].append(preference)
+    return [_together(judged) for judged in by_prompt.values()]
 
 
 def unpaired(preferences: Iterable[Preference]) -> list[dict[str, Any]]:
@@ -198,6 +210,18 @@ def _borda(judged: Sequence[tuple[Pair, Verdict]]) -> dict[tuple[str, int, str],
             better[pair.a.key].append(verdict.p_a)
             better[pair.b.key].append(1.0 - verdict.p_a)
     return {key: math.fsum(values) / len(values) for key, values in better.items()}
+
+
+def _together(judged: Sequence[Preference]) -> dict[str, Any]:
+    answers = {answer.key: answer for each in judged for answer in (each.chosen, each.rejected)}
+    place = {key: number for number, key in enumerate(answers)}
+    return {
+        "prompt": _messages(judged[0]),
+        "answers": [answer.text for answer in answers.values()],
+        "cut": [answer.finished is False for answer in answers.values()],
+        "pairs": [[place[each.chosen.key], place[each.rejected.key]] for each in judged],
+        "confidence": [each.confidence for each in judged],
+    }
 
 
 def _sorted(preferences: Iterable[Preference]) -> list[Preference]:

@@ -4,19 +4,48 @@ What is left out: how it is trained (`reward_model.py`), and what is refused for
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from pipeline import ratings
 from pipeline.errors import TrainingError
-from pipeline.records import Preference, digest, seed_of
+from pipeline.records import Preference, Record, digest, seed_of
 
 CONFIDENCE = 0.95
 """Level of the intervals."""
 
 BINS = 10
 """Of equal width, for the calibration error."""
+
+
+class HeldOut(Record):
+    """How a reward model did on held-out pairs. Intervals are clustered by prompt."""
+
+    prompts: int
+    pairs: int
+    confidence: float
+    """Level of the intervals."""
+    accuracy: float
+    """Share of the pairs that it orders as the judge did; a tie counts one half."""
+    low: float
+    high: float
+    longer_wins: float
+    """The same for an order by length alone, the longer answer first."""
+    longer_wins_low: float
+    longer_wins_high: float
+    pearson: float | None
+    """Correlation of score and length in tokens over the different answers; None if one of them is constant."""
+    spearman: float | None
+    """The same of their ranks."""
+    brier: float
+    """Mean squared distance between sigmoid(difference of the scores) and the judge's confidence."""
+    ece: float
+    """Expected calibration error: the same two, their mean distance over bins."""
+
+    @property
+    def beats_chance(self) -> bool:
+        """True if the whole interval of the accuracy is above one half."""
+        return self.low > 0.5
 
 
 def split(preferences: Sequence[Preference], share: float, seed: int) -> tuple[list[Preference], list[Preference]]:
@@ -42,18 +71,12 @@ def examine(
     scores: Sequence[tuple[float, float]],
     lengths: Sequence[tuple[int, int]],
     seed: int,
-) -> dict[str, Any]:
+) -> HeldOut:
     """How the scores of chosen and rejected answers agree with the judge, and with length.
 
     Args:
         scores: the model's, of each pair's chosen and rejected answer.
         lengths: tokens of the same.
-
-    Returns:
-        Numbers of pairs and prompts. `accuracy`: share of the pairs that are ordered as the judge did, a tie half, with
-        the ends `low` and `high` of its prompt-clustered interval; `longer_wins` the same for the longer answer.
-        `pearson`, `spearman`: correlation of score and length over the different answers; None if one is constant.
-        `brier`, `ece`: mean squared and mean binned distance between sigmoid(difference) and the judge's confidence.
     """
     scores_N2, lengths_N2 = np.array(scores, dtype=float), np.array(lengths, dtype=float)
     prompts = [preference.prompt.id for preference in preferences]
@@ -67,21 +90,21 @@ def examine(
     }
     scores_M, lengths_M = np.array(list(answers.values())).T
     p_N = 1 / (1 + np.exp(-(scores_N2[:, 0] - scores_N2[:, 1])))
-    return {
-        "prompts": len(set(prompts)),
-        "pairs": len(preferences),
-        "confidence": CONFIDENCE,
-        "accuracy": accuracy.win_rate,
-        "low": accuracy.low,
-        "high": accuracy.high,
-        "longer_wins": longer.win_rate,
-        "longer_wins_low": longer.low,
-        "longer_wins_high": longer.high,
-        "pearson": _pearson(scores_M, lengths_M),
-        "spearman": _pearson(_ranks(scores_M), _ranks(lengths_M)),
-        "brier": float(np.mean((p_N - confidence_N) ** 2)),
-        "ece": calibration_error(p_N, confidence_N),
-    }
+    return HeldOut(
+        prompts=len(set(prompts)),
+        pairs=len(preferences),
+        confidence=CONFIDENCE,
+        accuracy=accuracy.win_rate,
+        low=accuracy.low,
+        high=accuracy.high,
+        longer_wins=longer.win_rate,
+        longer_wins_low=longer.low,
+        longer_wins_high=longer.high,
+        pearson=_pearson(scores_M, lengths_M),
+        spearman=_pearson(_ranks(scores_M), _ranks(lengths_M)),
+        brier=float(np.mean((p_N - confidence_N) ** 2)),
+        ece=calibration_error(p_N, confidence_N),
+    )
 
 
 def calibration_error(p_N: np.ndarray, truth_N: np.ndarray) -> float:

@@ -6,6 +6,9 @@ Bradley and Terry (1952; Ouyang et al. 2022, arXiv:2203.02155, eq. 1) with the j
     d = r(x, chosen) - r(x, rejected)
     loss = -c log sigmoid(d - m) - (1 - c) log sigmoid(m - d) + k (r(x, chosen) + r(x, rejected))^2
 
+averaged over the pairs of a prompt and then over prompts. All answers to a prompt are read together, each once however
+many pairs it is in: that is cheaper, and shuffled pairs overfit (the same paper, section 3.5).
+
 Some prompts are held out; how it does on their pairs is in `reward_model.json`, and a reward model that does not beat
 chance there is refused by what would be trained against it. What is left out: scoring (`scoring.py`).
 """
@@ -50,6 +53,8 @@ class Config(AlgorithmConfig):
     """Share of the prompts whose pairs are not trained on and tell how good it is."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of AdamW."""
+    per_device_train_batch_size: int = Field(default=4, ge=1)
+    """Prompts a forward pass and process, each with all its answers."""
 
     def train(self, run: TrainRun) -> None:
         """See `AlgorithmConfig.train`. Leaves reward_model.json as well."""
@@ -84,30 +89,28 @@ class Config(AlgorithmConfig):
         run.publish(self, trainer.model, metrics, summary, base=base)
 
     def rows(self, preferences: Sequence[Preference]) -> list[dict[str, Any]]:
-        """Chosen against rejected with the confidence, one row a preference."""
+        """Each prompt with its answers, the pairs of them, and how sure the judge is of each; one row a prompt."""
         if not preferences:
             raise TrainingError("the reward model has no pairs to learn from; see label/summary.json for why")
-        return views.paired(preferences)
+        return views.together(preferences)
 
     def trainer(self, rows: Sequence[dict[str, Any]], setting: Setting) -> "Trainer":
-        """TRL's RewardTrainer on the rows, with the soft labels in its loss."""
+        """TRL's RewardTrainer on the rows, with a loss over all pairs of a prompt."""
         from datasets import Dataset
         from trl import RewardConfig
-        from trl.trainer.reward_trainer import DataCollatorForPreference
 
         pad_id = scoring.padding_id(setting.tokenizer)
         setting.tokenizer.pad_token = setting.tokenizer.convert_ids_to_tokens(pad_id)
         arguments = RewardConfig(**setting.arguments(self), center_rewards_coefficient=self.center_rewards_coefficient)
-        encoded = [self._encoded(row, setting) for row in rows]
         peft_config = setting.peft_config(self)
         # With this task PEFT trains and saves the head; with any other it would be lost.
         peft_config.task_type = "SEQ_CLS"
-        return _soft_trainer()(
+        return _pairwise_trainer()(
             model=setting.model,
             args=arguments,
-            train_dataset=Dataset.from_list(encoded),
+            train_dataset=Dataset.from_list([self._encoded(row, setting) for row in rows]),
             processing_class=setting.tokenizer,
-            data_collator=WithConfidence(DataCollatorForPreference(pad_token_id=pad_id), self.soft_labels),
+            data_collator=Together(pad_id, soft=self.soft_labels, margin=self.margin),
             peft_config=peft_config,
         )
 
@@ -125,13 +128,18 @@ class Config(AlgorithmConfig):
 
     def _encoded(self, row: dict[str, Any], setting: Setting) -> dict[str, Any]:
         prompt = [Message.model_validate(message) for message in row["prompt"]]
-        encoded: dict[str, Any] = {"confidence": row["confidence"], "margin": self.margin}
-        for side in ("chosen", "rejected"):
-            answer = Response(
-                text=row[side][0]["content"], source=side, finished=False if f"{side}_ids" in row["cut"] else None
-            )
-            encoded[f"{side}_ids"] = self._ids(prompt, answer, setting)
-        return encoded
+        answers = [
+            Response(text=text, source="", finished=not cut)
+            for text, cut in zip(row["answers"], row["cut"], strict=True)
+        ]
+        return {
+            "answer_ids": [self._ids(prompt, answer, setting) for answer in answers],
+            "pairs": row["pairs"],
+            "confidence": row["confidence"],
+            # By these two TRL knows that the rows are token ids already.
+            "chosen_ids": [],
+            "rejected_ids": [],
+        }
 
     def _ids(self, prompt: Sequence[Message], answer: Response, setting: Setting) -> list[int]:
         encode = scoring.conversation_ids if _pool(setting.model) == "last" else scoring.encoder_ids
@@ -149,67 +157,86 @@ class Config(AlgorithmConfig):
         lengths = [len(setting.tokenizer(answer.text, add_special_tokens=False)["input_ids"]) for _, answer in answers]
         model.eval()
         scores = scoring.classifier_scores(model, rows, model.config.get_text_config().pad_token_id)
-        return examine(
+        found = examine(
             held_out,
             list(zip(scores[::2], scores[1::2], strict=True)),
             list(zip(lengths[::2], lengths[1::2], strict=True)),
             setting.seed,
         )
+        return found.model_dump(mode="json")
 
 
 # ---- the loss
 
 
 def bradley_terry(
-    chosen_B: "torch.Tensor", rejected_B: "torch.Tensor", confidence_B: "torch.Tensor", margin_B: "torch.Tensor"
+    chosen_N: "torch.Tensor", rejected_N: "torch.Tensor", confidence_N: "torch.Tensor", margin: float
 ) -> "torch.Tensor":
-    """-c log sigmoid(d - m) - (1 - c) log sigmoid(m - d), d = chosen - rejected: the mean, in nats."""
+    """-c log sigmoid(d - m) - (1 - c) log sigmoid(m - d) of each pair, in nats, with d = chosen - rejected."""
     from torch.nn.functional import logsigmoid
 
-    difference_B = chosen_B - rejected_B - margin_B
-    loss_B = -confidence_B * logsigmoid(difference_B) - (1 - confidence_B) * logsigmoid(-difference_B)
-    return loss_B.mean()
+    difference_N = chosen_N - rejected_N - margin
+    return -confidence_N * logsigmoid(difference_N) - (1 - confidence_N) * logsigmoid(-difference_N)
 
 
-class WithConfidence:
-    """TRL's collator for preferences, with the confidence of each pair beside its tokens."""
+class Together:
+    """A data collator: the answers to several prompts as one batch, and the pairs of them by their places in it."""
 
-    def __init__(self, collator: Any, soft: bool) -> None:
-        self.collator = collator
+    def __init__(self, pad_id: int, *, soft: bool, margin: float) -> None:
+        self.pad_id = pad_id
         self.soft = soft
+        self.margin = margin
 
-    def __call__(self, examples: list[dict[str, Any]]) -> Any:
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """`input_ids` and `attention_mask` (B, T); `pairs` (N, 2) int64, `confidence` and `weight` (N,) float32."""
         import torch
 
-        batch = self.collator(examples)
-        confidences = [example["confidence"] if self.soft else 1.0 for example in examples]
-        return {**batch, "confidence": torch.tensor(confidences, dtype=torch.float32)}
+        ids: list[list[int]] = []
+        pairs: list[tuple[int, int]] = []
+        confidences: list[float] = []
+        weights: list[float] = []
+        for example in examples:
+            pairs += [(len(ids) + chosen, len(ids) + rejected) for chosen, rejected in example["pairs"]]
+            confidences += example["confidence"] if self.soft else [1.0] * len(example["pairs"])
+            weights += [1 / len(example["pairs"]) / len(examples)] * len(example["pairs"])
+            ids += example["answer_ids"]
+        ids_BT, mask_BT = scoring.padded(ids, self.pad_id, "cpu")
+        return {
+            "input_ids": ids_BT,
+            "attention_mask": mask_BT,
+            "pairs": torch.tensor(pairs),
+            "confidence": torch.tensor(confidences),
+            "weight": torch.tensor(weights),
+            "margin": self.margin,
+        }
 
 
-def _soft_trainer() -> Any:
+def _pairwise_trainer() -> Any:
     import torch
     from trl import RewardTrainer
 
-    class SoftRewardTrainer(RewardTrainer):  # type: ignore[misc]
-        """TRL's trainer with soft labels in the place of its loss, and the same metrics."""
+    class PairwiseTrainer(RewardTrainer):  # type: ignore[misc]
+        """TRL's trainer with a loss over pairs that share answers, and the same metrics."""
 
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            confidence_B, margin_B = inputs.pop("confidence"), inputs.pop("margin")
+            pairs_N2, confidence_N, weight_N = (inputs.pop(name) for name in ("pairs", "confidence", "weight"))
+            margin = inputs.pop("margin")
             scores_B = model(**inputs, use_cache=False).logits.squeeze(-1).float()
-            chosen_B, rejected_B = scores_B.chunk(2)
-            loss = bradley_terry(chosen_B, rejected_B, confidence_B, margin_B)
+            chosen_N, rejected_N = scores_B[pairs_N2].unbind(-1)
+            loss_N = bradley_terry(chosen_N, rejected_N, confidence_N, margin)
             if self.args.center_rewards_coefficient is not None:
-                loss = loss + self.args.center_rewards_coefficient * ((chosen_B + rejected_B) ** 2).mean()
+                loss_N = loss_N + self.args.center_rewards_coefficient * (chosen_N + rejected_N) ** 2
+            loss = (weight_N * loss_N).sum()
             with torch.no_grad():
                 noted = self._metrics["train"]
                 noted["mean_reward"].append(scores_B.mean().item())
-                noted["accuracy"].append((chosen_B > rejected_B).float().mean().item())
-                noted["margin"].append((chosen_B - rejected_B).mean().item())
+                noted["accuracy"].append((weight_N * (chosen_N > rejected_N)).sum().item())
+                noted["margin"].append((weight_N * (chosen_N - rejected_N)).sum().item())
             return (loss, None) if return_outputs else loss
 
-    return SoftRewardTrainer
+    return PairwiseTrainer
 
 
 def _pool(model: Any) -> scoring.Pool:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from scripted.judge import Config as Scripted
-from tiny import job_of, prompt_of, response_of, said
+from tiny import job_of, preference_of, prompt_of, response_of, said
 
 from judges.length import Config as Length
 from pipeline import compare, store
+from pipeline.algorithms.held_out import examine
 from pipeline.compare import Comparing
 from pipeline.generate import Answer
 from pipeline.ratings import Comparison, Results
@@ -179,3 +180,29 @@ def test_abstentions_are_in_no_rate(tmp_path: Path) -> None:
     answers = [*chatty(4, 1), answer("q9", "base", "open=refused"), answer("q9", "dpo", "score=3")]
     found = only(results_of(run(tmp_path, comparing(Scripted()), answers)), "dpo", "base", "scripted.judge")
     assert (found.n, found.abstained, found.ties, found.win_rate) == (4, 1, 4, 0.5)
+
+
+# ---- what the report is told of training
+
+
+def test_a_reward_model_no_better_than_chance_and_every_alarm_of_training_are_told(tmp_path: Path) -> None:
+    trained = {name: tmp_path / name for name in ("weak", "strong", "ppo", "dpo")}
+    for folder in trained.values():
+        store.make_dirs(folder)
+        store.write_json(folder / "summary.json", {})
+    exam = examine([preference_of(prompt_of(str(n)), response_of("a"), response_of("b")) for n in range(9)],
+                   [(1.0, 0.0)] * 5 + [(0.0, 1.0)] * 4, [(1, 2)] * 9, seed=1).model_dump(mode="json")  # fmt: skip
+    for name, low in (("weak", 0.5), ("strong", 0.51)):
+        store.write_json(trained[name] / "reward_model.json", {"held_out": {**exam, "low": low, "high": 0.8}})
+    store.write_json(trained["ppo"] / "summary.json", {"alarms": ["the entropy fell to 0.1 nats"]})
+    told = list(compare._training_alarms(trained, dict(compare._held_out(trained))))
+    assert told == [
+        "weak orders 55.6 % [50.0, 80.0] of its held-out pairs as the judge did, which is not better than chance: "
+        "a policy that was trained against it learned its noise.",
+        "ppo: the entropy fell to 0.1 nats",
+    ]
+
+
+def test_a_curve_is_made_of_the_numbers_alone(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step":1,"kl":0.5,"alarms":["x"],"note":"y","reward":null}\n')
+    assert compare._curve(tmp_path) == [{"step": 1, "kl": 0.5, "reward": None}]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from pipeline.algorithms.held_out import HeldOut
 from pipeline.ratings import JudgeInfo, Results, compare_checkpoints, describe
 from pipeline.records import Message, Response
 from pipeline.report import (
@@ -23,6 +24,7 @@ from pipeline.report import (
     ReportData,
     Sample,
     StepTime,
+    _reward_by_kl,
     axis,
     duration,
     embedded,
@@ -112,7 +114,9 @@ def example(prompts: int = 40, *, hostile: bool = False) -> ReportData:
         ),
         curves={text("dpo"): _log(chance, ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen",
                                            "rewards/rejected", text("grad_norm"))),
-                text("kto"): _log(chance, ("loss", "kl", "rewards/chosen", "rewards/rejected", "grad_norm"))},
+                text("kto"): _log(chance, ("loss", "kl", "rewards/chosen", "rewards/rejected", "grad_norm")),
+                text("ppo"): _log(chance, ("score", "kl", "entropy", "length"))},
+        reward_models={text("reward_model"): held_out(low=0.61), text("weak"): held_out(low=0.48)},
         steps=[
             StepTime(name=text("generate"), state=text("done"), seconds=412.4, peak_memory_bytes=1_620_000_000),
             StepTime(name=text("label"), state=text("done"), seconds=95.1, peak_memory_bytes=1_310_000_000),
@@ -136,6 +140,13 @@ def example(prompts: int = 40, *, hostile: bool = False) -> ReportData:
             )
             for place, prompt in enumerate(ids)
         ],
+    )  # fmt: skip
+
+
+def held_out(low: float) -> HeldOut:
+    return HeldOut(
+        prompts=16, pairs=96, confidence=0.95, accuracy=0.7, low=low, high=0.79, longer_wins=0.42, longer_wins_low=0.33,
+        longer_wins_high=0.52, pearson=-0.34, spearman=None, brier=0.189, ece=0.205,
     )  # fmt: skip
 
 
@@ -272,6 +283,29 @@ def test_names_in_the_terminal_table_are_not_read_as_markup() -> None:
     results = example(12).results
     renamed = results.checkpoints[0].model_copy(update={"name": "[red]base[/]"})
     assert "[red]base[/]" in _terminal(results.model_copy(update={"checkpoints": (renamed,)}))
+
+
+def test_a_reward_model_is_told_with_its_interval_and_whether_it_beats_chance() -> None:
+    page, markdown = render(example())["report.html"], render(example())["report.md"]
+    assert "Reward models on held-out pairs" in page
+    rows = [line for line in markdown.splitlines() if line.startswith(("| reward_model |", "| weak |"))]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert cells[0][1:6] == ["yes", "70.0 %", "[61.0, 79.0]", "96", "16"]
+    assert cells[1][1:4] == ["no", "70.0 %", "[48.0, 79.0]"]
+    assert cells[0][8:] == ["-0.34", "–", "0.205", "0.189"]
+
+
+def test_the_reward_is_drawn_against_what_it_cost() -> None:
+    log: list[dict[str, float | None]] = [
+        {"step": 1, "kl": 0.0, "score": 1.0}, {"step": 2, "kl": 4.0, "score": 3.0},
+        {"step": 3, "kl": 2.0, "score": 2.0}, {"step": 4, "kl": float("nan"), "score": 9.0}, {"step": 5, "score": 9.0},
+    ]  # fmt: skip
+    chart = _reward_by_kl(log)
+    assert chart is not None
+    assert (chart["name"], chart["across"]) == ("score by KL", "KL to the reference")
+    assert chart["series"][0]["points"] == "0,100 100,0 50,50"
+    assert _reward_by_kl([{"step": 1, "kl": 1.0, "loss": 2.0}]) is None
+    assert _reward_by_kl([{"step": 1, "reward": 1.0}]) is None
 
 
 def test_a_report_with_nothing_but_a_title_and_a_base_is_whole() -> None:

@@ -5,6 +5,7 @@ from itertools import combinations, permutations
 from typing import Any
 
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -228,6 +229,27 @@ def test_rows_are_in_the_order_of_the_pair_ids() -> None:
 
 
 # Counts
+
+
+def test_answers_to_a_prompt_come_together_each_once_with_the_pairs_of_them() -> None:
+    prompt, other = tiny.prompt_of("Why?"), tiny.prompt_of("How?")
+    best, middle, worst = (tiny.response_of(text, index=n, finished=n != 1) for n, text in enumerate("abc"))
+    preferences = [
+        tiny.preference_of(prompt, one, two) for one, two in ((best, middle), (best, worst), (middle, worst))
+    ]
+    alone = tiny.preference_of(other, worst, best)
+    rows = {row["prompt"][0]["content"]: row for row in views.together([*preferences, alone])}
+    assert rows["How?"] == {
+        "prompt": [{"role": "user", "content": "How?"}], "answers": ["c", "a"], "cut": [False, False],
+        "pairs": [[0, 1]], "confidence": [0.9],
+    }  # fmt: skip
+    row = rows["Why?"]
+    assert sorted(row["answers"]) == ["a", "b", "c"]
+    assert dict(zip(row["answers"], row["cut"], strict=True)) == {"a": False, "b": True, "c": False}
+    pairs = {(row["answers"][one], row["answers"][two]) for one, two in row["pairs"]}
+    assert pairs == {("a", "b"), ("a", "c"), ("b", "c")}
+    assert row["confidence"] == [0.9] * 3
+    assert views.together([alone, *preferences[::-1]]) == list(rows.values())
 
 
 def test_the_counts_say_what_became_of_each_pair() -> None:

@@ -86,26 +86,35 @@ def once(tiny: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 # ---- the loss, against NumPy
 
 
+def ranked(prompts: int) -> list[Preference]:
+    """Prompts with three answers and all pairs of them, the last with one pair; no confidence comes twice."""
+    found = []
+    for number in range(prompts):
+        texts = [f"{word} {number}" * (1 + number) for word in ("Best", "Middle", "Bad")]
+        answers = [response_of(text, index=index) for index, text in enumerate(texts)]
+        pairs = [(0, 1), (0, 2), (1, 2)] if number < prompts - 1 else [(0, 2)]
+        found += [preference_of(prompt_of(f"Question {number}?"), answers[one], answers[two]) for one, two in pairs]
+    return [each.model_copy(update={"confidence": 0.55 + 0.03 * n}) for n, each in enumerate(found)]
+
+
 def oracle(
-    scores: np.ndarray, confidence: np.ndarray, margin: float = 0.0, centre: float = 0.0
+    scores_N2: np.ndarray, confidence_N: np.ndarray, weight_N: np.ndarray, margin: float, centre: float
 ) -> tuple[float, np.ndarray]:
-    """The loss of the file's head and its gradient by the scores, (N, 2), in float64 from the formula."""
-    difference = scores[:, 0] - scores[:, 1] - margin
-    p = 1 / (1 + np.exp(-difference))
-    total = scores.sum(axis=1)
-    loss = np.mean(-confidence * np.log(p) - (1 - confidence) * np.log(1 - p) + centre * total**2)
-    slope = (p - confidence) / len(scores)
-    both = 2 * centre * total / len(scores)
-    return float(loss), np.stack([slope + both, -slope + both], axis=1)
+    """The loss of the file's head and its gradient by the scores of each pair, in float64 from the formula."""
+    p = 1 / (1 + np.exp(-(scores_N2[:, 0] - scores_N2[:, 1] - margin)))
+    total = scores_N2.sum(axis=1)
+    loss = -confidence_N * np.log(p) - (1 - confidence_N) * np.log(1 - p) + centre * total**2
+    slope, both = weight_N * (p - confidence_N), weight_N * 2 * centre * total
+    return float(weight_N @ loss), np.stack([slope + both, -slope + both], axis=1)
 
 
 def test_the_loss_by_hand() -> None:
     # d = ln 3: sigmoid(d) = 3/4. c = 0.8: -(0.8 ln 0.75 + 0.2 ln 0.25) = 0.230146 + 0.277259.
     one = torch.tensor([np.log(3.0)], dtype=torch.float64)
     zero, sure = torch.zeros(1, dtype=torch.float64), torch.tensor([0.8], dtype=torch.float64)
-    assert reward_model.bradley_terry(one, zero, sure, zero).item() == pytest.approx(0.507405, abs=1e-6)
+    assert reward_model.bradley_terry(one, zero, sure, 0.0).item() == pytest.approx(0.507405, abs=1e-6)
     # With m = ln 3 as well nothing is left of the difference.
-    assert reward_model.bradley_terry(one, zero, sure, one).item() == pytest.approx(np.log(2))
+    assert reward_model.bradley_terry(one, zero, sure, np.log(3.0)).item() == pytest.approx(np.log(2))
 
 
 @pytest.mark.parametrize(
@@ -115,51 +124,60 @@ def test_the_loss_by_hand() -> None:
 def test_loss_and_gradient_of_the_trainer_are_those_of_the_formula(
     options: dict[str, Any], tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    algorithm = reward_model.Config(per_device_train_batch_size=6, **options)
-    preferences = [
-        each.model_copy(update={"confidence": 0.55 + 0.08 * number}) for number, each in enumerate(preferences_of(6))
-    ]
-    setting = Setting(
-        model=load_scorer(tiny, seed=1, training=True), tokenizer=tiny_tokenizer, output_dir=tmp_path, seed=1
-    )
+    algorithm = reward_model.Config(per_device_train_batch_size=4, **options)
+    preferences = ranked(4)
+    model = load_scorer(tiny, seed=1, training=True)
+    setting = Setting(model=model, tokenizer=tiny_tokenizer, output_dir=tmp_path, seed=1)
     trainer: Any = algorithm.trainer(algorithm.rows(preferences), setting)
+    head = trainer.model.base_model.model.score.modules_to_save["default"].weight
+    with torch.no_grad():
+        head.normal_(std=0.2, generator=torch.Generator().manual_seed(1))
     (batch,) = trainer.get_train_dataloader()
-    ids, mask = batch["input_ids"], batch["attention_mask"]
     loss = trainer.compute_loss(trainer.model, dict(batch))
     loss.backward()
-    head = trainer.model.base_model.model.score.modules_to_save["default"].weight
 
-    # The hidden states by the body alone, row by row without padding, and everything after them by NumPy.
+    # The hidden states by the body alone, answer by answer and so without padding; all that follows is NumPy's.
     body = trainer.model.get_base_model().model
-    with torch.no_grad():
-        hidden = [
-            body(input_ids=row[keep.bool()][None]).last_hidden_state[0, -1] for row, keep in zip(ids, mask, strict=True)
-        ]
-    hidden_2NH = torch.stack(hidden).double().numpy()
-    scores = (hidden_2NH @ head.detach().double().numpy().T)[:, 0].reshape(2, -1).T
-    confidence = batch["confidence"].double().numpy() if algorithm.soft_labels else np.ones(6)
-    expected, slope_N2 = oracle(scores, confidence, algorithm.margin, algorithm.center_rewards_coefficient or 0.0)
+
+    def hidden(preference: Preference, answer: Any) -> np.ndarray:
+        ids = scoring.conversation_ids(tiny_tokenizer, preference.prompt.messages, answer, 99)
+        with torch.no_grad():
+            found: np.ndarray = body(input_ids=torch.tensor([ids])).last_hidden_state[0, -1].double().numpy()
+        return found
+
+    hidden_N2H = np.stack([[hidden(each, each.chosen), hidden(each, each.rejected)] for each in preferences])
+    scores_N2 = hidden_N2H @ head.detach().double().numpy()[0]
+    confidence_N = np.array([each.confidence if algorithm.soft_labels else 1.0 for each in preferences])
+    # Four prompts, of which the first three have three pairs.
+    weight_N = np.array([1 / 12] * 9 + [1 / 4])
+    expected, slope_N2 = oracle(
+        scores_N2, confidence_N, weight_N, algorithm.margin, algorithm.center_rewards_coefficient or 0.0
+    )
     assert loss.item() == pytest.approx(expected, abs=1e-5)
-    gradient = slope_N2.T.reshape(-1) @ hidden_2NH
+    gradient = np.einsum("nk,nkh->h", slope_N2, hidden_N2H)
     assert np.abs(head.grad.double().numpy()[0] - gradient).max() < 1e-5
     assert np.abs(gradient).max() > 1e-2
 
 
-def test_confidences_reach_the_loss_beside_their_own_pair(
+def test_each_answer_is_read_once_and_each_pair_keeps_its_own_confidence(
     tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     algorithm = reward_model.Config(per_device_train_batch_size=5)
-    preferences = [
-        each.model_copy(update={"confidence": 0.6 + 0.01 * number}) for number, each in enumerate(preferences_of(5))
-    ]
-    known = {each.prompt.text: each.confidence for each in preferences}
+    preferences = ranked(5)
     setting = Setting(model=load_scorer(tiny, seed=1), tokenizer=tiny_tokenizer, output_dir=tmp_path, seed=1)
-    trainer = algorithm.trainer(algorithm.rows(preferences), setting)
-    (batch,) = trainer.get_train_dataloader()
-    for ids, confidence in zip(batch["input_ids"][:5], batch["confidence"], strict=True):
-        text = tiny_tokenizer.decode(ids)
-        (prompt,) = [each for each in known if each in text]
-        assert confidence.item() == pytest.approx(known[prompt])
+    (batch,) = algorithm.trainer(algorithm.rows(preferences), setting).get_train_dataloader()
+    texts = [tiny_tokenizer.decode(ids) for ids in batch["input_ids"]]
+    assert len(texts) == len(set(texts)) == 14
+    known = {(each.prompt.text, each.chosen.text, each.rejected.text): each.confidence for each in preferences}
+    pairs = zip(batch["pairs"].tolist(), batch["confidence"].tolist(), strict=True)
+    for (chosen, rejected), confidence in pairs:
+        (found,) = [
+            value
+            for (prompt, one, two), value in known.items()
+            if f"{prompt}<" in texts[chosen] and f"\n{one}<" in texts[chosen] and f"\n{two}<" in texts[rejected]
+        ]
+        assert confidence == pytest.approx(found)
+    assert batch["weight"].sum().item() == pytest.approx(1.0)
 
 
 def test_answers_are_scored_at_their_end_of_turn_and_cut_ones_at_their_last_token(tiny_tokenizer: Any) -> None:
@@ -241,16 +259,16 @@ def test_the_figures_of_the_exam_by_hand() -> None:
     scores = [(2.0, 0.0), (0.0, 1.0), (0.5, 0.5)]
     lengths = [(4, 1), (2, 3), (7, 7)]
     found = held_out.examine(preferences, scores, lengths, seed=1)
-    assert (found["prompts"], found["pairs"]) == (2, 3)
-    assert found["accuracy"] == pytest.approx(0.5)
-    assert found["longer_wins"] == pytest.approx(0.5)
+    assert (found.prompts, found.pairs) == (2, 3)
+    assert found.accuracy == pytest.approx(0.5)
+    assert found.longer_wins == pytest.approx(0.5)
     p = [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(1)), 0.5]
-    assert found["brier"] == pytest.approx(np.mean([(each - 0.9) ** 2 for each in p]))
+    assert found.brier == pytest.approx(np.mean([(each - 0.9) ** 2 for each in p]))
     # Bins of the likelier answer: 0.88 with truth 0.9, 0.73 with truth 0.1, 0.5 with truth 0.9; each has its own.
-    assert found["ece"] == pytest.approx((abs(p[0] - 0.9) + abs(1 - p[1] - 0.1) + 0.4) / 3)
+    assert found.ece == pytest.approx((abs(p[0] - 0.9) + abs(1 - p[1] - 0.1) + 0.4) / 3)
     flat = np.ravel(scores), np.ravel(lengths)
-    assert found["pearson"] == pytest.approx(stats.pearsonr(*flat)[0])
-    assert found["spearman"] == pytest.approx(stats.spearmanr(*flat)[0])
+    assert found.pearson == pytest.approx(stats.pearsonr(*flat)[0])
+    assert found.spearman == pytest.approx(stats.spearmanr(*flat)[0])
 
 
 def test_an_answer_in_several_pairs_counts_once_in_the_correlation_with_length() -> None:
@@ -259,12 +277,12 @@ def test_an_answer_in_several_pairs_counts_once_in_the_correlation_with_length()
     preferences = [preference_of(prompt, *each) for each in ((best, middle), (best, worst), (middle, worst))]
     scores, lengths = [(3.0, 1.0), (3.0, 0.0), (1.0, 0.0)], [(5, 2), (5, 6), (2, 6)]
     found = held_out.examine(preferences, scores, lengths, seed=1)
-    assert found["pearson"] == pytest.approx(stats.pearsonr([3, 1, 0], [5, 2, 6])[0])
+    assert found.pearson == pytest.approx(stats.pearsonr([3, 1, 0], [5, 2, 6])[0])
 
 
 def test_a_constant_score_has_no_correlation() -> None:
     found = held_out.examine(preferences_of(3), [(0.0, 0.0)] * 3, [(1, 2), (3, 4), (5, 6)], seed=1)
-    assert (found["accuracy"], found["pearson"], found["spearman"]) == (0.5, None, None)
+    assert (found.accuracy, found.pearson, found.spearman) == (0.5, None, None)
 
 
 def test_calibration_is_zero_for_one_that_says_what_the_judge_says() -> None:
