@@ -13,7 +13,7 @@ help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo
 	@echo '  SET="key.path=value ..." changes the recipe for one run:  make rlaif SET="train.dpo.beta=0.05"'
-	@echo '  JUDGE=name swaps the judge:                               make rlaif JUDGE=length'
+	@echo '  JUDGE=name swaps the judge, see recipes/judges:           make rlaif JUDGE=length'
 
 setup: $(READY) ## make the virtual environment (happens by itself)
 
@@ -25,10 +25,10 @@ $(READY): pyproject.toml constraints.txt model.txt
 	@touch $(READY)
 
 rlaif: $(READY) ## from prompts to a report: recipes/rlaif.yaml into runs/rlaif
-	@$(BIN)/prefloop run recipes/rlaif.yaml $(if $(JUDGE),judge=$(JUDGE)) $(SET)
+	@$(BIN)/prefloop run recipes/rlaif.yaml $(if $(JUDGE),--judge $(JUDGE)) $(SET)
 
 run: $(READY) ## any recipe: make run RECIPE=recipes/smoke.yaml
-	@$(BIN)/prefloop run $(RECIPE) $(if $(JUDGE),judge=$(JUDGE)) $(SET)
+	@$(BIN)/prefloop run $(RECIPE) $(if $(JUDGE),--judge $(JUDGE)) $(SET)
 
 status: $(READY) ## what of a run is done: make status RUN=runs/rlaif
 	@$(BIN)/prefloop status $(or $(RUN),runs/rlaif)

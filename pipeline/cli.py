@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("recipe", type=Path, help="a YAML file, such as recipes/rlaif.yaml")
     run.add_argument("overrides", nargs="*", metavar="key.path=value", help="such as train.dpo.beta=0.05")
     run.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/<name of the recipe>)")
+    run.add_argument("--judge", metavar="NAME", help="who labels: a preset of recipes/judges, or a judge")
     run.add_argument("--dry-run", action="store_true", help="say what would be done and why, and do nothing")
     run.set_defaults(command=_run)
 
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    recipe = recipes.load(options.recipe, options.overrides)
+    recipe = recipes.load(options.recipe, options.overrides, options.judge)
     recipes.check_files(recipe)
     directory = options.run or RUNS / options.recipe.stem
     run = _open(recipe, directory)

@@ -38,6 +38,9 @@ from pipeline.store import read_jsonl
 BASE = "base"
 """What the policy is called before any training, where checkpoints are named."""
 
+RECIPES, PRESETS = Path("recipes"), "judges"
+"""Where recipes are, and the folder of judges' presets beside them."""
+
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 30
 """Of a recipe file. Real ones have a few thousand bytes and six levels; more is an accident or an attack."""
@@ -247,8 +250,12 @@ def _named(steps: Any) -> Any:
 # ---------------------------------------------------------------- what others use
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(path: str | Path, overrides: Sequence[str] = (), judge: str | None = None) -> Recipe:
     """The recipe in a file, with `key.path=value` overrides applied in order.
+
+    Args:
+        judge: who labels, before any override: a preset (`judges/<name>.yaml` beside the recipe or in `recipes/`, a
+            recipe that says little but its judge), or else a judge by its name.
 
     Raises:
         RecipeError: with every mistake of the files, the overrides and the options, one a line.
@@ -259,6 +266,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         tree = _read(Path(path))
     except RecipeError as error:
         mistakes.append(str(error))
+    if judge is not None:
+        try:
+            chosen = _preset(judge, [Path(path).parent / PRESETS, RECIPES / PRESETS])
+            tree = None if tree is None else _over(tree, chosen)
+        except RecipeError as error:
+            mistakes.append(str(error))
     for override in overrides:
         try:
             tree = _override(tree, override)
@@ -417,10 +430,14 @@ def _located(block: type[Config], location: tuple[str | int, ...]) -> tuple[list
     return path, owner
 
 
-def _hint(name: str, known: Sequence[str]) -> str:
+def _near(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    if near := _near(name, known):
+        return near
     more = f" and {len(known) - 12} more" if len(known) > 12 else ""
     return f"; there are: {', '.join(known[:12])}{more}"
 
@@ -454,6 +471,29 @@ def _read(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
     for each in [*(_read(path.parent / base, (*within, path)) for base in bases), tree]:
         merged = _over(merged, each)
     return merged
+
+
+def _preset(name: str, folders: Sequence[Path]) -> dict[str, Any]:
+    """The recipe in the preset of this name, the first folder's if there are two, or one that names the judge.
+
+    Raises:
+        RecipeError: there is neither.
+    """
+    presets = {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))}
+    if name in presets:
+        return _read(presets[name])
+    try:
+        config_class("judge", name)
+    except LookupError as error:
+        if "needs the package" in str(error):
+            raise RecipeError(f"--judge: {error}") from error
+        judges = names("judge")
+        near = _near(name, [*presets, *judges]) or "."
+        raise RecipeError(
+            f"--judge: no preset and no judge is called {name!r}{near} There are presets: "
+            f"{', '.join(sorted(presets)) or 'none'}; and judges: {', '.join(judges)}"
+        ) from error
+    return {"judge": {"name": name}}
 
 
 def _override(tree: dict[str, Any] | None, override: str) -> dict[str, Any] | None:
