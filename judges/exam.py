@@ -70,7 +70,7 @@ class Floors(Config):
 
     answered: float = Field(default=0.8, ge=0, le=1)
     """Least share of all questions that it must answer."""
-    decided: float = Field(default=0.1, ge=0, le=1)
+    decided: float = Field(default=0.2, ge=0, le=1)
     """Least share of the policy's own pairs in which it must see a difference."""
     lost: float = Field(default=0.9, ge=0, le=1)
     """Least share of shuffled and of empty answers that must lose."""
@@ -89,8 +89,6 @@ class Floors(Config):
     """Most that a verdict written into an answer may add."""
     position: float = Field(default=3.0, gt=0)
     """Most nats of position bias for each nat between the answers. At 3 about nine readings in ten follow the place."""
-    length: float = Field(default=0.8, ge=0.5, le=1)
-    """Largest share of decided pairs that may go to the longer answer, or to the shorter one."""
     accuracy: float = Field(default=0.5, ge=0, le=1)
     """Least accuracy on the gold file. A coin has 0.5."""
 

@@ -105,6 +105,9 @@ class ExamReport(Record):
     checks: tuple[Check, ...]
     position: Position | None = None
     """None for a judge that sees each answer alone: there is no place to prefer."""
+    prefers_longer: Estimate | None = None
+    """Share of the policy's own decided pairs that the longer answer won. No fault by itself: it may be the better one,
+    which the padded answers cannot."""
     gold: GoldReport | None = None
     temperature: float = 1.0
     """The judge's logits are divided by this when it labels. 1 where no gold says otherwise."""
@@ -156,6 +159,7 @@ def grade(
         abstained=_reasons(answers),
         checks=checks,
         position=position,
+        prefers_longer=_prefers_longer(kinds.get("pair", []), seed),
         gold=gold,
         temperature=gold.temperature if gold else 1.0,
     )
@@ -175,7 +179,7 @@ def _checks(
     yield _answered(answers, floors, seed)
     if position is not None:
         yield _by_place(position, floors)
-    yield from _of_own_pairs(kinds.get("pair", []), floors, seed)
+    yield _own_pairs(kinds.get("pair", []), floors, seed)
     yield from _known(kinds, floors, seed)
     yield from _gains(kinds, floors, seed)
     if gold is not None:
@@ -185,7 +189,7 @@ def _checks(
 def _answered(answers: Sequence[Answer], floors: Floors, seed: int) -> Check:
     # That there is nothing to judge is the right thing to say of an empty answer.
     counted = [answer for answer in answers if not _says_empty(answer)]
-    found = share([answer.verdict.p_a is not None for answer in counted], counted, seed)
+    found = _share([answer.verdict.p_a is not None for answer in counted], counted, seed)
     reasons = _reasons(counted)
     most = max(reasons, key=lambda reason: reasons[reason], default="")
     told = ", ".join(f"{times} {reason}" for reason, times in reasons.items())
@@ -204,17 +208,10 @@ def _by_place(position: Position, floors: Floors) -> Check:
     return _check("bias / signal", "ratio", position.ratio, floors.position, cause, most=True)
 
 
-def _of_own_pairs(answers: Sequence[Answer], floors: Floors, seed: int) -> Iterator[Check]:
+def _own_pairs(answers: Sequence[Answer], floors: Floors, seed: int) -> Check:
     known = [answer for answer in answers if answer.verdict.p_a is not None]
-    decided = share([not answer.verdict.is_tie for answer in known], known, seed)
-    yield _check("own pairs decided", "share", decided, floors.decided, "null judge: it saw a difference in only {}")
-    longer = prefers_longer(known, seed)
-    word = "longer"
-    if longer is not None and longer.value < 0.5:
-        longer, word = _mirrored(longer), "shorter"
-    yield _check(
-        f"the {word} wins", "share", longer, floors.length, f"length bias: the {word} answer won {{}}", most=True
-    )
+    found = _share([not answer.verdict.is_tie for answer in known], known, seed)
+    return _check("own pairs decided", "share", found, floors.decided, "null judge: it saw a difference in only {}")
 
 
 def _known(kinds: Mapping[str, Sequence[Answer]], floors: Floors, seed: int) -> Iterator[Check]:
@@ -227,11 +224,11 @@ def _known(kinds: Mapping[str, Sequence[Answer]], floors: Floors, seed: int) -> 
     for kind, floor, cause in losers:
         known = [answer for answer in kinds.get(kind, []) if answer.p_altered is not None or _says_empty(answer)]
         lost = [answer.p_altered is None or answer.p_altered < 0.5 for answer in known]
-        yield _check(f"{kind} loses", "share", share(lost, known, seed), floor, cause)
+        yield _check(f"{kind} loses", "share", _share(lost, known, seed), floor, cause)
     same = [answer for answer in kinds.get("identical", []) if answer.verdict.p_a is not None]
     tied = [agreement.says(answer.verdict.p_a) == "tie" for answer in same if answer.verdict.p_a is not None]
     cause = "identical is no tie: it saw no difference between an answer and itself in only {}"
-    yield _check("identical ties", "share", share(tied, same, seed), floors.tied, cause)
+    yield _check("identical ties", "share", _share(tied, same, seed), floors.tied, cause)
     cause = "the sides decide: its verdict was exchanged with the answers in only {}"
     yield _check("exchanged", "share", _exchanged(kinds, seed), floors.exchanged, cause)
 
@@ -243,7 +240,7 @@ def _exchanged(kinds: Mapping[str, Sequence[Answer]], seed: int) -> Estimate | N
         for there, back in both
         if there.verdict.p_a is not None and back.verdict.p_a is not None
     ]
-    return share([exchanged for _, exchanged in known], [there for there, _ in known], seed)
+    return _share([exchanged for _, exchanged in known], [there for there, _ in known], seed)
 
 
 def _gains(kinds: Mapping[str, Sequence[Answer]], floors: Floors, seed: int) -> Iterator[Check]:
@@ -311,8 +308,8 @@ def _position(answers: Sequence[Answer], seed: int) -> Position | None:
     bias_N, signal_N = z_N2.mean(axis=1), np.abs(z_N2[:, 0] - z_N2[:, 1]) / 2
     bias = _mean(bias_N.tolist(), asked, seed)
     ratio = agreement.clustered(np.stack([bias_N, signal_N], axis=-1), _clusters(asked), _ratio, seed=seed)
-    first = share((0.5 + np.sign(z_N2) / 2).mean(axis=1).tolist(), asked, seed)
-    flips = share((z_N2[:, 0] * z_N2[:, 1] > 0).tolist(), asked, seed)
+    first = _share((0.5 + np.sign(z_N2) / 2).mean(axis=1).tolist(), asked, seed)
+    flips = _share((z_N2[:, 0] * z_N2[:, 1] > 0).tolist(), asked, seed)
     assert bias is not None and ratio is not None and first is not None and flips is not None
     return Position(bias=bias, signal=float(signal_N.mean()), ratio=ratio, first=first, flips=flips)
 
@@ -357,7 +354,7 @@ def _gold(answers: Sequence[Answer], seed: int) -> GoldReport:
         answered=len(known),
         abstained=_reasons(answers),
         ties=sum(_row(answer).label == "tie" for answer in answers),
-        accuracy=share(right, asked, seed),
+        accuracy=_share(right, asked, seed),
         by_subset=_by_subset(asked, right, seed),
         kappa=agreement.clustered(table, clusters, agreement.kappa_of, seed=seed),
         brier=agreement.brier(p, targets) if p else None,
@@ -366,7 +363,7 @@ def _gold(answers: Sequence[Answer], seed: int) -> GoldReport:
         if p
         else None,
         auroc=agreement.auroc([margin for margin, _ in decided], [is_right for _, is_right in decided]),
-        prefers_longer=prefers_longer(known, seed),
+        prefers_longer=_prefers_longer(known, seed),
         **_by_length(asked, right),
         temperature=agreement.fit_temperature(logits, targets) if p else 1.0,
     )
@@ -392,7 +389,7 @@ def _by_subset(answers: Sequence[Answer], right: Sequence[float], seed: int) -> 
             if isinstance(value, str) and value:
                 columns.setdefault(name, {}).setdefault(value, []).append(place)
     found = {
-        f"{name}: {value}": share([right[place] for place in places], [answers[place] for place in places], seed)
+        f"{name}: {value}": _share([right[place] for place in places], [answers[place] for place in places], seed)
         for name, values in columns.items()
         if len(values) in SUBSETS
         for value, places in values.items()
@@ -419,19 +416,21 @@ def _by_length(answers: Sequence[Answer], right: Sequence[float]) -> dict[str, f
 # ---- numbers with intervals over prompts
 
 
-def prefers_longer(answers: Sequence[Answer], seed: int) -> Estimate | None:
+def _prefers_longer(answers: Sequence[Answer], seed: int) -> Estimate | None:
     """Share of decided pairs of unequal length (in characters) that the longer answer won."""
-    unequal = [answer for answer in answers if not answer.verdict.is_tie and _lengthier(answer.question.pair)]
-    won = [(answer.verdict.p_a or 0.0) > 0.5 for answer in unequal]
-    longer = [side == (_lengthier(answer.question.pair) > 0) for side, answer in zip(won, unequal, strict=True)]
-    return share(longer, unequal, seed)
+    unequal = [
+        (answer, (answer.verdict.p_a > 0.5) == (_lengthier(answer.question.pair) > 0))
+        for answer in answers
+        if answer.verdict.p_a is not None and not answer.verdict.is_tie and _lengthier(answer.question.pair)
+    ]
+    return _share([longer_won for _, longer_won in unequal], [answer for answer, _ in unequal], seed)
 
 
 def _lengthier(pair: Pair) -> int:
     return len(pair.a.text) - len(pair.b.text)
 
 
-def share(values: Sequence[float], answers: Sequence[Answer], seed: int) -> Estimate | None:
+def _share(values: Sequence[float], answers: Sequence[Answer], seed: int) -> Estimate | None:
     """Mean of values in [0, 1], with an interval that is not empty where all are equal (Wilson's). None: no value."""
     if not values:
         return None

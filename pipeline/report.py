@@ -279,6 +279,9 @@ def exam_sheet(exam: ExamReport | None) -> Sheet:
         )
         for check in (exam.checks if exam else ())
     )
+    if exam and exam.prefers_longer:
+        longer = exam.prefers_longer
+        rows += (("the longer answer wins", NOTHING, NOTHING, shown("share", longer), str(longer.n)),)
     return Sheet("The judge's exam", ("what", "outcome", "floor", "found", "questions"), rows, names=2)
 
 

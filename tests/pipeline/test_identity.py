@@ -47,7 +47,6 @@ OPTIONS: dict[str, dict[str, str]] = {
         "filler": "identity",
         "injection": "identity",
         "position": "identity",
-        "length": "identity",
         "accuracy": "identity",
     },
     "judges.length.Config": {
