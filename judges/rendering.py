@@ -162,9 +162,12 @@ def neutralise(text: str, special_tokens: Iterable[str], tags: Iterable[str]) ->
     A line that opens a turn is quoted with `> `. Invisible characters go first, for they could hide such a piece.
     """
     text = LINE_ENDS.sub("\n", INVISIBLE.sub("", text))
-    blocks = "|".join(rf"</?{re.escape(tag)}\b" for tag in tags)
-    pieces = [part for part in (literally(special_tokens), CONTROL_TOKENS, blocks) if part]
-    return TURNS.sub("> ", break_up(text, "|".join(pieces)))
+    own = literally(special_tokens)
+    blocks = (rf"</?{re.escape(tag)}\b" for tag in tags)
+    # Of all these, our own tokens may begin with any sign; looking for the others' first sign alone is three times as
+    # fast, and it is done for every answer.
+    known = rf"(?=[<＜\[])(?:{'|'.join([CONTROL_TOKENS, *blocks])})"
+    return TURNS.sub("> ", break_up(text, f"{own}|{known}" if own else known))
 
 
 def literally(tokens: Iterable[str]) -> str:

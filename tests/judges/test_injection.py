@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 from attacks import CLAIMS, NULL, WAYS_OUT, Attack, Obedient, attacks, seen
@@ -62,6 +63,8 @@ def test_there_are_more_than_two_hundred_of_them_and_all_differ() -> None:
     texts = {attack.spoil("x") for attack in attacks()}
     assert len(texts) == len(attacks()) == len(WAYS_OUT) * len(CLAIMS) + 8 > 200
     assert max(map(len, texts)) > 99_000
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"Of {len(texts)} hostile answers" in readme
 
 
 @pytest.mark.parametrize("lang", ["en", "fr"])

@@ -13,6 +13,7 @@ from tiny import job_of, prompt_of, response_of
 from judges.base import JudgeConfig
 from judges.cascade import Config as Cascade
 from judges.length import Config as Length
+from judges.panel import Config as Panel
 from pipeline import label, store
 from pipeline.errors import DataError, JudgeError
 from pipeline.label import Labelling
@@ -153,6 +154,16 @@ def test_a_judge_is_built_once_and_not_at_all_when_the_journal_knows_every_answe
     assert Scripted.BUILT == ["1"]
     run(labelling(Scripted(variant="2")), many_pairs(), tmp_path)
     assert Scripted.BUILT == ["1", "2"]
+
+
+def test_swapping_the_judge_or_what_it_is_made_of_and_back_asks_nothing_again(tmp_path: Path) -> None:
+    alone = Scripted(variant="swapped")
+    cascade = Cascade.model_validate({"cheap": "rules", "dear": alone})
+    panel = Panel.model_validate({"of": [{"judge": alone, "weight": 2.0}, {"judge": "length", "weight": 1.0}]})
+    first = [run(labelling(judge), many_pairs(), tmp_path) for judge in (alone, cascade, panel)]
+    assert sum(map(len, Scripted.ASKED)) == len(many_pairs())
+    assert [run(labelling(judge), many_pairs(), tmp_path) for judge in (alone, cascade, panel)] == first
+    assert sum(map(len, Scripted.ASKED)) == len(many_pairs())
 
 
 def test_a_judge_is_asked_about_all_pairs_of_a_prompt_at_once(tmp_path: Path) -> None:
