@@ -135,10 +135,12 @@ def load_model(config: ModelConfig, *, training: bool = False) -> "PreTrainedMod
 def load_scorer(config: ModelConfig, *, seed: int, training: bool = False) -> "PreTrainedModel":
     """The base with a head in the place of `lm_head` that gives a sequence one score, in eval mode and frozen.
 
-    The head is new: a linear layer in fp32 whose weights are N(0, 1 / (hidden size + 1)), from the seed (Huang et al.
-    2024, arXiv:2403.17031, detail 5). Its score is that of the last token that is not padding; an encoder's is its own.
+    A linear head is in fp32 and begins at zero, so that all scores are equal at first: the N(0, 1 / (hidden size + 1))
+    of Huang et al. 2024 (arXiv:2403.17031, detail 5) is noise that some hundred pairs do not unlearn. The score is that
+    of the last token that is not padding; an encoder reads its own.
 
     Args:
+        seed: of what else is new, in encoders whose head has several layers.
         training: as for `load_model`.
 
     Raises:
@@ -156,11 +158,10 @@ def load_scorer(config: ModelConfig, *, seed: int, training: bool = False) -> "P
     model = _loaded(
         AutoModelForSequenceClassification, config, training=training, quantization_config=quantized, num_labels=1
     )
-    name = next(
-        (name for name in ("score", "classifier") if isinstance(getattr(model, name, None), torch.nn.Linear)), ""
-    )
-    if name:
-        setattr(model, name, _score_head(getattr(model, name), seed))
+    for name in ("score", "classifier"):
+        head = getattr(model, name, None)
+        if isinstance(head, torch.nn.Linear):
+            setattr(model, name, _score_head(head))
     return model
 
 
@@ -211,7 +212,7 @@ def _loaded(kind: Any, config: ModelConfig, *, training: bool, **more: Any) -> "
     return model.eval()
 
 
-def _score_head(head: Any, seed: int) -> Any:
+def _score_head(head: Any) -> Any:
     import torch
 
     class ScoreHead(torch.nn.Linear):
@@ -223,11 +224,8 @@ def _score_head(head: Any, seed: int) -> Any:
                 return torch.nn.functional.linear(hidden.float(), self.weight.float(), bias)
 
     made = ScoreHead(head.in_features, 1, bias=head.bias is not None, dtype=torch.float32)
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        torch.nn.init.normal_(made.weight, std=(head.in_features + 1) ** -0.5, generator=random)
-        if made.bias is not None:
-            made.bias.zero_()
+    for parameter in made.parameters():
+        parameter.data.zero_()
     return made.to(head.weight.device).requires_grad_(False)
 
 

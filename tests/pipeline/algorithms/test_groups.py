@@ -147,11 +147,11 @@ def test_a_reward_model_on_the_same_base_is_no_part_of_what_is_saved(
 
 
 def reward_model(tiny: ModelConfig, top: Path) -> Path:
-    """The folder of a reward model that was trained for one update."""
+    """The folder of a reward model that was trained for three updates."""
     training = Training(
         seed=3,
         model=tiny.model_copy(update={"quantization": "nf4"}),
-        algorithm={"name": "reward_model", "max_steps": 1, "learning_rate": 1e-2},  # type: ignore[arg-type]
+        algorithm={"name": "reward_model", "max_steps": 3, "learning_rate": 1e-2},  # type: ignore[arg-type]
     )
     pairs = [Pair.of(each.prompt, each.chosen, each.rejected) for each in preferences_of(8)]
     inputs = {"generate": top / "generate", "label": top / "label"}
