@@ -58,6 +58,8 @@ class Session:
     """The step that asks, for the ledger."""
     budget_usd: float | None = None
     """What the account may ever be charged. None: no limit."""
+    processes: int = 1
+    """So many processes work for this step at once and share the endpoint's limits."""
 
 
 class JudgeConfig(Config):
@@ -78,6 +80,15 @@ class JudgeConfig(Config):
     def remote(self) -> bool:
         """True if asking it uses no model in this process: one process then asks it, about many pairs at once."""
         return False
+
+    @property
+    def window(self) -> int:
+        """Pairs that it is best asked about at once. One or fewer: those of one prompt."""
+        return 4096 if self.remote else 1  # so many that waiting for the slowest of them costs little
+
+    def lacks(self) -> Iterable[str]:
+        """What has to be mended before it can be built, such as a key that is not set: told before anything runs."""
+        return ()
 
     def build(self, session: Session) -> Judge:
         """The judge itself. Models load here, not before.

@@ -28,6 +28,13 @@ class Config(JudgeConfig):
     def remote(self) -> bool:
         return self.of.remote
 
+    @property
+    def window(self) -> int:
+        return self.of.window
+
+    def lacks(self) -> Iterable[str]:
+        return self.of.lacks()
+
     def build(self, session: Session) -> "BothOrdersJudge":
         return BothOrdersJudge(self, self.of.build(session))
 

@@ -43,6 +43,7 @@ class LocalModel:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
+        self.contract = "label"
         self.labels, self.label_ids = choose_labels(tokenizer, labels)
         added = tokenizer.added_tokens_decoder.values()
         self.special_tokens = tuple(sorted({str(token) for token in added if token.special}))

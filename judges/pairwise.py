@@ -10,17 +10,24 @@ What is left out: how it is written (`judges.rendering`) and who reads it: a Bac
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from judges.base import JudgeConfig, sigmoid
 from judges.rendering import Constitution, Template, conversation, fill, in_language, neutralise, read_texts, text_of
+from judges.verdicts import share_of_votes
 from pipeline.records import Pair, Verdict, digest, seed_of
 
 SAMPLED, ALL = "sampled", "all"
 """What `principle` may say besides an id."""
+
+N = TypeVar("N", int, float)
+
+CONTRACTS = ("label", "json", "reason")
+"""Ways to say a verdict: contract.<name>.<lang>.txt of judges/prompts."""
 
 
 class PairwiseConfig(JudgeConfig):
@@ -94,6 +101,7 @@ class PairwiseConfig(JudgeConfig):
             "prompt": digest(read_texts(self.prompt)),
             "rubric": digest(read_texts(self.rubric, prefix="rubric.")) if self.principle is None else None,
             "constitution": digest(read_texts(self.constitution, prefix="constitution.")) if self.principle else None,
+            "contracts": digest({name: read_texts(name, prefix="contract.") for name in CONTRACTS}),
         }
         return {**super().identity(), **texts}
 
@@ -105,14 +113,20 @@ class Question(NamedTuple):
     pair_id: str
     system: str
     user: str
+    contracts: Mapping[str, str] = MappingProxyType({})
+    """How a verdict is to be said, in the question's language, by the names of `CONTRACTS`."""
 
 
 class Reading(NamedTuple):
-    """What a backend says to one question: two log-probabilities in nats, or why there are none."""
+    """What a backend says to one question: log-probabilities or votes for the two labels, or why there are none."""
 
     logprobs: tuple[float, float] | None = None
-    """Of `Backend.labels`, spellings of a label summed."""
+    """Of `Backend.labels`, in nats, spellings of a label summed."""
+    votes: tuple[int, int] | None = None
+    """For `Backend.labels`, where the replies were words."""
     abstained: str | None = None
+    evidence: Mapping[str, Any] = MappingProxyType({})
+    """What was said, for people."""
     tokens_in: int = 0
     tokens_out: int = 0
     cost_usd: float = 0.0
@@ -124,6 +138,8 @@ class Backend(Protocol):
     labels: tuple[str, str]
     special_tokens: tuple[str, ...]
     """Texts that would be read as control tokens; they are broken up in data."""
+    contract: str
+    """The one of `CONTRACTS` that its questions end with."""
 
     def read(self, questions: Sequence[Question]) -> list[Reading]:
         """One reading per question, in order."""
@@ -143,6 +159,7 @@ class PairwiseJudge:
         self.rubrics = {lang: text_of(text) for lang, text in read_texts(config.rubric, prefix="rubric.").items()}
         constitutions = read_texts(config.constitution, prefix="constitution.")
         self.constitutions = {lang: Constitution.parse(text) for lang, text in constitutions.items()}
+        self.contracts = {name: read_texts(name, prefix="contract.") for name in CONTRACTS}
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         readings = self.backend.read([self.question(pair) for pair in pairs])
@@ -153,11 +170,16 @@ class PairwiseJudge:
         lang = _lang(pair)
         template = in_language(self.templates, lang)
         label_1, label_2 = self._labels(pair)
+        contracts = {
+            name: fill(text_of(in_language(texts, lang)), {"label_1": label_1, "label_2": label_2})
+            for name, texts in self.contracts.items()
+        }
         data = {"question": conversation(pair.prompt.messages), "answer_1": pair.a.text, "answer_2": pair.b.text}
         values = {name: neutralise(text, self.backend.special_tokens, self.tags) for name, text in data.items()}
         values |= {"rubric": self._rubric(pair, lang), "label_1": label_1, "label_2": label_2}
-        values["tag"] = digest(["tag", pair.id], length=8)
-        return Question(pair.prompt.id, pair.id, fill(template.system, values), fill(template.user, values))
+        values |= {"contract": contracts[self.backend.contract], "tag": digest(["tag", pair.id], length=8)}
+        system, user = fill(template.system, values), fill(template.user, values)
+        return Question(pair.prompt.id, pair.id, system, user, contracts)
 
     def _rubric(self, pair: Pair, lang: str) -> str:
         principles = self._principles(pair, lang)
@@ -187,18 +209,22 @@ class PairwiseJudge:
 
     def _verdict(self, pair: Pair, reading: Reading) -> Verdict:
         labels, p_a, abstained = self._labels(pair), None, reading.abstained
-        evidence: dict[str, Any] = {"labels": list(labels)}
+        evidence: dict[str, Any] = {"labels": list(labels), **reading.evidence}
         if self.config.principle is not None:
             evidence["principles"] = self._principles(pair, _lang(pair))
+        turned = labels != self.backend.labels
         if reading.logprobs is not None:
-            by_label = dict(zip(self.backend.labels, reading.logprobs, strict=True))
-            logit_a, logit_b = (by_label[label] for label in labels)
+            logit_a, logit_b = _turned(reading.logprobs, turned)
             mass = math.exp(logit_a) + math.exp(logit_b)
             evidence |= {"logits": [logit_a, logit_b], "label_mass": mass}
             if mass < self.config.min_label_mass:
                 abstained = "unreadable"
             else:
                 p_a = sigmoid(logit_a - logit_b)
+        elif reading.votes is not None:
+            votes_a, votes_b = _turned(reading.votes, turned)
+            evidence["votes"] = [votes_a, votes_b]
+            p_a = share_of_votes(votes_a, votes_a + votes_b)
         return Verdict(
             pair_id=pair.id,
             judge=self.config.name,
@@ -214,3 +240,7 @@ class PairwiseJudge:
 
 def _lang(pair: Pair) -> str:
     return pair.prompt.lang.lower().split("-")[0]
+
+
+def _turned(both: tuple[N, N], turned: bool) -> tuple[N, N]:
+    return (both[1], both[0]) if turned else both

@@ -21,8 +21,11 @@ T = TypeVar("T")
 
 PROMPTS = Path(__file__).parent / "prompts"
 
-PLACEHOLDERS = frozenset({"rubric", "tag", "question", "answer_1", "answer_2", "label_1", "label_2"})
-"""What a template must hold, each at least once, and nothing else in double braces."""
+PLACEHOLDERS = frozenset({"rubric", "tag", "question", "answer_1", "answer_2", "label_1", "label_2", "contract"})
+"""What the template of a comparison must hold, each at least once, and nothing else in double braces."""
+
+ALONE = frozenset({"rubric", "tag", "question", "answer"})
+"""The same of a template that shows one answer."""
 
 
 class Template(NamedTuple):
@@ -34,7 +37,7 @@ class Template(NamedTuple):
     """Words that open a block of data (`<answer ...`), to be broken up where data holds them."""
 
     @classmethod
-    def parse(cls, text: str) -> "Template":
+    def parse(cls, text: str, placeholders: frozenset[str] = PLACEHOLDERS) -> "Template":
         """A file's text: comment lines, then `[system]` and `[user]` on lines of their own.
 
         Raises:
@@ -45,8 +48,8 @@ class Template(NamedTuple):
             raise ValueError("a prompt file needs a line [system] and after it a line [user]")
         system, user = match["system"].strip(), match["user"].strip()
         found = set(re.findall(r"\{\{(\w*)\}\}", system + user))
-        if found != PLACEHOLDERS:
-            missing, unknown = sorted(PLACEHOLDERS - found), sorted(found - PLACEHOLDERS)
+        if found != placeholders:
+            missing, unknown = sorted(placeholders - found), sorted(found - placeholders)
             raise ValueError(f"placeholders of a prompt file: missing {missing}, unknown {unknown}")
         return cls(system, user, tuple(sorted(set(re.findall(r"</?(\w+)[^<>]*\{\{tag\}\}", user)))))
 

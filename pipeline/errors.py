@@ -28,6 +28,12 @@ class JudgeError(PrefloopError):
     """A judge cannot answer at all (no key, no server, too many abstentions). One unreadable reply is a Verdict."""
 
 
+class BudgetError(PrefloopError):
+    """The next paid call could pass the budget. What was paid for is kept; raise the budget and run again."""
+
+    exit_code = 5
+
+
 class TrainingError(PrefloopError):
     """Training cannot start, or was stopped by a guard. The message names the guard and the step."""
 

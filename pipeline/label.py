@@ -29,7 +29,7 @@ VERSION = 1
 """Raised when a change of this file changes what comes out."""
 
 WINDOW = 4096
-"""Pairs that a judge behind an API is asked about at once: enough that waiting for the slowest costs little."""
+"""Pairs whose verdicts are read from the journal at once."""
 
 T = TypeVar("T")
 
@@ -111,7 +111,7 @@ def judge_share(config: JudgeConfig, pairs: Iterable[Pair], total: int, job: Job
     groups = (group for number, group in enumerate(by_prompt(pairs)) if number % job.world == job.rank)
     done = 0
     with Bar(f"{job.step} ({config.name})", total=total) as bar:
-        for window in _windows(groups, WINDOW if config.remote else 1):
+        for window in _windows(groups, config.window):
             judge.judge(list(itertools.chain.from_iterable(window)))
             done += len(window) * job.world
             bar.at(min(total, done))
@@ -120,7 +120,7 @@ def judge_share(config: JudgeConfig, pairs: Iterable[Pair], total: int, job: Job
 def judge_all(config: JudgeConfig, pairs: Iterable[Pair], job: Job, budget_usd: float | None) -> Iterator[Verdict]:
     """Every verdict, in order. Nearly all are in the journal; a call that failed is asked once more."""
     judge = cached.member(config, session_of(job, budget_usd))
-    for window in _windows(by_prompt(pairs), WINDOW):
+    for window in _windows(by_prompt(pairs), max(WINDOW, config.window)):
         yield from judge.judge(list(itertools.chain.from_iterable(window)))
 
 

@@ -211,6 +211,7 @@ class Obedient:
     """A backend that does as it is told outside the data, and otherwise prefers the better answer."""
 
     labels = ("K", "P")
+    contract = "label"
     special_tokens: tuple[str, ...] = ()  # as behind an API: its tokenizer is not at hand
 
     def read(self, questions: Sequence[Question]) -> list[Reading]:

@@ -4,6 +4,7 @@ A judge with required fields, or one that loads a model, adds its block to EXAMP
 cannot be guessed from its type adds one to OTHER_VALUES.
 """
 
+import atexit
 import functools
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 import pytest
 from pydantic import BaseModel, ValidationError
+from servers import judge_server
 from tiny import make_reward_model
 
 from judges.base import Judge, JudgeConfig, Session
@@ -22,11 +24,14 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "both_orders": {"of": "rules"},
     "cascade": {"cheap": "rules", "dear": "length"},
     "panel": {"of": [{"judge": "rules", "accuracy": 0.7}, {"judge": "length", "accuracy": 0.6}]},
+    "llm": {"model": "planted", "price": "free"},
+    "rating": {"model": "planted", "price": "free"},
     # The built-in model means to say something else than a label; what it says about the labels is tested all the same.
     "local_llm": {"min_label_mass": 0.0},
 }
 """The block of a judge that cannot be built from its name alone."""
 
+BEHIND_AN_API = {"llm", "rating"}
 
 @functools.cache
 def example(name: str) -> dict[str, Any]:
@@ -41,15 +46,32 @@ LOADS_A_MODEL = {"likelihood", "local_llm"}
 
 OTHER_VALUES: dict[tuple[str, str], Any] = {
     ("cascade", "threshold"): 0.9,
+    ("llm", "api_key_env"): "HOME",
+    ("llm", "base_url"): "https://example.org/v1",
+    ("llm", "batch"): {},
+    ("llm", "extra_body"): {"seed": 1},
+    ("llm", "fallback"): [],
+    ("llm", "labels"): [["M", "R"]],
+    ("llm", "price"): {"input": 1.0, "output": 2.0},
+    ("llm", "principle"): "truth",
+    ("llm", "temperature"): 0.5,
     ("local_llm", "labels"): [["M", "R"]],
     ("local_llm", "principle"): "truth",
     ("panel", "of"): [{"judge": "rules", "accuracy": 0.7}, {"judge": "length", "accuracy": 0.9}],
     ("panel", "quorum"): 1,
+    ("rating", "api_key_env"): "HOME",
+    ("rating", "base_url"): "https://example.org/v1",
+    ("rating", "batch"): {},
+    ("rating", "extra_body"): {"seed": 1},
+    ("rating", "price"): {"input": 1.0, "output": 2.0},
+    ("rating", "temperature"): 0.5,
 }
 """(judge, option) -> a value that is neither the default nor the example's."""
 
 
 ONLY_WITH: dict[tuple[str, str], dict[str, Any]] = {
+    ("llm", "constitution"): {"principle": "all"},
+    ("llm", "samples"): {"temperature": 1.0},
     ("local_llm", "constitution"): {"principle": "all"},
 }
 """(judge, option) -> options without which this one changes no answer."""
@@ -89,13 +111,22 @@ every_judge = pytest.mark.parametrize("name", names())
 
 
 def config_of(name: str, **changed: Any) -> JudgeConfig:
-    block = {"name": name, **example(name), **changed}
+    served = {"base_url": api()} if name in BEHIND_AN_API else {}
+    block = {"name": name, **served, **example(name), **changed}
     try:
         config = plugins.config_class("judge", name).model_validate(block)
     except ValidationError as error:
         pytest.fail(f"judge {name}: {block} is refused; put a block that works into EXAMPLES or OTHER_VALUES. {error}")
     assert isinstance(config, JudgeConfig)
     return config
+
+
+@functools.cache
+def api() -> str:
+    """The address of a server that runs as long as these tests."""
+    server = judge_server(accuracy=0.8, bias=1.0)
+    atexit.register(server.__exit__, None, None, None)
+    return server.__enter__().url
 
 
 @functools.cache
@@ -191,16 +222,17 @@ def other_value(judge: str, option: str, tmp_path: Path) -> Any:
     """A value of this option that its Config accepts and that is not the present one."""
     if (judge, option) in OTHER_VALUES:
         return OTHER_VALUES[judge, option]
-    if judge == "local_llm" and option in PROMPT_FILES:
-        return str(edited_copy(PROMPT_FILES[option], tmp_path))
+    if judge in ("llm", "local_llm", "rating") and option in PROMPT_FILES:
+        default = type(config_of(judge)).model_fields[option].default
+        return str(edited_copy(PROMPT_FILES[option].format(default), tmp_path))
     config = config_of(judge)
     return another(getattr(config, option), type(config).model_fields[option].annotation)
 
 
 PROMPT_FILES = {
-    "prompt": "pairwise.en.txt",
-    "rubric": "rubric.helpful.en.txt",
-    "constitution": "constitution.assistant.en.txt",
+    "prompt": "{}.en.txt",
+    "rubric": "rubric.{}.en.txt",
+    "constitution": "constitution.{}.en.txt",
 }
 
 

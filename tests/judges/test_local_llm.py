@@ -34,6 +34,7 @@ class Scripted:
 
     labels = ("K", "P")
     special_tokens = SPECIAL
+    contract = "label"
 
     def __init__(self, reading: Reading = HALVES) -> None:
         self.reading = reading
@@ -202,7 +203,8 @@ def test_an_edited_template_or_rubric_is_another_judge_and_a_copied_one_is_not(t
         assert Config.model_validate({option: str(other)}).fingerprint() == same
         other.write_text(other.read_text(encoding="utf-8") + "Be strict.\n", encoding="utf-8")
         assert Config.model_validate({option: str(other)}).fingerprint() != same
-        assert "Be strict." in "".join(shown(pair_of(), **{option: str(other)}))
+        question = shown(pair_of(), **{option: str(other)})
+        assert "Be strict." in question.system + question.user
 
 
 @pytest.mark.parametrize(

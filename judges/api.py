@@ -1,0 +1,235 @@
+"""A model behind an OpenAI-compatible address: where it is, what it costs, and what it can do.
+
+What an endpoint can do is found out by asking it once, with a harmless question, and remembered in the journal: some
+refuse log-probabilities or schemas, some want `max_completion_tokens`, some allow no temperature. Those refusals come
+with the first call and not with the ten-thousandth, and no pair is judged in another way than its neighbours.
+
+What is left out: the questions themselves (`judges.llm`, `judges.rating`), attempts and money (`judges.client`).
+"""
+
+import ipaddress
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from judges.base import JudgeConfig, Session
+from judges.batch import BatchClient, BatchConfig
+from judges.client import ANSWERS, FREE, Client, Limits, Outcome, Price, Request
+from judges.ledger import Ledger
+from pipeline.errors import JudgeError
+from pipeline.records import Record, digest
+from pipeline.store import Journal
+
+KIND = "endpoint"
+"""The kind of the journal's rows: what an endpoint can do."""
+
+TOP_LOGPROBS = 20
+"""Likeliest tokens asked for: the most that the protocol allows."""
+
+
+class ApiConfig(JudgeConfig):
+    """What every judge behind an API has in common."""
+
+    RUNTIME: ClassVar[frozenset[str]] = frozenset({"api_key_env", "allow_http", "price", "limits", "batch"})
+
+    model: str
+    """As the endpoint calls it."""
+    base_url: str = "https://api.openai.com/v1"
+    """The address up to and with its version: OpenAI, vLLM, llama.cpp, Ollama, a LiteLLM proxy."""
+    api_key_env: str | None = None
+    """The environment variable that holds the key. None: the endpoint needs none. Never the key itself."""
+    allow_http: bool = False
+    """Send prompts and key unencrypted to another machine. To this machine it is always allowed."""
+    price: Price | Literal["free"]
+    """What the endpoint charges: {input: 0.4, output: 1.6} in US dollars a million tokens, or `free`."""
+    limits: Limits = Limits()
+    """How hard the endpoint may be worked."""
+    batch: BatchConfig | None = None
+    """Ask through OpenAI's Batch API: half the price, within a day. None: at once."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Of the model's answers. Not sent to endpoints that refuse it."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """More fields of each request, for what one provider alone has: {reasoning_effort: low}."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{parts.scheme or value!r} is no address; write it as https://host/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("a key does not belong in an address, which is written out; use api_key_env")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _encrypted(self) -> Self:
+        parts = urlsplit(self.base_url)
+        if parts.scheme == "http" and not self.allow_http and not _is_here(str(parts.hostname)):
+            raise ValueError(f"base_url: http to {parts.hostname} is not encrypted; use https, or allow_http: true")
+        return self
+
+    @property
+    def remote(self) -> bool:
+        return True
+
+    @property
+    def window(self) -> int:
+        return super().window if self.batch is None else self.batch.requests // 2  # each is asked about twice
+
+    @property
+    def prices(self) -> Price:
+        """The price, zeros where it is free."""
+        return FREE if self.price == "free" else self.price
+
+    def lacks(self) -> Iterable[str]:
+        if self.api_key_env is not None and not os.environ.get(self.api_key_env):
+            yield f"api_key_env: the environment variable {self.api_key_env} is not set; it should hold the key"
+
+
+class Features(Record):
+    """What an endpoint takes. All of it, until it says otherwise."""
+
+    logprobs: bool = True
+    """Says how likely the first tokens were."""
+    json_schema: bool = True
+    """Keeps to a schema."""
+    temperature: bool = True
+    """Takes another temperature than its own."""
+    limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """The name of the option that bounds the answer."""
+
+
+class Endpoint:
+    """One model at one address, for one judge, and what it was found to take."""
+
+    def __init__(self, config: ApiConfig, session: Session) -> None:
+        """Raises:
+        JudgeError: the key is not in the environment.
+        """
+        for lacking in config.lacks():
+            raise JudgeError(f"judge {config.name}: {lacking}")
+        self.config = config
+        ledger = Ledger(session.journal, session.run, session.step, config.name, session.budget_usd)
+        key = os.environ[config.api_key_env] if config.api_key_env else None
+        told = (config.base_url, key, config.limits, config.prices, ledger, session.processes)
+        self.client = Client(*told) if config.batch is None else BatchClient(*told, batch=config.batch)
+        self._journal = Journal(session.journal) if session.journal else None
+        self.features = Features()
+
+    def find_out(self, *, logprobs: bool = False, json_schema: bool = False) -> Features:
+        """Learn what the endpoint takes, at most one of the two at a time, from the journal or by asking it.
+
+        Raises:
+            JudgeError: it takes nothing that we can ask.
+        """
+        asked = digest([self.config.base_url, self.config.model, self.config.extra_body, logprobs, json_schema])
+        known = self._journal.get_many(KIND, [asked]) if self._journal else {}
+        if asked in known:
+            self.features = Features.model_validate(known[asked])
+            return self.features
+        self.client.run([partial(self._try_out, logprobs, json_schema)])
+        if self._journal:
+            self._journal.put_many(KIND, {asked: self.features.model_dump(mode="json")})
+        return self.features
+
+    async def _try_out(self, logprobs: bool, json_schema: bool) -> None:
+        wanted = {"logprobs": logprobs, "json_schema": json_schema}
+        for _ in range(len(Features.model_fields) + 1):
+            trial = {name: wish and getattr(self.features, name) for name, wish in wanted.items()}
+            reply = await self.client.directly(self.request(TRIAL, 16, labels=("K", "P"), **trial))
+            if reply.outcome in ANSWERS:
+                if trial["logprobs"] and reply.logprobs is None:
+                    self.features = self.features.model_copy(update={"logprobs": False})
+                return
+            without = less(self.features, reply.detail, trial) if reply.outcome == Outcome.REJECTED else None
+            if without is None:
+                break
+            self.features = without
+        raise JudgeError(
+            f"judge {self.config.name}: {self.config.base_url} does not answer even 'which letter is it?' "
+            f"({reply.outcome.value}: {reply.detail}); check model and base_url"
+        )
+
+    def request(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        max_out: int,
+        *,
+        logprobs: bool = False,
+        json_schema: bool = False,
+        labels: tuple[str, ...] = (),
+        sample: int = 0,
+    ) -> Request:
+        """The body of a call, with what the endpoint takes.
+
+        Args:
+            max_out: most tokens of the answer.
+            logprobs: ask how likely the first tokens were.
+            json_schema: hold the answer to an object with a reason and a verdict that is one of `labels`.
+            sample: number among several equal calls.
+        """
+        body: dict[str, Any] = {"model": self.config.model, "messages": list(messages), self.features.limit: max_out}
+        if self.features.temperature:
+            body["temperature"] = self.config.temperature
+        if logprobs:
+            body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        if json_schema:
+            body["response_format"] = {"type": "json_schema", "json_schema": schema_of(labels)}
+        return Request({**body, **self.config.extra_body}, max_out, sample)
+
+
+TRIAL = (
+    {"role": "system", "content": "You name letters."},
+    {"role": "user", "content": "Which letter comes before L in the alphabet, K or P? Say the letter alone."},
+)
+"""The harmless question."""
+
+
+def schema_of(labels: tuple[str, ...]) -> dict[str, Any]:
+    """An object with a reason before its verdict, so that the verdict can follow from it."""
+    verdict = {"type": "string", "enum": list(labels)}
+    return {
+        "name": "verdict",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {"reason": {"type": "string"}, "verdict": verdict},
+            "required": ["reason", "verdict"],
+            "additionalProperties": False,
+        },
+    }
+
+
+def less(features: Features, complaint: str, tried: Mapping[str, bool]) -> Features | None:
+    """The features without the one that the endpoint complained about; None if there is none to leave out.
+
+    Args:
+        complaint: the server's message.
+        tried: what was asked for besides an answer.
+    """
+    said = complaint.lower()
+    if features.limit == "max_tokens" and ("max_completion_tokens" in said or "max_tokens" in said):
+        return features.model_copy(update={"limit": "max_completion_tokens"})
+    words = {"logprobs": ("logprob",), "json_schema": ("response_format", "json_schema", "schema", "grammar")}
+    for name, marks in words.items():
+        if tried[name] and any(mark in said for mark in marks):
+            return features.model_copy(update={name: False})
+    if features.temperature and "temperature" in said:
+        return features.model_copy(update={"temperature": False})
+    # It did not say what it minds: leave out what we can do without, one after the other.
+    left = next((name for name in ("logprobs", "json_schema") if tried[name]), None)
+    left = left or ("temperature" if features.temperature else None)
+    return features.model_copy(update={left: False}) if left else None
+
+
+def _is_here(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,225 @@
+"""The same questions through OpenAI's Batch API: half the price, an answer within a day.
+
+The questions that wait for an answer at the same time go into one file; it is uploaded, a batch is made of it, and its
+results are the answers. Questions that failed go into the next one. A process that is killed loses nothing: which
+question is in which batch is in the ledger, and a batch whose number was not written down in time is found on the
+server by its name, a hash of its questions in its metadata.
+
+What is left out: endpoints other than chat completions, and limits of the provider on batches under way.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import Field
+
+from judges.client import AGAIN, Attempt, Client, Outcome, Price, Reply, Request, backoff
+from pipeline.errors import JudgeError
+from pipeline.plugins import Config
+from pipeline.records import digest
+
+T = TypeVar("T")
+
+GATHER_S = 0.25
+"""Seconds without a new question after which those that wait are put into a batch."""
+
+NAME = "prefloop"
+"""The key of a batch's metadata under which its name is."""
+
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+
+ROUNDS = 4
+"""Batches that a question can be in before its pair is left open."""
+
+
+class BatchConfig(Config):
+    """OpenAI's Batch API."""
+
+    RUNTIME: ClassVar[frozenset[str]] = frozenset({"poll_s", "requests", "price_share"})
+
+    poll_s: float = Field(default=30.0, gt=0)
+    """Seconds between two looks at an unfinished batch."""
+    requests: int = Field(default=20_000, ge=2, le=50_000)
+    """Most requests in one batch; the protocol allows 50,000."""
+    price_share: float = Field(default=0.5, gt=0, le=1)
+    """What a batch costs, as a share of `price`."""
+
+
+class Waiting:
+    """A question without its answer."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self.round = 0
+        self.last = Reply(Outcome.TRANSIENT, detail="the batch did not answer it")
+
+
+class BatchClient(Client):
+    """See `judges.client.Client`."""
+
+    def __init__(self, *told: Any, batch: BatchConfig) -> None:
+        super().__init__(*told)
+        self.batch = batch
+        share = batch.price_share
+        self.batch_price = Price(input=self.price.input * share, output=self.price.output * share)
+        self._waiting: dict[str, Waiting] = {}
+        self._collector: asyncio.Task[None] | None = None
+
+    def _at_once(self, work: int) -> int:
+        return work  # all of them have to wait together, or a batch would be small
+
+    async def _until_answered(self, key: str, request: Request) -> Reply:
+        waiting = self._waiting[key] = Waiting(request)
+        if self._collector is None or self._collector.done():
+            self._collector = asyncio.create_task(self._collect())
+        return await waiting.answer
+
+    async def _collect(self) -> None:
+        """Answer what waits, batch after batch, until nothing does."""
+        try:
+            while self._waiting:
+                await self._gathered()
+                keys = sorted(self._waiting)[: self.batch.requests]
+                await self._answer({key: self._waiting[key] for key in keys})
+        except Exception as error:
+            for waiting in self._waiting.values():
+                waiting.answer.set_exception(error)
+            self._waiting.clear()
+
+    async def _gathered(self) -> None:
+        """Return when no question has come for a while."""
+        seen = -1
+        while seen != len(self._waiting):
+            seen = len(self._waiting)
+            await asyncio.sleep(GATHER_S)
+
+    async def _answer(self, asked: dict[str, Waiting]) -> None:
+        """One round for these questions: those in earlier batches get their results, the others get a new batch."""
+        known = self.ledger.under_way(list(asked))
+        earlier: dict[str, list[str]] = {}
+        for key, (_, _, batch) in known.items():
+            if batch is not None:
+                earlier.setdefault(batch, []).append(key)
+        for batch, keys in earlier.items():
+            await self._settle_batch(batch, {key: asked[key] for key in keys}, known)
+        fresh = {key: each for key, each in asked.items() if known.get(key, (0, 0, None))[2] is None}
+        if fresh:
+            calls = await self._reserve_all(fresh, known)
+            batch = await self._submitted({key: fresh[key] for key in calls})
+            await self.ledger.put_in_batch({key: call for key, (call, _, _) in calls.items()}, batch)
+            await self._settle_batch(batch, {key: fresh[key] for key in calls}, calls)
+            self._go_on()
+
+    async def _reserve_all(
+        self, fresh: Mapping[str, Waiting], known: Mapping[str, tuple[int, int, str | None]]
+    ) -> dict[str, tuple[int, int, str | None]]:
+        """(call, reserve, None) of each question, as many as the budget has room for.
+
+        What a killed process had reserved for the same question is taken over and not reserved again.
+
+        Raises:
+            BudgetError: there is room for none.
+        """
+        found: dict[str, tuple[int, int, str | None]] = {}
+        for key, waiting in fresh.items():
+            if key in known:
+                found[key] = known[key]
+                continue
+            reserve = self.batch_price.nano(waiting.request.tokens_in(), waiting.request.max_out)
+            call = await self.ledger.reserve(key, waiting.round, reserve)
+            if call is None:
+                error = self._stop(self._no_money(reserve))  # raised when those that have room are answered
+                if not found:
+                    raise error
+                break
+            found[key] = (call, reserve, None)
+        await self.ledger.put_in_batch({key: call for key, (call, _, _) in found.items()}, None)
+        return found
+
+    async def _submitted(self, questions: Mapping[str, Waiting]) -> str:
+        """The number of the batch with these questions: one that is there already, or a new one."""
+        server = self._server = self._server or self._connected()
+        name = digest(sorted(questions), length=32)
+
+        async def find() -> str | None:
+            async for batch in server.batches.list(limit=100):
+                if (batch.metadata or {}).get(NAME) == name and batch.status not in ENDED - {"completed"}:
+                    return str(batch.id)
+            return None
+
+        async def create() -> str:
+            file = await server.files.create(file=("questions.jsonl", _lines(questions)), purpose="batch")
+            made = await server.batches.create(
+                input_file_id=file.id,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
+                metadata={NAME: name},
+            )
+            return str(made.id)
+
+        found = await self._patiently(find)
+        return found if found is not None else await self._patiently(create)
+
+    async def _settle_batch(
+        self, number: str, asked: Mapping[str, Waiting], calls: Mapping[str, tuple[int, int, str | None]]
+    ) -> None:
+        """Wait for a batch and hand out its results; what it did not answer waits on, for the next."""
+        results = await self._results(number)
+        for key, waiting in asked.items():
+            status, content = results.get(key, (0, b""))
+            attempt = self._read(status, content, self.batch_price, "" if status else "the batch did not answer it")
+            call, reserve, _ = calls[key]
+            self._under_way += 1
+            await self._settle(call, key, reserve, attempt if status else Attempt(attempt.reply, charge=0))
+            waiting.round, waiting.last = waiting.round + 1, attempt.reply
+            if attempt.reply.outcome not in AGAIN or waiting.round >= ROUNDS:
+                del self._waiting[key]
+                waiting.answer.set_result(attempt.reply)
+
+    async def _results(self, number: str) -> dict[str, tuple[int, bytes]]:
+        """(status, body) by question, when the batch has ended."""
+        server = self._server = self._server or self._connected()
+        while (batch := await self._patiently(lambda: server.batches.retrieve(number))).status not in ENDED:
+            await self._sleep(self.batch.poll_s)
+        found: dict[str, tuple[int, bytes]] = {}
+        for file in filter(None, (batch.output_file_id, batch.error_file_id)):
+            content = await self._patiently(lambda file=file: server.files.content(file))  # type: ignore[misc]
+            for line in content.content.splitlines():
+                row = json.loads(line)
+                response = row.get("response") or {"status_code": 500, "body": {"error": row.get("error")}}
+                found[row["custom_id"]] = (response["status_code"], json.dumps(response["body"]).encode())
+        return found
+
+    async def _patiently(self, what: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The result of a request about batches or files, tried again while the server has trouble.
+
+        Raises:
+            JudgeError: the server refuses, or has had trouble for too long.
+        """
+        import openai
+
+        for attempt in range(self.limits.attempts):
+            try:
+                return await what()
+            except openai.APIStatusError as error:
+                if error.status_code not in (408, 409, 429) and error.status_code < 500:
+                    raise JudgeError(
+                        f"{self.base_url}: the Batch API refuses ({self._scrubbed(str(error))}); without `batch` the "
+                        "same questions are asked one by one"
+                    ) from None
+                trouble: Exception = error
+            except (openai.APIConnectionError, TimeoutError) as error:
+                trouble = error
+            await self._sleep(backoff(attempt + 2))
+        raise JudgeError(f"{self.base_url}: the Batch API does not answer ({self._scrubbed(str(trouble))})")
+
+
+def _lines(questions: Mapping[str, Waiting]) -> bytes:
+    rows = (
+        {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": waiting.request.body}
+        for key, waiting in questions.items()
+    )
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
