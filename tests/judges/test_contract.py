@@ -33,6 +33,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 
 BEHIND_AN_API = {"llm", "rating"}
 
+
 @functools.cache
 def example(name: str) -> dict[str, Any]:
     """The block of EXAMPLES, or one whose model has to be made first."""
