@@ -7,7 +7,7 @@ is a mean and no sum: a panel is no surer than its members are. Equal weights ar
 share a fault outvote one good judge (on LLMBar-Adversarial a majority of three fell from 66.0 to 36.1 % right).
 
 Members are reached through the journal: who was asked by another recipe is not asked again. What is left out: measuring
-accuracy and how the members' errors go together (`judges.exam`, `pipeline.agreement`).
+accuracy (`judges.exam`) and how the members' errors go together (`pipeline.agreement`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -119,7 +119,7 @@ class PanelJudge:
             fingerprint=self.fingerprint,
             p_a=sigmoid(z) if enough else None,
             abstained=None if enough else min(reasons, key=ABSTENTIONS.index),
-            evidence={"members": [_kept(*each) for each in zip(self.config.of, self.weights, votes, strict=True)]},
+            evidence={"members": [_kept(*each) for each in zip(self.weights, votes, strict=True)]},
             tokens_in=sum(vote.tokens_in for vote in votes),
             tokens_out=sum(vote.tokens_out for vote in votes),
             cost_usd=sum(vote.cost_usd for vote in votes),
@@ -131,5 +131,23 @@ def weights_from(accuracies: Sequence[float]) -> list[float]:
     return [max(0.0, logit(accuracy)) for accuracy in accuracies]
 
 
-def _kept(member: Member, weight: float, vote: Verdict) -> dict[str, Any]:
-    return {"judge": member.judge.name, "weight": weight, "p_a": vote.p_a, "abstained": vote.abstained}
+def members_of(verdict: Verdict) -> list[Verdict]:
+    """What each member said, from the evidence of a panel's verdict; nothing from another judge's.
+
+    Agreement is told of them as of any judges, with how their errors go together where people's answers are known.
+    """
+    said = ("judge", "fingerprint", "p_a", "abstained")
+    return [
+        Verdict(pair_id=verdict.pair_id, **{name: member[name] for name in said})
+        for member in verdict.evidence.get("members", ())
+    ]
+
+
+def _kept(weight: float, vote: Verdict) -> dict[str, Any]:
+    return {
+        "judge": vote.judge,
+        "fingerprint": vote.fingerprint,
+        "weight": weight,
+        "p_a": vote.p_a,
+        "abstained": vote.abstained,
+    }

@@ -13,7 +13,7 @@ from scripted.judge import Config as Scripted
 from tiny import prompt_of, response_of
 
 from judges.base import Session, logit, sigmoid
-from judges.panel import Config, PanelJudge, weights_from
+from judges.panel import Config, PanelJudge, members_of, weights_from
 from pipeline.records import Pair, Verdict
 
 
@@ -88,6 +88,9 @@ def test_the_evidence_keeps_what_each_member_said_and_the_bill_is_the_sum() -> N
         (0.9, None), (None, "refused"), (0.6, None),
     ]  # fmt: skip
     assert (verdict.tokens_in, verdict.tokens_out, verdict.cost_usd) == (20, 4, 0.5)
+    alone = [Fixed(p_a=0.9), Fixed(abstained="refused"), Fixed(p_a=0.6)]
+    assert members_of(verdict) == [judge.judge([PAIR])[0] for judge in alone]
+    assert members_of(alone[0].judge([PAIR])[0]) == []
 
 
 @pytest.mark.parametrize(
