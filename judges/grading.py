@@ -146,7 +146,7 @@ def grade(
     kinds: dict[str, list[Answer]] = {}
     for answer in answers:
         kinds.setdefault(answer.question.kind, []).append(answer)
-    position = _position([*kinds.get("pair", []), *kinds.get("gold", [])], seed)
+    position = position_of([*kinds.get("pair", []), *kinds.get("gold", [])], seed)
     gold = _gold(kinds["gold"], seed) if "gold" in kinds else None
     checks = tuple(_checks(answers, kinds, position, gold, floors, seed))
     causes = tuple(check.cause for check in checks if check.passed is False)
@@ -276,12 +276,12 @@ def _check(
 
 
 def shown(unit: str, found: Estimate) -> str:
-    """An estimate with its interval, for people: "75.0 % [58.3, 91.7]", "+25.4 points [15.0, 34.1]", "20.1"."""
+    """An estimate with its interval, for people: "75.0 % [58.3, 91.7]", "+25.4 points [15.0, 34.1]"."""
     if unit == "share":
         return f"{percent(found.value)} {interval(found.low, found.high)}"
     if unit == "points":
         return f"{100 * found.value:+.1f} points {interval(found.low, found.high)}"
-    return f"{found.value:.1f}"
+    return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
 
 
 def wanted(check: Check) -> str:
@@ -297,7 +297,7 @@ def _wanted(unit: str, floor: float, most: bool) -> str:
 # ---- position
 
 
-def _position(answers: Sequence[Answer], seed: int) -> Position | None:
+def position_of(answers: Sequence[Answer], seed: int) -> Position | None:
     """The bias over the pairs of which both readings are known; None: the judge was not asked in both orders."""
     read = [(answer, _readings(answer.verdict)) for answer in answers]
     known = [(answer, both) for answer, both in read if both is not None]
@@ -348,7 +348,7 @@ def _gold(answers: Sequence[Answer], seed: int) -> GoldReport:
     asked = [answer for answer, _, _ in decisive]
     logits = [logit(p_a) for p_a in p]
     decided = [(abs(p_a - 0.5), value == 1) for (_, p_a, _), value in zip(decisive, right, strict=True) if value != 0.5]
-    table = agreement.kappa_rows([agreement.says(p_a) for p_a in p], labels)
+    table = agreement.kappa_rows(*_by_side(known))
     return GoldReport(
         rows=len(answers),
         answered=len(known),
@@ -379,6 +379,17 @@ def _p_gold(answer: Answer) -> float:
     p_a = answer.verdict.p_a
     assert p_a is not None
     return p_a if answer.question.pair.a.source == answer.question.side_a else 1.0 - p_a
+
+
+def _by_side(answers: Sequence[Answer]) -> tuple[list[str], list[str]]:
+    """What the judge said and what people said, both of the sides of the pair: drawn by hash, neither has an edge."""
+    other = {"a": "b", "b": "a", "tie": "tie"}
+    said = [agreement.says(answer.verdict.p_a) for answer in answers if answer.verdict.p_a is not None]
+    labels = [
+        _row(answer).label if answer.question.pair.a.source == answer.question.side_a else other[_row(answer).label]
+        for answer in answers
+    ]
+    return said, labels
 
 
 def _by_subset(answers: Sequence[Answer], right: Sequence[float], seed: int) -> dict[str, Estimate]:

@@ -7,14 +7,15 @@ Intervals resample prompts, as in `pipeline.ratings`, and every statistic is rec
 What is left out: which questions are asked (`judges.exam`), and reading the verdicts of runs (`pipeline.cli_judge`).
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.ratings import RESAMPLES, Estimate
-from pipeline.records import seed_of
+from pipeline.records import Record, seed_of
 
 LABELS = ("a", "b", "tie")
 """What a rater can say of a pair."""
@@ -160,7 +161,7 @@ def alpha_rows(units: Sequence[Sequence[str]]) -> Floats:
         counts = np.array([given.count(label) for label in LABELS], dtype=np.float64)
         if counts.sum() > 1:
             rows[place] = (np.outer(counts, counts) - np.diag(counts)) / (counts.sum() - 1)
-    return rows.reshape(len(units), -1)
+    return rows.reshape(len(units), len(LABELS) ** 2)
 
 
 def correlation_rows(x: Sequence[float], y: Sequence[float]) -> Floats:
@@ -245,3 +246,95 @@ def cross_fitted(logits: Sequence[float], targets: Sequence[float], clusters: Se
         temperature = fit_temperature(z_N[outside], t_N[outside]) if outside.any() else 1.0
         p_N[inside] = (1 + np.tanh(z_N[inside] / temperature / 2)) / 2
     return [float(p) for p in p_N]
+
+
+# ---- several judges on the same pairs
+
+
+class Rater(Record):
+    """One judge, or people, and what they said of pairs."""
+
+    name: str
+    p: dict[str, float]
+    """Pair id -> probability that `a` is better, where there was an answer."""
+    asked: int
+
+
+class Couple(Record):
+    """Two raters on the pairs that both answered."""
+
+    one: str
+    other: str
+    agreement: Estimate
+    """Share of pairs of which both say the same of a, b and tie."""
+    kappa: Estimate | None
+    """Cohen's. None: both say one thing only."""
+    error_correlation: Estimate | None
+    """Pearson's, of where they go against people. High: they share their faults, and a panel of them gains little."""
+
+
+class AgreementReport(Record):
+    """How far raters agree."""
+
+    couples: tuple[Couple, ...]
+    alpha: Estimate | None
+    """Krippendorff's, nominal, of all raters together over the pairs that two or more of them answered."""
+    accuracy: dict[str, Estimate]
+    """Rater -> share of the pairs that people decided in which it preferred their answer."""
+
+
+def agree(
+    raters: Sequence[Rater], prompts: Mapping[str, str], people: Mapping[str, str] | None = None, *, seed: int = 0
+) -> AgreementReport:
+    """How far raters agree with each other, and with people.
+
+    Args:
+        prompts: pair id -> prompt id, for the intervals.
+        people: pair id -> a, b or tie. They are one more rater, called `people`.
+    """
+    people = people or {}
+    everybody = list(raters)
+    if people:
+        known = {pair: TARGETS[label] for pair, label in people.items()}
+        everybody.append(Rater(name="people", p=known, asked=len(known)))
+    found = (_couple(one, other, prompts, people, seed) for one, other in itertools.combinations(everybody, 2))
+    units = {pair: [says(each.p[pair]) for each in everybody if pair in each.p] for pair in prompts}
+    shared = [pair for pair, given in units.items() if len(given) > 1]
+    return AgreementReport(
+        couples=tuple(couple for couple in found if couple is not None),
+        alpha=clustered(
+            alpha_rows([units[pair] for pair in shared]), [prompts[pair] for pair in shared], alpha_of, seed=seed
+        ),
+        accuracy={
+            each.name: accuracy for each in raters if (accuracy := _accuracy(each, prompts, people, seed)) is not None
+        },
+    )
+
+
+def _couple(
+    one: Rater, other: Rater, prompts: Mapping[str, str], people: Mapping[str, str], seed: int
+) -> Couple | None:
+    both = [pair for pair in one.p if pair in other.p]
+    labels = [says(one.p[pair]) for pair in both], [says(other.p[pair]) for pair in both]
+    clusters = [prompts[pair] for pair in both]
+    same = [float(x == y) for x, y in zip(*labels, strict=True)]
+    agreement = clustered(mean_rows(same), clusters, mean_of, seed=seed)
+    if agreement is None:
+        return None
+    judged = [pair for pair in both if people.get(pair, "tie") != "tie" and "people" not in (one.name, other.name)]
+    errors = [[1 - credit(rater.p[pair], people[pair]) for pair in judged] for rater in (one, other)]
+    return Couple(
+        one=one.name,
+        other=other.name,
+        agreement=agreement,
+        kappa=clustered(kappa_rows(*labels), clusters, kappa_of, seed=seed),
+        error_correlation=clustered(
+            correlation_rows(*errors), [prompts[pair] for pair in judged], correlation_of, seed=seed
+        ),
+    )
+
+
+def _accuracy(rater: Rater, prompts: Mapping[str, str], people: Mapping[str, str], seed: int) -> Estimate | None:
+    judged = [pair for pair in rater.p if people.get(pair, "tie") != "tie"]
+    right = [credit(rater.p[pair], people[pair]) for pair in judged]
+    return clustered(mean_rows(right), [prompts[pair] for pair in judged], mean_of, seed=seed)

@@ -1,4 +1,5 @@
-"""The command line: `prefloop run RECIPE [key.path=value ...]`, `prefloop status RUN`, `prefloop schema`.
+"""The command line: `prefloop run RECIPE [key.path=value ...]`, `prefloop status RUN`, `prefloop schema`, and
+`prefloop judge exam | agree` (`pipeline.cli_judge`).
 
 Exit codes: 0 done; 2 the recipe, the data or a judge needs mending (the message says where and how); 3 another process
 is at work in the run directory; 4 a step failed (the same command continues); 130 and 143 stopped by a signal.
@@ -13,12 +14,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pipeline import cli_judge
 from pipeline import recipe as recipes
 from pipeline.errors import DataError, PrefloopError
 from pipeline.run import Run, State
 
-RUNS = Path("runs")
-"""Where runs are kept unless `--run` says otherwise."""
+RUNS = cli_judge.RUNS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("run", type=Path, help="a run directory, such as runs/rlaif")
     status.set_defaults(command=_status)
 
+    cli_judge.add_to(verbs)
+
     schema = verbs.add_parser("schema", help="print the JSON schema of recipes")
     schema.set_defaults(command=_schema)
     return parser
@@ -86,8 +89,7 @@ def _open(recipe: recipes.Recipe, directory: Path) -> Run:
     # Only here, because planning imports every stage, and an error in a recipe should be told before that.
     from pipeline import plan
 
-    cache = directory.absolute().parent / ".cache"
-    return Run(directory, plan.steps(recipe, title=directory.name), recipes.dump(recipe), cache)
+    return plan.open_run(recipe, directory)
 
 
 def _show(states: Sequence[State]) -> None:

@@ -12,7 +12,7 @@ from pipeline import compare, examine, generate, label, train
 from pipeline.models import processes_for
 from pipeline.plugins import Config
 from pipeline.recipe import BASE, Recipe, dump, policies
-from pipeline.run import Step
+from pipeline.run import Run, Step
 
 
 def steps(recipe: Recipe, title: str) -> list[Step]:
@@ -27,6 +27,12 @@ def steps(recipe: Recipe, title: str) -> list[Step]:
         _compare(recipe),
         _report(recipe, title),
     ]
+
+
+def open_run(recipe: Recipe, directory: Path) -> Run:
+    """The run of a recipe in a directory; the journal is beside it, shared with its neighbours."""
+    cache = directory.absolute().parent / ".cache"
+    return Run(directory, steps(recipe, title=directory.name), dump(recipe), cache)
 
 
 def checkpoints(recipe: Recipe) -> tuple[str, ...]:

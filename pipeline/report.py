@@ -171,7 +171,7 @@ def _sheets(data: ReportData) -> dict[str, Sheet]:
         "judges": _judge_sheet(results.judges),
         "labels": _label_sheet(data.labels),
         "exam": exam_sheet(data.exam),
-        "place": _place_sheet(data.exam.position if data.exam else None),
+        "place": place_sheet(data.exam.position if data.exam else None),
         "gold": gold_sheet(data.exam.gold if data.exam else None),
         "steps": _step_sheet(data.steps),
         "reward_models": _reward_sheet(data.reward_models),
@@ -285,7 +285,8 @@ def exam_sheet(exam: ExamReport | None) -> Sheet:
     return Sheet("The judge's exam", ("what", "outcome", "floor", "found", "questions"), rows, names=2)
 
 
-def _place_sheet(position: Position | None) -> Sheet:
+def place_sheet(position: Position | None) -> Sheet:
+    """How much the place counts, of a judge that is asked in both orders."""
     columns = ("bias, nats", "95 % interval", "between answers, nats", "picks the first", "flips with the order")
     if position is None:
         return Sheet("Position bias", columns, ())
@@ -376,6 +377,16 @@ def verdict(found: Comparison) -> str:
     if not found.decisive:
         return "not decisive"
     return "better" if found.win_rate > 0.5 else "worse"
+
+
+def sheet_table(sheet: Sheet) -> Table:
+    """A sheet as a terminal shows it."""
+    shown = Table(box=box.SIMPLE_HEAD, title=Text(sheet.title), title_justify="left", pad_edge=False)
+    for place, column in enumerate(sheet.columns):
+        shown.add_column(Text(column), justify="left" if place < sheet.names else "right", overflow="fold")
+    for row in sheet.rows:
+        shown.add_row(*map(Text, row))
+    return shown
 
 
 def duration(seconds: float | None) -> str:

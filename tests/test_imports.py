@@ -21,12 +21,13 @@ LAYERS = [
     ["pipeline.recipe"],  # the stages read their blocks of it, so it knows none of them
     [f"pipeline.{stage}" for stage in ("generate", "label", "examine", "train", "compare", "report", "annotate*")],
     ["pipeline.run", "pipeline.plan", "pipeline.launch"],
-    ["pipeline.cli"],
+    ["pipeline.cli", "pipeline.cli_judge"],
 ]
 """Lowest first. A module imports from its own layer and from lower ones; who adds a module says where it belongs."""
 
 LIGHT = ["judges*"] + [
-    f"pipeline.{name}" for name in ("records", "errors", "plugins", "store", "views", "recipe", "run", "cli")
+    f"pipeline.{name}"
+    for name in ("records", "errors", "plugins", "store", "views", "recipe", "run", "cli", "cli_judge")
 ]
 """What `--help`, `status`, reading a recipe and labelling through an API need."""
 

@@ -250,6 +250,9 @@ def answered(rows: list[GoldPair], p_of: Any) -> ExamReport:
     return grade(asked, verdicts, Planted(), Floors(), 1)
 
 
+SIDES = {"a": 1, "b": -1, "tie": 0}
+
+
 def row(name: str, label: Any, a: str = "x", b: str = "yy", **more: Any) -> GoldPair:
     return GoldPair(id=name, prompt=name, a=a, b=b, label=label, **more)
 
@@ -269,8 +272,13 @@ def test_ten_rows_by_hand() -> None:
     assert found.longer_is_better == pytest.approx(3 / 5)
     assert found.accuracy_longer_better == pytest.approx(2 / 3)
     assert found.accuracy_longer_worse == pytest.approx(1.5 / 2)
-    # Said a a b tie tie a, people a b b a tie a: 4 of 6; by chance (3 * 3 + 1 * 2 + 2 * 1) / 36.
-    assert found.kappa.value == pytest.approx((4 / 6 - 13 / 36) / (1 - 13 / 36))
+    # Said a a b tie tie a, people a b b a tie a; by the sides of the pairs, which of them is a is a hash.
+    sides = [question.pair.a.source == question.side_a for question in questions([], rows[:6], 0, 1)]
+    order = [question.gold.id for question in questions([], rows[:6], 0, 1) if question.gold]
+    turned = [SIDES[row.label] * (1 if sides[order.index(row.id)] else -1) for row in rows[:6]]
+    told = [kind * (1 if sides[order.index(str(n))] else -1) for n, kind in enumerate((1, 1, -1, 0, 0, 1), start=1)]
+    chance = sum(told.count(kind) * turned.count(kind) for kind in (1, -1, 0)) / 36
+    assert found.kappa.value == pytest.approx((4 / 6 - chance) / (1 - chance))
     assert found.brier == pytest.approx((0.01 + 0.81 + 0.04 + 0.25 + 0.0004 + 0.04) / 6)
     # Margins of the right: 0.4, 0.3, 0.3; of the wrong one: 0.4. One half of a win in three.
     assert found.auroc == pytest.approx(0.5 / 3)

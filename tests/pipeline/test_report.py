@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from judges.grading import Check, ExamReport, GoldReport, Position
 from pipeline.algorithms.held_out import HeldOut
-from pipeline.ratings import JudgeInfo, Results, compare_checkpoints, describe
+from pipeline.ratings import Estimate, JudgeInfo, Results, compare_checkpoints, describe
 from pipeline.records import Message, Response
 from pipeline.report import (
     MAX_POINTS,
@@ -51,6 +52,35 @@ SAID = (
     "the short answer is that light is scattered by the air and blue light is scattered most so the sky looks blue "
     "from the ground while at sunset the path is longer and mostly red is left"
 )
+
+
+def _exam(text: Any) -> ExamReport:
+    """A judge that failed by its place, with people's answers behind its temperature."""
+    share = Estimate(value=0.99, low=0.95, high=1.0, standard_error=0.01, n=144, n_clusters=24)
+    nats = Estimate(value=1.41, low=1.1, high=1.7, standard_error=0.15, n=144, n_clusters=24)
+    cause = text("position bias: it picks the answer shown first in 99.0 % of readings")
+    return ExamReport(
+        judge=text("likelihood"),
+        fingerprint="0123456789abcdef",
+        passed=False,
+        causes=[cause],
+        asked=360,
+        checks=[
+            Check(name=text("bias / signal"), unit="ratio", found=nats, floor=3.0, at_least=False, passed=False,
+                  cause=cause),
+            Check(name="shuffled loses", unit="share", found=share, floor=0.9, at_least=True, passed=True),
+            Check(name="padded gains", unit="points", found=None, floor=0.05, at_least=False, passed=None),
+        ],
+        position=Position(bias=nats, signal=0.07, ratio=nats, first=share, flips=share),
+        prefers_longer=share,
+        gold=GoldReport(
+            rows=80, answered=78, abstained={text("refused"): 2}, ties=4, accuracy=share,
+            by_subset={text("source: a"): share}, kappa=nats, brier=0.25, ece=0.1, ece_calibrated=0.05, auroc=0.6,
+            prefers_longer=None, longer_is_better=0.5, accuracy_longer_better=0.75, accuracy_longer_worse=None,
+            temperature=2.5,
+        ),
+        temperature=2.5,
+    )  # fmt: skip
 
 
 def example(prompts: int = 40, *, hostile: bool = False) -> ReportData:
@@ -125,6 +155,8 @@ def example(prompts: int = 40, *, hostile: bool = False) -> ReportData:
         ],
         versions={text("torch"): text("2.13.0"), text("trl"): text("1.16.0")},
         hardware={text("processor"): text("2 cores"), text("memory"): text("8 GB")},
+        exam=_exam(text),
+        alarms=[text("likelihood failed its exam and labelled all the same.")],
         warnings=[text("The judge that labelled the training data also compares; read the other judge first.")],
         samples=[
             Sample(
@@ -390,3 +422,35 @@ def _terminal(results: Results) -> str:
     console.print(table(results))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+# --- the judge
+
+
+def test_a_judge_that_failed_is_an_alarm_at_the_top_and_its_causes_and_marks_are_in_a_section() -> None:
+    page, text = render(example())["report.html"], render(example())["report.md"]
+    top, section = page.index("likelihood failed its exam and labelled"), page.index('<section id="judge"')
+    assert top < page.index("<nav") < section
+    assert '<ul class="warnings alarms" role="alert"' in page
+    told = page[section : page.index("</section>", section)]
+    for shown in ("failed:", "position bias: it picks", "at least 90\u202f%", "99.0\u202f% [95.0, 100.0]", "not asked",
+                  "1.41", "[1.10, 1.70]", "Against people", "source: a", "divided by 2.5"):  # fmt: skip
+        assert shown in told, shown
+    assert "> **ALARM:** likelihood failed its exam" in text
+    assert "## The judge's exam" in text and "## The judge against people" in text
+
+
+def test_a_judge_that_sat_no_exam_is_said_to_be_unexamined() -> None:
+    data = example().model_copy(update={"exam": None, "alarms": ()})
+    page = render(data)["report.html"]
+    assert "<b>likelihood</b> was not examined, and its confidence is its own." in page
+    assert 'role="alert"' not in page
+
+
+def test_a_judge_that_passed_without_gold_keeps_its_own_confidence() -> None:
+    exam = example().exam
+    assert exam is not None
+    passed = exam.model_copy(update={"passed": True, "causes": (), "gold": None, "position": None, "temperature": 1.0})
+    page = render(example().model_copy(update={"exam": passed}))["report.html"]
+    assert "passed." in page and "no gold file calibrated it" in page
+    assert "Position bias" not in page
