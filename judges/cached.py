@@ -28,7 +28,9 @@ that must not buy a label twice."""
 def member(config: JudgeConfig, session: Session) -> "Cached | Lazy":
     """The judge of this Config with the session's memory; a session without a journal has none."""
     judge = Lazy(config, session)
-    return Cached(judge, config.fingerprint(), Journal(session.journal)) if session.journal else judge
+    if session.journal is None:
+        return judge
+    return Cached(judge, config.fingerprint(), Journal(session.journal), by_prompt=config.window <= 1)
 
 
 class Lazy:
@@ -49,24 +51,34 @@ class Lazy:
 class Cached:
     """A judge with a memory."""
 
-    def __init__(self, judge: Judge, fingerprint: str, journal: Journal) -> None:
+    def __init__(self, judge: Judge, fingerprint: str, journal: Journal, *, by_prompt: bool = False) -> None:
+        """With `by_prompt` it asks about one prompt at a time and keeps those verdicts before it asks on: a judge that
+        computes in this process gains nothing by larger questions, and a kill would lose them."""
         self.of = judge
         self.fingerprint = fingerprint
         self.journal = journal
+        self.by_prompt = by_prompt
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """One verdict per pair, in order; only pairs that the journal does not hold reach the wrapped judge."""
         keys = [self.key(pair) for pair in pairs]
         known = self._read(keys)
         missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
-        if missing:
-            known |= self._answer(missing)
+        for asked in self._together(missing):
+            known |= self._answer(asked)
         return [known[key] for key in keys]
 
     def key(self, pair: Pair) -> str:
         """Where the verdict on this pair with these sides is kept."""
         seen = pair.model_dump(mode="json", exclude={"a": UNSEEN, "b": UNSEEN})
         return digest([self.fingerprint, seen], length=32)
+
+    def _together(self, missing: dict[str, Pair]) -> list[dict[str, Pair]]:
+        """What is asked about at once."""
+        groups: dict[str, dict[str, Pair]] = {}
+        for key, pair in missing.items():
+            groups.setdefault(pair.prompt.id if self.by_prompt else "", {})[key] = pair
+        return list(groups.values())
 
     def _answer(self, missing: dict[str, Pair]) -> dict[str, Verdict]:
         fresh = dict(zip(missing, ask(self.of, list(missing.values())), strict=True))

@@ -38,6 +38,13 @@ class Config(JudgeConfig):
     def remote(self) -> bool:
         return self.cheap.remote and self.dear.remote
 
+    @property
+    def window(self) -> int:
+        return max(self.cheap.window, self.dear.window)
+
+    def lacks(self) -> Iterable[str]:
+        return (*self.cheap.lacks(), *self.dear.lacks())
+
     def build(self, session: Session) -> "CascadeJudge":
         return CascadeJudge(self, cached.member(self.cheap, session), cached.member(self.dear, session))
 

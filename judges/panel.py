@@ -11,6 +11,7 @@ accuracy (`judges.exam`) and how the members' errors go together (`pipeline.agre
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -69,6 +70,13 @@ class Config(JudgeConfig):
     @property
     def remote(self) -> bool:
         return all(member.judge.remote for member in self.of)
+
+    @property
+    def window(self) -> int:
+        return max(member.judge.window for member in self.of)
+
+    def lacks(self) -> Iterable[str]:
+        return chain.from_iterable(member.judge.lacks() for member in self.of)
 
     @property
     def needed(self) -> int:

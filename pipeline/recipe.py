@@ -331,6 +331,18 @@ def check_files(recipe: Recipe) -> None:
             pass
 
 
+def check_judges(recipe: Recipe) -> None:
+    """Asks every judge what it lacks, such as a key, so that a run does not stop for it when half of it is done.
+
+    Raises:
+        RecipeError: naming everything that is missing.
+    """
+    judges = {"judge": recipe.judge} | {f"compare.judges.{n}": each for n, each in enumerate(recipe.compare.judges)}
+    mistakes = [f"{path}: {lacking}" for path, judge in judges.items() for lacking in judge.lacks()]
+    if mistakes:
+        raise _all_of(mistakes, "")
+
+
 def explain(error: ValidationError) -> list[str]:
     """Each mistake that pydantic found in a recipe as one line: full key path, what was found, what is allowed."""
     lines: dict[str, list[str]] = {}

@@ -107,6 +107,29 @@ def test_a_pair_that_is_there_twice_is_asked_about_once(journal: Journal) -> Non
     assert len(judge.asked) == 1
 
 
+def test_a_judge_in_this_process_is_asked_prompt_by_prompt_and_a_kill_loses_one(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    class Killed(Scripted):
+        def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
+            calls.append(len(pairs))
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return super().judge(pairs)
+
+    texts = [Response(text=str(number), source="z") for number in range(2)]
+    prompts = [PROMPT.model_copy(update={"id": name}) for name in "abcd"]
+    pairs = [Pair.of(prompt, ONE, text) for prompt in prompts for text in texts]
+    journal = Journal(tmp_path / "journal.sqlite")
+    with pytest.raises(KeyboardInterrupt):
+        Cached(Killed(), "f", journal, by_prompt=True).judge(pairs)
+    assert calls == [2, 2, 2]
+    after = Scripted()
+    verdicts = Cached(after, "f", journal, by_prompt=True).judge(pairs)
+    assert after.asked == pairs[4:]
+    assert [verdict.pair_id for verdict in verdicts] == [pair.id for pair in pairs]
+
+
 def test_of_two_processes_that_ask_at_once_the_first_answer_stands(journal: Journal) -> None:
     class Overtaken(Scripted):
         def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:

@@ -103,6 +103,18 @@ def test_a_cascade_is_order_free_if_both_are() -> None:
     assert not Config.model_validate({"cheap": "rules", "dear": "local_llm"}).order_free
 
 
+def test_a_cascade_asks_about_as_much_at_once_as_its_api_can_use_and_lacks_what_either_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    llm = {"name": "llm", "model": "m", "price": "free", "api_key_env": "NO_SUCH_KEY"}
+    config = Config.model_validate({"cheap": "rules", "dear": {"name": "both_orders", "of": llm}})
+    assert not config.remote  # what is cheap computes here, in as many processes as there are
+    assert config.window == config.dear.window > 1
+    (lacking,) = config.lacks()
+    assert "NO_SUCH_KEY" in lacking
+
+
 def test_swapping_a_cascade_for_its_dear_judge_and_back_asks_only_what_was_not_asked(tmp_path: Path) -> None:
     from judges.cached import member
 

@@ -118,6 +118,15 @@ def test_a_panel_is_order_free_and_remote_if_all_its_members_are() -> None:
     assert Config.model_validate({"of": [fair, both]}).order_free
 
 
+def test_a_panel_lacks_what_its_members_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    llm = {"name": "llm", "model": "m", "price": "free", "api_key_env": "NO_SUCH_KEY"}
+    members = [{"judge": judge, "weight": 1} for judge in ("rules", llm, {**llm, "model": "n"})]
+    config = Config.model_validate({"of": members})
+    assert len(list(config.lacks())) == 2
+    assert config.window == config.of[1].judge.window > 1
+
+
 def test_the_summary_counts_pairs_on_which_members_disagree() -> None:
     says = [(0.9, 0.8), (0.9, 0.2), (0.5, 0.2), (None, 0.2)]
     verdicts = [

@@ -57,6 +57,15 @@ def test_a_missing_prompt_file_is_named_before_anything_runs(tmp_path: Path) -> 
     assert "Traceback" not in result.stderr
 
 
+def test_a_missing_key_is_named_before_anything_runs_and_a_dry_run_needs_none(tmp_path: Path) -> None:
+    preset = ("run", "recipes/smoke.yaml", "--judge", "cascade", "--run", str(tmp_path / "run"))
+    result = run(*preset, "judge.dear.of.api_key_env=NO_SUCH_KEY", "compare.judges=[rules]")
+    assert result.returncode == 2
+    assert "judge: api_key_env: the environment variable NO_SUCH_KEY is not set" in result.stderr
+    assert not (tmp_path / "run").exists()
+    assert run(*preset, "judge.dear.of.api_key_env=NO_SUCH_KEY", "--dry-run").returncode == 0
+
+
 def test_an_unknown_option_of_the_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["run", "recipes/smoke.yaml", "--bogus"])
