@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from judges.exam import GoldPair, Question
+from judges.panel import members_of
 from pipeline import recipe as recipes
 from pipeline import store
 from pipeline.errors import DataError, JudgeError, RecipeError
@@ -61,6 +62,7 @@ def _exam(options: argparse.Namespace) -> None:
     overrides = [*options.overrides, *([f"exam.gold={json.dumps(str(options.gold))}"] if options.gold else [])]
     recipe = recipes.load(options.recipe, overrides, options.judge)
     recipes.check_files(recipe)
+    recipes.check_judges(recipe)
     # Only here, because planning imports every stage, and an error in a recipe should be told before that.
     from judges.grading import ExamReport
     from pipeline import plan
@@ -112,7 +114,9 @@ def said_in(runs: Sequence[Path]) -> dict[str, list[Said]]:
         if not (run / "recipe.yaml").is_file():
             raise DataError(f"{run}: not a run directory (it has no recipe.yaml); runs are in {RUNS}/")
         for pair, verdict in _said_in(run / "steps"):
-            found.setdefault((verdict.judge, verdict.fingerprint), {})[pair.id] = (pair, verdict)
+            # A panel's members are judges as well, and how their errors go together is what the panel is worth.
+            for each in (verdict, *members_of(verdict)):
+                found.setdefault((each.judge, each.fingerprint), {})[pair.id] = (pair, each)
     names = [name for name, _ in found]
     return {
         name if names.count(name) == 1 else f"{name} {mark[:6]}": list(each.values())

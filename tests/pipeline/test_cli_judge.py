@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from tiny import prompt_of, response_of, said
 
+from judges.base import Session
 from judges.exam import GoldPair
+from judges.panel import Config as Panel
 from pipeline import cli, cli_judge, store
 from pipeline.agreement import Rater, agree
 from pipeline.errors import DataError
@@ -118,6 +120,16 @@ def test_every_judge_that_labelled_is_a_rater_with_what_it_said_before_calibrati
     one, two = (cli_judge._rater(name, each) for name, each in found.items())
     assert set(one.p.values()) == {0.9}
     assert (two.asked, len(two.p)) == (8, 7)
+
+
+def test_the_members_of_a_panel_are_raters_and_one_that_was_asked_elsewhere_is_the_same(tmp_path: Path) -> None:
+    pairs, run = some_pairs(), tmp_path / "run"
+    panel = Panel.model_validate({"of": [{"judge": "rules", "weight": 1}, {"judge": "length", "weight": 1}]})
+    label_folder(run, "a", pairs, panel.build(Session()).judge(pairs))
+    label_folder(run, "b", pairs, panel.of[1].judge.build(Session()).judge(pairs))
+    found = cli_judge.said_in([run])
+    assert sorted(found) == ["length", "panel", "rules"]
+    assert [verdict.p_a for _, verdict in found["length"]] == [float(len(p.a.text) > len(p.b.text)) for p in pairs]
 
 
 def test_what_people_said_is_turned_to_the_side_of_the_pair(tmp_path: Path) -> None:
