@@ -298,11 +298,16 @@ def _wanted(unit: str, floor: float, most: bool) -> str:
 
 
 def position_of(answers: Sequence[Answer], seed: int) -> Position | None:
-    """The bias over the pairs of which both readings are known; None: the judge was not asked in both orders."""
+    """The bias over the pairs of which both readings are known; None: the judge was not asked in both orders.
+
+    What an unreadable reply held counts only where there is little else, or a few accidents would dilute the bias.
+    """
     read = [(answer, _readings(answer.verdict)) for answer in answers]
     known = [(answer, both) for answer, both in read if both is not None]
     if not known:
         return None
+    answered = [each for each in known if each[0].verdict.p_a is not None]
+    known = answered if 2 * len(answered) >= len(known) else known
     asked = [answer for answer, _ in known]
     z_N2 = np.array([both for _, both in known])
     bias_N, signal_N = z_N2.mean(axis=1), np.abs(z_N2[:, 0] - z_N2[:, 1]) / 2

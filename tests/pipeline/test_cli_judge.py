@@ -181,3 +181,24 @@ def test_judges_that_saw_no_pair_in_common_are_not_compared() -> None:
     raters = [Rater(name="one", p={"x": 0.9}, asked=1), Rater(name="two", p={"y": 0.9}, asked=1)]
     found = agree(raters, {"x": "x", "y": "y"})
     assert (found.couples, found.alpha) == ((), None)
+
+
+# ---- the real judges
+
+
+@pytest.mark.slow
+def test_on_the_policys_own_samples_likelihood_passes_and_the_small_model_asked_a_or_b_fails_by_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    command = ["judge", "exam", "recipes/rlaif.yaml", "--run", str(tmp_path / "run")]
+    few = ["generate.prompts.limit=4", "generate.candidates=2"]
+    assert cli.main([*command, *few, "exam.prompts=4"]) == 0
+    assert "judge likelihood passed its exam" in capsys.readouterr().out
+    asked = "judge={name: both_orders, of: {name: local_llm}}"
+    assert cli.main([*command, *few, "exam.prompts=2", asked]) == 2
+    told = capsys.readouterr().err
+    # It was about to say something else than a label, and of the labels it prefers the one that stands first.
+    assert "\n  unreadable: it left " in told
+    assert "\n  position bias: it picks the answer shown first in " in told
