@@ -1,6 +1,7 @@
 """The exam finds what was planted in a judge, and fails each faulty judge by the name of its fault."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from judges.base import JudgeConfig, Session, logit, sigmoid
 from judges.both_orders import Config as BothOrders
 from judges.exam import ALTERED, NULL_ANSWER, Floors, GoldPair, Question, questions
 from judges.grading import Check, ExamReport, grade
+from judges.length import Config as Length
+from pipeline import store
 from pipeline.records import Pair, Prompt, Verdict
 
 WORDS = " ".join(f"w{n}" for n in range(1, 13))
@@ -303,6 +306,23 @@ def test_rows_of_one_prompt_stand_or_fall_together() -> None:
     found = answered(rows, lambda each: 0.9 if int(each.prompt[1:]) % 2 else 0.1).gold
     assert found is not None and found.accuracy is not None
     assert (found.accuracy.n, found.accuracy.n_clusters) == (100, 20)
+
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.mark.parametrize(("name", "longer"), [("llmbar", 0.27), ("evalbiasbench", 0.26), ("pandalm_human", 0.68)])
+def test_always_the_longer_one_scores_on_real_data_what_its_publishers_counted(name: str, longer: float) -> None:
+    path = SHARED / f"{name}.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{name}: {path} is not there")
+    asked = questions([], store.read_jsonl(path, GoldPair), 0, 1)
+    verdicts = Length().build(Session()).judge([question.pair for question in asked])
+    found = grade(asked, verdicts, Length(), Floors(), 1).gold
+    assert found is not None and found.accuracy is not None and found.longer_is_better is not None
+    assert found.accuracy.value == pytest.approx(longer, abs=0.01)
+    assert found.longer_is_better == pytest.approx(longer, abs=0.01)
+    assert (found.accuracy_longer_better, found.accuracy_longer_worse) == (1.0, 0.0)
 
 
 # ---- calibration
