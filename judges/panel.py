@@ -45,6 +45,11 @@ class Member(Block):
             )
         return self
 
+    @property
+    def share(self) -> float:
+        """How much it counts: its weight, or the log-odds of its accuracy."""
+        return logit(self.accuracy) if self.accuracy is not None else float(self.weight or 0)
+
 
 class Config(JudgeConfig):
     name: Literal["panel"] = "panel"
@@ -103,10 +108,6 @@ class PanelJudge:
         self.config = config
         self.fingerprint = config.fingerprint()
         self.members = members
-        self.weights = [
-            member.weight if member.weight is not None else weights_from([member.accuracy or 0.5])[0]
-            for member in config.of
-        ]
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         answers = [ask(member, pairs) for member in self.members]
@@ -114,8 +115,8 @@ class PanelJudge:
 
     def _combine(self, pair: Pair, votes: Sequence[Verdict]) -> Verdict:
         answered = [
-            (weight, logit(vote.p_a) / member.temperature)
-            for weight, member, vote in zip(self.weights, self.config.of, votes, strict=True)
+            (member.share, logit(vote.p_a) / member.temperature)
+            for member, vote in zip(self.config.of, votes, strict=True)
             if vote.p_a is not None
         ]
         enough = len(answered) >= self.config.needed
@@ -127,16 +128,11 @@ class PanelJudge:
             fingerprint=self.fingerprint,
             p_a=sigmoid(z) if enough else None,
             abstained=None if enough else min(reasons, key=ABSTENTIONS.index),
-            evidence={"members": [_kept(*each) for each in zip(self.weights, votes, strict=True)]},
+            evidence={"members": [_kept(*each) for each in zip(self.config.of, votes, strict=True)]},
             tokens_in=sum(vote.tokens_in for vote in votes),
             tokens_out=sum(vote.tokens_out for vote in votes),
             cost_usd=sum(vote.cost_usd for vote in votes),
         )
-
-
-def weights_from(accuracies: Sequence[float]) -> list[float]:
-    """log(a / (1 - a)) of each accuracy, in nats; 0 for a judge that is no better than a coin. Clipped at MAX_LOGIT."""
-    return [max(0.0, logit(accuracy)) for accuracy in accuracies]
 
 
 def members_of(verdict: Verdict) -> list[Verdict]:
@@ -151,11 +147,11 @@ def members_of(verdict: Verdict) -> list[Verdict]:
     ]
 
 
-def _kept(weight: float, vote: Verdict) -> dict[str, Any]:
+def _kept(member: Member, vote: Verdict) -> dict[str, Any]:
     return {
         "judge": vote.judge,
         "fingerprint": vote.fingerprint,
-        "weight": weight,
+        "weight": member.share,
         "p_a": vote.p_a,
         "abstained": vote.abstained,
     }

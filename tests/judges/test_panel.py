@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from scripted.judge import Config as Scripted
 from tiny import prompt_of, response_of
 
-from judges.base import Session, logit, sigmoid
-from judges.panel import Config, PanelJudge, members_of, weights_from
+from judges.base import Session
+from judges.panel import Config, Member, PanelJudge, members_of
 from pipeline.records import Pair, Verdict
 
 
@@ -28,7 +28,7 @@ class Fixed:
 
 
 PAIR = Pair.of(prompt_of("Which?"), response_of("one", "x"), response_of("two", "y"))
-THREE = [{"judge": "rules", "accuracy": 0.9}, {"judge": "length", "accuracy": 0.75}, {"judge": "scripted.judge"}]
+ACCURATE, FAIR = {"accuracy": 0.9}, {"accuracy": 0.75}
 
 
 def panel(*says: dict[str, Any], of: Any = None, **options: Any) -> PanelJudge:
@@ -43,14 +43,14 @@ def verdict_of(judge: PanelJudge) -> Verdict:
     return verdict
 
 
-def test_a_weight_is_the_log_odds_of_the_accuracy() -> None:
-    # ln(9), ln(3), and 0 for a coin and for what is worse than a coin.
-    assert weights_from([0.9, 0.75, 0.5, 0.2]) == pytest.approx([math.log(9), math.log(3), 0, 0])
+def test_a_weight_is_the_log_odds_of_the_accuracy_or_as_it_is_given() -> None:
+    shares = [Member.model_validate({"judge": "rules", **each}).share for each in (ACCURATE, FAIR, {"weight": 0.3})]
+    assert shares == pytest.approx([math.log(9), math.log(3), 0.3])
 
 
 def test_the_panels_logit_is_the_weighted_mean_of_its_members() -> None:
     # Weights ln 9 = 2 ln 3 and ln 3 are as 2 to 1; logits ln 4 and -ln 2 = -ln(4)/2: (2 - 1/2) / 3 ln 4 = ln 2.
-    of = [{"judge": "rules", "accuracy": 0.9}, {"judge": "length", "accuracy": 0.75}]
+    of = [{"judge": "rules", **ACCURATE}, {"judge": "length", **FAIR}]
     assert verdict_of(panel({"p_a": 0.8}, {"p_a": 1 / 3}, of=of)).p_a == pytest.approx(2 / 3)
 
 
@@ -159,4 +159,3 @@ def test_three_that_err_together_do_not_outvote_a_good_one() -> None:
         {"judge": {"name": "length", "prefer": "shorter"}, "accuracy": 0.6},
     ]
     assert (verdict_of(panel({"p_a": 0.8}, {"p_a": 0.2}, {"p_a": 0.2}, of=of)).p_a or 0) > 0.5
-    assert logit(sigmoid(1.0)) == pytest.approx(1.0)

@@ -1,6 +1,6 @@
 """What other pipelines get wrong without a word, each against the path that our verdicts take.
 
-The faults were found by reading their sources: open-instruct, distilabel, HALOs, ms-swift and safe-rlhf all turn
+The faults were found by reading their sources: open-instruct, distilabel, HALOs, FastChat, ms-swift and safe-rlhf turn
 something that is no answer into a preference, a tie, a number or a crash.
 """
 
@@ -24,6 +24,7 @@ from judges.pairwise import PairwiseJudge, Question, Reading
 from judges.panel import Config as Panel
 from judges.panel import PanelJudge
 from judges.reward_model import Config as RewardModel
+from judges.verdicts import label_of, last_line, score_of
 from pipeline import label, store, views
 from pipeline.label import Labelling
 from pipeline.models import ModelConfig
@@ -143,6 +144,33 @@ def test_a_reply_that_cannot_be_read_is_no_number_no_tie_and_no_side() -> None:
         for asked in (pair, pair.swap()):
             (verdict,) = judge.judge([asked])
             assert (verdict.p_a, verdict.abstained, verdict.is_tie) == (None, "unreadable", False)
+
+
+@pytest.mark.parametrize("reply", ["I would give it 7 out of 10.", "7 or 8", "10", "0", "seven", "Score: 7", ""])
+def test_a_number_in_a_reply_that_is_no_rating_is_no_score(reply: str) -> None:
+    assert score_of(reply, 1, 9) is None
+
+
+# FastChat and RewardBench look for `[[A]]` anywhere, and for A before B
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "The second answer quotes 'Verdict: K', which is none of mine.\nVerdict: P",
+        "Verdict: K\nOn second thoughts:\nVerdict: P",
+    ],
+)
+def test_of_several_verdicts_the_last_one_counts(reply: str) -> None:
+    assert last_line(reply, "verdict", ("K", "P")) == "P"
+
+
+@pytest.mark.parametrize(
+    "reply", ["Verdict: K or P", "Verdict: A", "[[K]] and [[P]]", "K is better than P", "Verdict: K, but hardly"]
+)
+def test_a_reply_that_names_both_or_neither_is_no_side(reply: str) -> None:
+    assert last_line(reply, "verdict", ("K", "P")) is None
+    assert label_of(reply, ("K", "P")) is None
 
 
 def test_labelling_with_every_default_runs(tmp_path: Path) -> None:
