@@ -111,6 +111,10 @@ def _print_outcome(directory: Path) -> None:
     console.print(results.headline, markup=False, highlight=False)
     console.print()
     console.print(table(results))
+    if results.exam and not results.exam["passed"]:
+        console.print(
+            f"\n{results.exam['judge']} failed its exam and labelled all the same: see the report", style="red"
+        )
     console.print(f"\nreport: {directory / 'report.html'}", markup=False, highlight=False)
 
 

@@ -436,6 +436,7 @@ def test_a_judge_that_failed_is_an_alarm_at_the_top_and_its_causes_and_marks_are
     for shown in ("failed:", "position bias: it picks", "at least 90\u202f%", "99.0\u202f% [95.0, 100.0]", "not asked",
                   "1.41", "[1.10, 1.70]", "Against people", "source: a", "divided by 2.5"):  # fmt: skip
         assert shown in told, shown
+    assert told.count('<tr class="failed">') == 1
     assert "> **ALARM:** likelihood failed its exam" in text
     assert "## The judge's exam" in text and "## The judge against people" in text
 
