@@ -213,10 +213,14 @@ def auroc(scores: Sequence[float], right: Sequence[bool]) -> float | None:
 def fit_temperature(logits: Sequence[float], targets: Sequence[float]) -> float:
     """The T that minimises the negative log-likelihood of the targets under sigmoid(logit / T) (Guo et al. 2017).
 
-    The likelihood is convex in 1 / T, so the zero of its slope is found by halving. Where there is none, as for a
-    judge that is wrong more often than right, T is the nearest bound: `HOTTEST`, or 1 / `HOTTEST`.
+    Targets of N decided answers are drawn towards one half, 1 to (N + 1) / (N + 2), as Platt (1999) does: a judge that
+    was right five times in five is not thereby sure of everything. The likelihood is convex in 1 / T, so the zero of
+    its slope is found by halving. Where there is none, as for a judge that is wrong more often than right, T is the
+    nearest bound: `HOTTEST`, or 1 / `HOTTEST`.
     """
     z_N, t_N = np.asarray(logits, dtype=np.float64), np.asarray(targets, dtype=np.float64)
+    decided = np.count_nonzero(z_N * (t_N - 0.5))
+    t_N = 0.5 + (t_N - 0.5) * decided / (decided + 2)
 
     def slope(inverse: float) -> float:
         # tanh and not exp: sigmoid(x) = (1 + tanh(x / 2)) / 2 does not overflow.

@@ -329,11 +329,11 @@ def test_always_the_longer_one_scores_on_real_data_what_its_publishers_counted(n
 
 
 def test_the_temperature_is_fitted_on_gold_and_the_calibration_error_falls() -> None:
-    # As sure as sigmoid(4), right four times in five: T is 4 / log 4.
+    # As sure as sigmoid(4), right four times in five: T is 4 / log 4, but for Platt's two answers in 202.
     report = answered(
         gold(200), lambda each: sigmoid(4.0) if (int(each.id[1:]) % 5 == 0) != (each.label == "a") else sigmoid(-4.0)
     )
-    assert report.temperature == pytest.approx(4 / 1.3862944, rel=1e-6)
+    assert report.temperature == pytest.approx(4 / 1.3862944, rel=0.02)
     assert report.calibrated
     assert report.gold is not None and report.gold.ece is not None and report.gold.ece_calibrated is not None
     assert report.gold.ece == pytest.approx(sigmoid(4) - 0.8, abs=1e-6)

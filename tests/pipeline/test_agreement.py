@@ -147,9 +147,11 @@ def test_the_temperature_is_the_one_that_scipy_finds() -> None:
     t = np.where(random.uniform(size=400) < 1 / (1 + np.exp(-z / 2.5)), 1.0, 0.0)
     t[:20] = 0.5
 
+    smoothed = np.where(t == 0.5, 0.5, np.where(t == 1, 381 / 382, 1 / 382))  # 380 of 400 are decided
+
     def nll(temperature: float) -> float:
         x = z / temperature
-        return float((np.logaddexp(0, x) - t * x).sum())
+        return float((np.logaddexp(0, x) - smoothed * x).sum())
 
     wanted = optimize.minimize_scalar(nll, bounds=(0.1, 50), method="bounded", options={"xatol": 1e-9}).x
     assert fit_temperature(z.tolist(), t.tolist()) == pytest.approx(wanted, rel=1e-5)
@@ -165,7 +167,13 @@ def test_a_boastful_judges_temperature_is_how_much_it_boasts() -> None:
 
 def test_a_judge_that_is_wrong_more_often_than_right_is_made_as_unsure_as_can_be() -> None:
     assert fit_temperature([1.0, 1.0, -1.0], [0.0, 0.0, 1.0]) == HOTTEST
-    assert fit_temperature([1.0, -1.0], [1.0, 0.0]) == 1 / HOTTEST
+    assert fit_temperature([0.0, 0.0], [1.0, 0.0]) == HOTTEST
+
+
+def test_a_judge_that_was_always_right_is_not_thereby_sure_of_everything() -> None:
+    # Five of five at one nat: sigmoid(1 / T) = 6 / 7, so T = 1 / log 6. The tie and the undecided count for nothing.
+    found = fit_temperature([1.0, 1.0, 1.0, -1.0, -1.0, 0.0], [1.0, 1.0, 1.0, 0.0, 0.0, 1.0])
+    assert found == pytest.approx(1 / math.log(6), rel=1e-6)
 
 
 def test_cross_fitting_never_looks_at_the_prompt_it_calibrates() -> None:
