@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -340,6 +341,8 @@ def _explained(config: ModelConfig) -> Iterator[None]:
 def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
+    # It asks for a package that would load code from the hub.
+    getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
     logging.disable_progress_bar()
     level = logging.get_verbosity()
     logging.set_verbosity_error()

@@ -61,8 +61,9 @@ class Config(AlgorithmConfig):
         from pipeline.algorithms.held_out import split
 
         trained, held_out = split(self._preferences(run), self.held_out, run.seed)
+        rows = self.rows(trained)
         setting = self._setting(run)
-        trainer = self.trainer(self.rows(trained), setting)
+        trainer = self.trainer(rows, setting)
         metrics = checkpoints.fit(trainer, setting.output_dir, run.step)
         found = self._examined(trainer.model, setting, held_out)
         base = self.base or run.model
