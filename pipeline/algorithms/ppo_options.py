@@ -20,7 +20,7 @@ optimum, k3 in the reward ends 0.2 to 0.5 away from it in total variation, and k
 class Options(AlgorithmConfig):
     """PPO's options."""
 
-    reward: RewardConfig
+    reward: RewardConfig = RewardConfig(step="reward_model")
     """What scores an answer: a reward-model step, a judge, or a Python function."""
     start_from: str | None = None
     """An earlier train step whose policy this one starts from, and is held to. None: the base."""

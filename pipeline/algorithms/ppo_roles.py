@@ -110,6 +110,7 @@ class Roles:
         _silence_dropout(self.model)
         self.switch: Switch = fuse(self.model)
         self._freeze()
+        self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.train()
@@ -144,7 +145,7 @@ class Roles:
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """The last hidden states, (B, T, H), of whoever acts."""
-        with _attention(ids_BT):
+        with self._attention(ids_BT):
             states: Tensor = self.base.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
         return states
 
@@ -182,6 +183,13 @@ class Roles:
         assert self.reward is not None and self.reward.weight_1H is not None, "an encoder is no role of a causal base"
         return self.reward.weight_1H.to(self.base.device)
 
+    def _attention(self, ids_BT: Tensor) -> Any:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        # With checkpoints the forward pass is run again by the backward pass, which does not know of this choice.
+        plain = ids_BT.device.type == "cpu" and ids_BT.shape[1] <= SHORT and not self.gradient_checkpointing
+        return sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
+
     # ---- how they are made
 
     def _copy(self, source: str, target: str) -> None:
@@ -212,11 +220,11 @@ class Roles:
             raise ModelError("PPO reads log-probabilities off a plain, frozen output layer; take it out of `lora`")
         ids = torch.arange(3, 11, device=self.base.device)[None]
         packed = pack([ids[0, :1].tolist()], [ids[0, 1:].tolist()], self.base.device)
-        with torch.no_grad(), self.acting(None):
+        with torch.no_grad(), self.acting(None), self._attention(ids):
             ours_N = self.logprobs(packed, 1.0)[0]
             logits_NV = self.base(ids, use_cache=False).logits[0, :-1].float()
         theirs_N = logits_NV.log_softmax(-1).gather(-1, packed.target_N[:, None])[:, 0]
-        if not torch.allclose(ours_N, theirs_N, atol=0.5, rtol=0.05):
+        if not torch.allclose(ours_N, theirs_N, atol=0.05, rtol=0.01):
             raise ModelError(
                 f"{type(self.base).__name__}: its logits are not those of its output layer (scaled or capped?), "
                 "which PPO does not support yet; use RLOO or GRPO"
@@ -238,10 +246,3 @@ def _silence_dropout(model: nn.Module) -> None:
             module.p = 0.0
         if getattr(module, "attention_dropout", 0.0):
             module.attention_dropout = 0.0  # type: ignore[assignment]
-
-
-def _attention(ids_BT: Tensor) -> Any:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    short = ids_BT.device.type == "cpu" and ids_BT.shape[1] <= SHORT
-    return sdpa_kernel(SDPBackend.MATH) if short else contextlib.nullcontext()

@@ -434,6 +434,11 @@ class PPOTrainer:
         return {**line, "alarms": ppo_guards.alarms(line, recent)}
 
     def _guard(self, line: Line) -> None:
+        if line["step"] == 1 and not line["k3_token"] <= SAME:
+            raise TrainingError(
+                f"{self.step}: before anything is learned the policy is {line['kl']:.2g} nats an answer from its "
+                "reference, and it should be 0: they do not start from the same weights"
+            )
         self.progress.start.setdefault("entropy", line["entropy"])
         wrong = ppo_guards.broken(self.config.guards, line, self.progress.start)
         if wrong is None and not all(math.isfinite(each) for each in line.values() if isinstance(each, float)):

@@ -215,7 +215,8 @@ def draw(
     if temperature == 0:
         return logits_BV.argmax(-1)
     logits_BV = truncate(logits_BV / temperature, top_p, top_k)
-    cdf_BV = torch.softmax(logits_BV, dim=-1).cumsum(-1)
+    # Of weights and not of probabilities: the draw is scaled to their sum, and torch.softmax is slow on a processor.
+    cdf_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).exp_().cumsum(-1)
     target_B1 = (uniform_B * cdf_BV[:, -1]).unsqueeze(-1)
     # right=True finds the first token whose cumulative probability exceeds the target, so one of probability 0 never.
     return torch.searchsorted(cdf_BV, target_B1, right=True).squeeze(-1).clamp(max=logits_BV.shape[-1] - 1)
