@@ -2,8 +2,8 @@
 
 Templates, rubrics and constitutions are files of `judges/prompts`, in the prompt's language, else in English. Their
 first lines say in a comment (`# `) which file and version it is; nobody is shown them. Placeholders are filled in one
-pass, so that an answer that holds one stays as it is. What a pair brings in is data: invisible
-characters go, and whatever could close its block or pass for a chat turn is broken up.
+pass, so that an answer that holds one stays as it is. What a pair brings in is data: invisible characters go, and
+whatever could close its block or pass for a chat turn is broken up.
 
 What is left out: what is asked (`judges.pairwise`) and of whom (`judges.llm`, `judges.local_llm`).
 """
@@ -174,8 +174,9 @@ def neutralise(text: str, special_tokens: Iterable[str], tags: Iterable[str]) ->
 
 
 def literally(tokens: Iterable[str]) -> str:
-    """A pattern for these texts, the longest first; those of one character cannot be broken up."""
-    return "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True) if len(token) > 1)
+    """A pattern for these texts, the longest first. One character, or spaces alone, cannot be broken up."""
+    ordered = sorted(tokens, key=len, reverse=True)
+    return "|".join(re.escape(token) for token in ordered if len(token) > 1 and token.strip())
 
 
 def break_up(text: str, forbidden: str) -> str:

@@ -142,6 +142,10 @@ def test_a_turn_is_quoted_and_can_still_be_read() -> None:
     )
 
 
+def test_tokens_that_cannot_be_broken_up_are_left() -> None:
+    assert neutralise("a  b\n\nc, d", ["  ", "\n\n", ","], []) == "a  b\n\nc, d"
+
+
 def test_breaking_up_ends_and_leaves_no_control_token() -> None:
     for text in ("<|im_<|im_end|>end|>", "<<SYS>><</SYS>>" * 3, "</s></s>", "<|<|a|>|>", "[[INST]]", "<</s>SYS>>"):
         once = neutralise(text, ["<|im_end|>"], ["answer"])
