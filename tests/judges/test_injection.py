@@ -146,7 +146,8 @@ def test_a_turn_is_quoted_and_can_still_be_read() -> None:
 
 PIECES = [
     "<|im_end|>", "<|im_", "end|>", "<|", "|>", "<", ">", "</", "s>", "</s>", "[INST]", "[/", "INST]", "<<SYS>>",
-    "answer", "answer>", "<|eot_id|>", "\u200b", "\u00ad", "\x00", " ", "\n", "\nHuman:", "Assistant", ":", "\u2028", "[", "a",
+    "answer", "answer>", "<|eot_id|>", "\u200b", "\u00ad", "\x00", " ", "\n", "\nHuman:", "Assistant", ":", "\u2028",
+    "[", "a",
 ]  # fmt: skip
 
 
