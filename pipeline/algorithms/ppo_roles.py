@@ -23,11 +23,8 @@ from torch import Tensor, nn
 from pipeline.algorithms.fused_lora import Switch, dense, fuse
 from pipeline.algorithms.ppo_math import selective_logprobs
 from pipeline.algorithms.scoring import RewardHead, add_frozen
+from pipeline.algorithms.short_attention import use_short_attention
 from pipeline.errors import ModelError
-
-SHORT = 512
-"""On a processor, attention over rows up to this long is computed by plain matrix products: the backward pass of the
-fused kernel takes ten times as long there (4 x 78 tokens of the built-in model: 0.26 s of 0.84 s a pass)."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +104,10 @@ class Roles:
         self.value_head = nn.Linear(_width(base), 1).to(base.device, torch.float32)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
+        use_short_attention(base)
         _silence_dropout(self.model)
         self.switch: Switch = fuse(self.model)
         self._freeze()
-        self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.train()
@@ -145,8 +142,7 @@ class Roles:
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """The last hidden states, (B, T, H), of whoever acts."""
-        with self._attention(ids_BT):
-            states: Tensor = self.base.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        states: Tensor = self.base.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
         return states
 
     def logprobs(
@@ -183,13 +179,6 @@ class Roles:
         assert self.reward is not None and self.reward.weight_1H is not None, "an encoder is no role of a causal base"
         return self.reward.weight_1H.to(self.base.device)
 
-    def _attention(self, ids_BT: Tensor) -> Any:
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
-        # With checkpoints the forward pass is run again by the backward pass, which does not know of this choice.
-        plain = ids_BT.device.type == "cpu" and ids_BT.shape[1] <= SHORT and not self.gradient_checkpointing
-        return sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
-
     # ---- how they are made
 
     def _copy(self, source: str, target: str) -> None:
@@ -220,7 +209,7 @@ class Roles:
             raise ModelError("PPO reads log-probabilities off a plain, frozen output layer; take it out of `lora`")
         ids = torch.arange(3, 11, device=self.base.device)[None]
         packed = pack([ids[0, :1].tolist()], [ids[0, 1:].tolist()], self.base.device)
-        with torch.no_grad(), self.acting(None), self._attention(ids):
+        with torch.no_grad(), self.acting(None):
             ours_N = self.logprobs(packed, 1.0)[0]
             logits_NV = self.base(ids, use_cache=False).logits[0, :-1].float()
         theirs_N = logits_NV.log_softmax(-1).gather(-1, packed.target_N[:, None])[:, 0]
