@@ -44,6 +44,8 @@ class Config(Options):
         trainer = self.prepare(run)
         trainer.log = lambda line, update: _log(trackers, line, update)
         metrics = trainer.train()
+        for tracker in trackers:
+            tracker.finish()
         if trainer.ranks.rank:
             return  # the first process publishes
         for part in trainer.trained.values():
@@ -51,7 +53,7 @@ class Config(Options):
         run.publish(
             self,
             trainer.roles.model,
-            metrics,
+            [line for line in metrics if line["step"] % self.logging_steps == 0],
             {
                 "examples": trainer.episodes * trainer.total,
                 "updates": trainer.total,
@@ -135,15 +137,20 @@ class Config(Options):
 
     def _trackers(self, run: TrainRun) -> list[Any]:
         """The trackers of `report_to`, started."""
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
+        installed = [str(getattr(each, "value", each)) for each in get_available_trackers()]
         found = []
         for name in self.report_to:
-            if name not in LOGGER_TYPE_TO_CLASS:
-                raise TrainingError(f"{run.step}: report_to: no tracker {name!r}; {', '.join(LOGGER_TYPE_TO_CLASS)}")
+            if name not in LOGGER_TYPE_TO_CLASS or name not in installed:
+                why = "is not installed" if name in LOGGER_TYPE_TO_CLASS else "is none that accelerate knows"
+                raise TrainingError(f"{run.step}: report_to: {name!r} {why}; installed are: {', '.join(installed)}")
             kind = LOGGER_TYPE_TO_CLASS[name]
             where = {"logging_dir": str(run.work_dir)} if kind.requires_logging_directory else {}
-            found.append(kind(run.step, **where))
+            tracker = kind(run.step, **where)
+            tracker.start()
+            tracker.store_init_configuration(self.model_dump(mode="json"))
+            found.append(tracker)
         return found
 
 

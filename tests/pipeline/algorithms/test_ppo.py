@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import tiny_ppo
 import torch
-from tiny import END
+from tiny import END, job_of, preferences_of, said
 from tiny_ppo import config, prepared, published
 from torch import Tensor
 
@@ -25,8 +25,10 @@ from pipeline.algorithms.ppo import Config
 from pipeline.algorithms.ppo_guards import GuardConfig
 from pipeline.algorithms.ppo_rollout import Episode, Task
 from pipeline.algorithms.ppo_trainer import PPOTrainer
+from pipeline.algorithms.scoring import SeparateReward, load_reward
 from pipeline.errors import TrainingError
 from pipeline.models import ModelConfig
+from pipeline.records import Pair
 from pipeline.train import Training
 
 LEFT = {"adapter_model.safetensors", "adapter_config.json", "metrics.jsonl", "summary.json", "README.md"}
@@ -103,6 +105,16 @@ def test_prompts_without_room_for_an_answer_are_left_out_and_counted(tiny: Model
 def test_no_prompt_with_room_is_an_error(tiny: ModelConfig, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"^train\.ppo: 12 prompts, 12 of them longer"):
         trained(tmp_path, config(tiny, max_length=20))
+
+
+@pytest.mark.parametrize(("name", "why"), [("wandb", "not installed"), ("wandbb", "none that accelerate knows")])
+def test_a_tracker_that_is_not_there_is_told_before_a_model_loads(
+    name: str, why: str, tiny: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    training = config(tiny.model_copy(update={"base": "nowhere"}), report_to=[name])
+    with pytest.raises(TrainingError, match=rf"^train\.ppo: report_to: '{name}' is {why}"):
+        trained(tmp_path, training)
 
 
 # ---- exact at the start
@@ -372,6 +384,48 @@ def test_held_out_prompts_are_judged_and_never_trained_on(tiny: ModelConfig, tmp
     for line in summary["evaluations"]:
         assert math.isfinite(line["judge"])
     assert summary["evaluations"][0]["judge_error"] == 0
+
+
+# ---- a reward model
+
+
+@pytest.fixture(scope="module")
+def reward_model(tiny: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the step before leaves, on 24 preferences."""
+    top = tmp_path_factory.mktemp("reward_model")
+    pairs = [Pair.of(each.prompt, each.chosen, each.rejected) for each in preferences_of(24)]
+    store.make_dirs(top / "generate")
+    store.make_dirs(top / "label")
+    store.write_jsonl(top / "generate" / "pairs.jsonl", pairs)
+    store.write_jsonl(top / "label" / "verdicts.jsonl", [said(pair, 0.9) for pair in pairs])
+    store.write_jsonl(top / "label" / "preferences.jsonl", preferences_of(12))
+    options = {"max_steps": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 4}
+    training = Training(seed=3, model=tiny, algorithm={"name": "reward_model", **options})  # type: ignore[arg-type]
+    inputs = {name: top / name for name in ("generate", "label")}
+    job = job_of(top, training, step="train.reward_model", inputs=inputs)
+    train.finish(job)
+    return job.out
+
+
+@pytest.mark.parametrize("critic", ["shared", "own"])
+def test_a_reward_model_of_the_same_base_scores_as_a_role(
+    critic: str, reward_model: Path, tiny: ModelConfig, tmp_path: Path
+) -> None:
+    training = config(tiny, reward={"step": "reward_model", "min_accuracy": 0}, critic=critic)
+    inputs = {"train.reward_model": reward_model}
+    trainer = trainer_of(tmp_path / "parts", training, inputs=inputs)
+    assert trainer.reward is None
+    episodes = []
+    for task, text in zip(trainer.tasks, ("It is 2.", "No idea at all", "Sure"), strict=False):
+        ids = trainer.tokenizer(text, add_special_tokens=False)["input_ids"]
+        episodes.append(Episode(task, (*ids, END), (0.0,) * (len(ids) + 1), truncated=False))
+    scored = SeparateReward(load_reward(reward_model)).score(
+        [each.task.prompt for each in episodes], [each.response(trainer.tokenizer) for each in episodes]
+    )
+    assert trainer.scores(episodes).tolist() == pytest.approx(scored, abs=1e-4)
+    metrics = lines(trained(tmp_path / "run", training, inputs=inputs))
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4]
+    assert all(line["score_sd"] > 0 for line in metrics)
 
 
 # ---- the frozen stay as they were
