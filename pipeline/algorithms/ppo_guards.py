@@ -68,6 +68,8 @@ def alarms(line: Mapping[str, float], recent_kl: Sequence[float]) -> list[str]:
         found.append("the score follows the answer's length")
     if line["ended"] < 0.5:
         found.append("more than half of the answers are cut at the limit")
+    if line["steps_skipped"]:
+        found.append("a gradient was not finite, and its step was not taken")
     return found
 
 

@@ -355,10 +355,30 @@ def test_reward_hacking_is_a_rising_reward_and_a_judge_that_falls_beyond_its_err
 
 
 def test_a_negative_divergence_a_reward_of_length_and_cut_answers_are_alarms() -> None:
-    calm = {"score_length_correlation": 0.1, "ended": 0.9}
+    calm = {"score_length_correlation": 0.1, "ended": 0.9, "steps_skipped": 0}
     assert ppo_guards.alarms(calm, [0.0, -0.2, 0.1]) == []
     assert len(ppo_guards.alarms(calm, [0.0, -1.2, -1.5, -1.1])) == 1
-    assert len(ppo_guards.alarms({"score_length_correlation": -0.9, "ended": 0.3}, [])) == 2
+    assert len(ppo_guards.alarms({"score_length_correlation": -0.9, "ended": 0.3, "steps_skipped": 1}, [])) == 3
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(tiny: ModelConfig, tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, config(tiny))
+    part = trainer.trained["policy"]
+    before = part.flat.data.clone()
+    part.gradient[5] = math.nan
+    assert not math.isfinite(part.step(1e-3, 1.0))
+    assert torch.equal(part.flat.data, before)
+    assert not part.gradient.any()
+
+
+def test_a_long_gradient_is_scaled_to_the_norm_that_is_allowed(tiny: ModelConfig, tmp_path: Path) -> None:
+    # AdamW's first step is the learning rate's size whatever the gradient's; its moments tell what it was given.
+    part = trainer_of(tmp_path, config(tiny)).trained["policy"]
+    part.gradient[0] = 30.0
+    part.gradient[1] = 40.0
+    assert part.step(1e-3, 2.0) == 50.0
+    given = part.optimizer.state[part.flat]["exp_avg"] / (1 - 0.9)
+    assert given[:3].tolist() == pytest.approx([1.2, 1.6, 0.0], abs=1e-5)
 
 
 def test_a_reward_that_says_nothing_stops_before_the_first_update(tiny: ModelConfig, tmp_path: Path) -> None:
