@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from judges.base import JudgeConfig, Session
+from judges.base import Cost, JudgeConfig, Session
 from judges.batch import BatchClient, BatchConfig
 from judges.client import ANSWERS, FREE, Client, Limits, Outcome, Price, Request
-from judges.ledger import Ledger
+from judges.ledger import NANO, Ledger
 from pipeline.errors import JudgeError
 from pipeline.records import Record, digest
 from pipeline.store import Journal
@@ -84,6 +84,21 @@ class ApiConfig(JudgeConfig):
     def prices(self) -> Price:
         """The price, zeros where it is free."""
         return FREE if self.price == "free" else self.price
+
+    def cost_of(self, questions: Iterable[tuple[str, int, int]]) -> Cost:
+        """What calls would cost.
+
+        Args:
+            questions: of each, its text, the tokens its reply usually has, and the most that it can have.
+        """
+        share = 1.0 if self.batch is None else self.batch.price_share
+        found = Cost()
+        for text, usual, most in questions:
+            tokens_in = len(text) // 4 + 16
+            usd = share * self.prices.nano(tokens_in, usual) / NANO
+            ceiling = share * self.prices.nano(len(text.encode()) + 48, most) / NANO
+            found = found.plus(Cost(1, tokens_in, usual, usd, ceiling))
+        return found
 
     def lacks(self) -> Iterable[str]:
         if self.api_key_env is not None and not os.environ.get(self.api_key_env):

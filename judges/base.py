@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 from pipeline.errors import JudgeError
 from pipeline.plugins import Config, Plugin
@@ -62,6 +62,30 @@ class Session:
     """So many processes work for this step at once and share the endpoint's limits."""
 
 
+class Cost(NamedTuple):
+    """What asking would take, before anybody was asked."""
+
+    calls: int = 0
+    tokens_in: int = 0
+    """About, at four characters a token."""
+    tokens_out: int = 0
+    """About, for replies as long as they usually are."""
+    usd: float = 0.0
+    """About, for these tokens."""
+    most_usd: float = 0.0
+    """What is reserved for these calls: no reply can cost more. Attempts that fail and cost come on top."""
+
+    def plus(self, other: "Cost", times: int = 1) -> "Cost":
+        """Both together, the other one so many times."""
+        return Cost(
+            self.calls + times * other.calls,
+            self.tokens_in + times * other.tokens_in,
+            self.tokens_out + times * other.tokens_out,
+            self.usd + times * other.usd,
+            self.most_usd + times * other.most_usd,
+        )
+
+
 class JudgeConfig(Config):
     """Base of every judge's Config. The subclass adds `name: Literal["its file"]` and its options."""
 
@@ -85,6 +109,10 @@ class JudgeConfig(Config):
     def window(self) -> int:
         """Pairs that it is best asked about at once. One or fewer: those of one prompt."""
         return 4096 if self.remote else 1  # so many that waiting for the slowest of them costs little
+
+    def cost(self, pairs: Sequence[Pair]) -> Cost:
+        """What it would cost to ask about these pairs; nothing for a judge in this process."""
+        return Cost()
 
     def lacks(self) -> Iterable[str]:
         """What has to be mended before it can be built, such as a key that is not set: told before anything runs."""

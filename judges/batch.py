@@ -111,7 +111,6 @@ class BatchClient(Client):
             batch = await self._submitted({key: fresh[key] for key in calls})
             await self.ledger.put_in_batch({key: call for key, (call, _, _) in calls.items()}, batch)
             await self._settle_batch(batch, {key: fresh[key] for key in calls}, calls)
-            self._go_on()
 
     async def _reserve_all(
         self, fresh: Mapping[str, Waiting], known: Mapping[str, tuple[int, int, str | None]]
@@ -131,10 +130,9 @@ class BatchClient(Client):
             reserve = self.batch_price.nano(waiting.request.tokens_in(), waiting.request.max_out)
             call = await self.ledger.reserve(key, waiting.round, reserve)
             if call is None:
-                error = self._stop(self._no_money(reserve))  # raised when those that have room are answered
                 if not found:
-                    raise error
-                break
+                    raise self._stop(self._no_money(reserve))
+                break  # those that have room go first
             found[key] = (call, reserve, None)
         await self.ledger.put_in_batch({key: call for key, (call, _, _) in found.items()}, None)
         return found
@@ -142,7 +140,8 @@ class BatchClient(Client):
     async def _submitted(self, questions: Mapping[str, Waiting]) -> str:
         """The number of the batch with these questions: one that is there already, or a new one."""
         server = self._server = self._server or self._connected()
-        name = digest(sorted(questions), length=32)
+        # With the round, or what failed would find the batch that it failed in.
+        name = digest(sorted([key, waiting.round] for key, waiting in questions.items()), length=32)
 
         async def find() -> str | None:
             async for batch in server.batches.list(limit=100):
@@ -172,6 +171,7 @@ class BatchClient(Client):
             status, content = results.get(key, (0, b""))
             attempt = self._read(status, content, self.batch_price, "" if status else "the batch did not answer it")
             call, reserve, _ = calls[key]
+            self._learn(attempt)
             self._under_way += 1
             await self._settle(call, key, reserve, attempt if status else Attempt(attempt.reply, charge=0))
             waiting.round, waiting.last = waiting.round + 1, attempt.reply

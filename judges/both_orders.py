@@ -15,7 +15,7 @@ What is left out: a bias that depends on the texts, which no exchange of sides c
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from judges.base import AnyJudge, Judge, JudgeConfig, Session, ask, logit, sigmoid
+from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask, logit, sigmoid
 from pipeline.records import ABSTENTIONS, Pair, Verdict
 
 
@@ -31,6 +31,9 @@ class Config(JudgeConfig):
     @property
     def window(self) -> int:
         return self.of.window
+
+    def cost(self, pairs: Sequence[Pair]) -> Cost:
+        return Cost().plus(self.of.cost(pairs), times=2)
 
     def lacks(self) -> Iterable[str]:
         return self.of.lacks()

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from judges import cached
-from judges.base import AnyJudge, Judge, JudgeConfig, Session, ask, logit, sigmoid
+from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask, logit, sigmoid
 from pipeline.records import Pair, Verdict
 
 
@@ -41,6 +41,10 @@ class Config(JudgeConfig):
     @property
     def window(self) -> int:
         return max(self.cheap.window, self.dear.window)
+
+    def cost(self, pairs: Sequence[Pair]) -> Cost:
+        """That of both judges for every pair: how often the dear one is asked is known only afterwards."""
+        return self.cheap.cost(pairs).plus(self.dear.cost(pairs))
 
     def lacks(self) -> Iterable[str]:
         return (*self.cheap.lacks(), *self.dear.lacks())

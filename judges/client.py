@@ -77,6 +77,8 @@ class Outcome(enum.StrEnum):
     """The account has no money left, at the provider's."""
     NO_SUCH = "no_such"
     """There is no such model, or nothing at this address."""
+    NOT_SENT = "not_sent"
+    """Everything had been stopped when its turn came."""
 
 
 ANSWERS = frozenset({Outcome.OK, Outcome.REFUSED, Outcome.FILTERED})
@@ -279,10 +281,13 @@ class Client:
             await self._tokens.take(estimate)
             call = await self._reserved(key, number, reserve)
             async with self._gate.slot():
-                attempt = await self._attempt(request)
+                attempt = NOT_SENT if self._stopped else await self._attempt(request)
+                self._learn(attempt)  # before anybody takes the place
             await self._settle(call, key, reserve, attempt)
             reply = attempt.reply
             self._tokens.give_back(estimate - reply.tokens_in - reply.tokens_out if reply.tokens_in else 0)
+            if reply.outcome in FATAL or attempt is NOT_SENT:
+                self._go_on()
             if reply.outcome not in AGAIN:
                 return reply
             await self._sleep(attempt.pause or backoff(number))
@@ -317,9 +322,12 @@ class Client:
             call = await self.ledger.reserve(key, number, amount)
             if call is not None:
                 return call
-            if not self._under_way:
+            if self._under_way:
+                await self._settled.wait()
+            elif self.ledger.at_work(self.limits.timeout_s + CONNECT_S):
+                await self._sleep(0.25)
+            else:
                 raise self._stop(self._no_money(amount))
-            await self._settled.wait()
 
     def _no_money(self, amount: int) -> BudgetError:
         charged, budget = self.ledger.charged() / 1e9, (self.ledger.budget or 0) / 1e9
@@ -338,6 +346,12 @@ class Client:
         )
         self._under_way -= 1
         self._settled.set()
+
+    def _learn(self, attempt: "Attempt") -> None:
+        """What an attempt tells of the server; everything is stopped if that is the end."""
+        if attempt is NOT_SENT:
+            return
+        reply = attempt.reply
         self._gate.heard(reply.outcome, attempt.pause)
         self._breaker.heard(reply.outcome)
         if reply.outcome in FATAL:
@@ -430,6 +444,8 @@ class Attempt(NamedTuple):
     """Seconds that the server asked to wait; 0: it did not."""
     seconds: float = 0.0
 
+
+NOT_SENT = Attempt(Reply(Outcome.NOT_SENT), charge=0)
 
 FATAL_WORDS = {
     Outcome.NO_ACCESS: "the key is missing, wrong, or not allowed this; set the variable that `api_key_env` names",

@@ -36,6 +36,7 @@ SCHEMA = (
     " judge TEXT NOT NULL, key TEXT NOT NULL, attempt INTEGER NOT NULL, created REAL NOT NULL,"
     " reserved INTEGER NOT NULL, outcome TEXT, charged INTEGER, tokens_in INTEGER, tokens_out INTEGER, seconds REAL)",
     "CREATE INDEX IF NOT EXISTS calls_by_key ON calls (key)",
+    "CREATE INDEX IF NOT EXISTS calls_without_an_end ON calls (account) WHERE outcome IS NULL",
     "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS batches (account TEXT NOT NULL, key TEXT NOT NULL, call INTEGER NOT NULL,"
     " batch TEXT, PRIMARY KEY (account, key))",
@@ -113,6 +114,20 @@ class Ledger:
             self._reader = self._reader or self._connect()
             row = self._reader.execute("SELECT charged FROM accounts WHERE name = ?", (self.account,)).fetchone()
         return int(row[0])
+
+    def at_work(self, seconds: float) -> bool:
+        """True if calls of this account are under way anywhere, so that some of their reserves may come back.
+
+        Args:
+            seconds: after which a call without an end is taken for one whose process died.
+        """
+        with _explained(self.path):
+            self._reader = self._reader or self._connect()
+            row = self._reader.execute(
+                "SELECT count(*) FROM calls WHERE outcome IS NULL AND account = ? AND created > ?",
+                (self.account, time.time() - seconds),
+            ).fetchone()
+        return bool(row[0])
 
     async def reserve(self, key: str, attempt: int, amount: int) -> int | None:
         """Set nano-dollars aside for one attempt; its number, or None if the account has not that much left."""

@@ -13,18 +13,19 @@ What is left out: how a comparison is written (`judges.pairwise`, `judges.render
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from judges.api import ApiConfig, Endpoint, Features
-from judges.base import Session
+from judges.base import Cost, Session
 from judges.client import Outcome, Reply
 from judges.pairwise import PairwiseConfig, PairwiseJudge, Question, Reading
 from judges.verdicts import json_field, label_logprobs, label_of, last_line
 from pipeline.errors import JudgeError
+from pipeline.records import Pair
 
 Mode = Literal["label", "json", "reason"]
 
@@ -59,8 +60,39 @@ class Config(PairwiseConfig, ApiConfig):
             raise ValueError(f"samples: {self.samples} replies at temperature 0 are one reply; set a temperature")
         return self
 
+    def cost(self, pairs: Sequence[Pair]) -> Cost:
+        """What its mode would cost, if the endpoint can do it and every reply can be read."""
+        judge = PairwiseJudge(self, Unasked(self.labels[0], self.mode))
+        asked = (question.system + question.user for question in map(judge.question, pairs))
+        return self.cost_of(call for text in asked for call in self._calls(text))
+
+    def _calls(self, text: str) -> Iterator[tuple[str, int, int]]:
+        """(text, tokens of the usual reply, most tokens of it) of each call for one question."""
+        if self.mode == "label":
+            yield text, 1, 1
+            return
+        usual = min({"json": 60, "reason": 150}[self.mode], self.max_tokens)
+        for _ in range(self.samples):
+            yield text, usual, self.max_tokens
+        if self.mode == "reason":
+            yield text + "." * 4 * usual, 1, 1  # the reply is part of the question for its verdict
+
     def build(self, session: Session) -> PairwiseJudge:
         return PairwiseJudge(self, ApiModel(self, Endpoint(self, session)))
+
+
+class Unasked:
+    """A backend that only has questions written for it."""
+
+    special_tokens: tuple[str, ...] = ()
+
+    def __init__(self, labels: tuple[str, str], contract: str) -> None:
+        self.labels = labels
+        self.contract = contract
+
+    def read(self, questions: Sequence[Question]) -> list[Reading]:
+        """Nobody is asked."""
+        raise NotImplementedError
 
 
 class Said(NamedTuple):

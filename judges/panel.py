@@ -11,13 +11,14 @@ accuracy (`judges.exam`) and how the members' errors go together (`pipeline.agre
 """
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from itertools import chain
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from judges import cached
-from judges.base import AnyJudge, Judge, JudgeConfig, Session, ask, logit, sigmoid
+from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask, logit, sigmoid
 from pipeline.plugins import Config as Block
 from pipeline.records import ABSTENTIONS, Pair, Verdict
 
@@ -79,6 +80,9 @@ class Config(JudgeConfig):
     @property
     def window(self) -> int:
         return max(member.judge.window for member in self.of)
+
+    def cost(self, pairs: Sequence[Pair]) -> Cost:
+        return reduce(Cost.plus, (member.judge.cost(pairs) for member in self.of))
 
     def lacks(self) -> Iterable[str]:
         return chain.from_iterable(member.judge.lacks() for member in self.of)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, field_validator
 
 from judges.api import ApiConfig, Endpoint
-from judges.base import Session, sigmoid
+from judges.base import Cost, Session, sigmoid
 from judges.client import Outcome, Reply
 from judges.llm import ABSTAINED
 from judges.rendering import ALONE, Template, conversation, fill, in_language, neutralise, read_texts, text_of
@@ -59,8 +59,35 @@ class Config(ApiConfig):
         texts = {"prompt": digest(read_texts(self.prompt)), "rubric": digest(read_texts(self.rubric, prefix="rubric."))}
         return {**super().identity(), **texts}
 
+    def cost(self, pairs: Sequence[Pair]) -> Cost:
+        """Each different answer is asked about once."""
+        writer = Writer(self)
+        asked = {(pair.prompt, side.text): None for pair in pairs for side in (pair.a, pair.b)}
+        return self.cost_of(("".join(turn["content"] for turn in writer.turns(*each)), 1, 8) for each in asked)
+
     def build(self, session: Session) -> "RatingJudge":
         return RatingJudge(self, Endpoint(self, session))
+
+
+class Writer:
+    """Writes the question about one answer."""
+
+    def __init__(self, config: Config) -> None:
+        self.templates = {lang: Template.parse(text, ALONE) for lang, text in read_texts(config.prompt).items()}
+        self.tags = sorted({tag for template in self.templates.values() for tag in template.tags})
+        self.rubrics = {lang: text_of(text) for lang, text in read_texts(config.rubric, prefix="rubric.").items()}
+
+    def turns(self, prompt: Prompt, text: str) -> list[dict[str, str]]:
+        """The two turns that the model reads."""
+        lang = prompt.lang.lower().split("-")[0]
+        template = in_language(self.templates, lang)
+        data = {"question": conversation(prompt.messages), "answer": text}
+        values = {name: neutralise(each, (), self.tags) for name, each in data.items()}
+        values |= {"rubric": in_language(self.rubrics, lang), "tag": digest(["tag", prompt.id, text], length=8)}
+        return [
+            {"role": "system", "content": fill(template.system, values)},
+            {"role": "user", "content": fill(template.user, values)},
+        ]
 
 
 class Rating(NamedTuple):
@@ -79,9 +106,7 @@ class RatingJudge:
         self.fingerprint = config.fingerprint()
         self.endpoint = endpoint
         self.features = endpoint.find_out(logprobs=True)
-        self.templates = {lang: Template.parse(text, ALONE) for lang, text in read_texts(config.prompt).items()}
-        self.tags = sorted({tag for template in self.templates.values() for tag in template.tags})
-        self.rubrics = {lang: text_of(text) for lang, text in read_texts(config.rubric, prefix="rubric.").items()}
+        self.writer = Writer(config)
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """One verdict per pair; an answer that is in several pairs is scored once."""
@@ -100,7 +125,7 @@ class RatingJudge:
         return self.endpoint.client.run([partial(self._rating, prompt, text) for prompt, text in answers])
 
     async def _rating(self, prompt: Prompt, text: str) -> Rating:
-        turns = self._turns(prompt, text)
+        turns = self.writer.turns(prompt, text)
         max_out = 1 if self.features.logprobs else 8
         request = self.endpoint.request(turns, max_out, logprobs=self.features.logprobs)
         reply = await self.endpoint.client.complete(request)
@@ -113,17 +138,6 @@ class RatingJudge:
         if found is None or found[1] < self.config.min_digit_mass:
             return Rating(reply, abstained="unreadable")
         return Rating(reply, round(found[0], 6))
-
-    def _turns(self, prompt: Prompt, text: str) -> list[dict[str, str]]:
-        lang = prompt.lang.lower().split("-")[0]
-        template = in_language(self.templates, lang)
-        data = {"question": conversation(prompt.messages), "answer": text}
-        values = {name: neutralise(each, (), self.tags) for name, each in data.items()}
-        values |= {"rubric": in_language(self.rubrics, lang), "tag": digest(["tag", prompt.id, text], length=8)}
-        return [
-            {"role": "system", "content": fill(template.system, values)},
-            {"role": "user", "content": fill(template.user, values)},
-        ]
 
     def _verdict(self, pair: Pair, a: Rating, b: Rating) -> Verdict:
         # Of two reasons always the same one, whichever side it is on.

@@ -1,4 +1,5 @@
-"""`prefloop judge exam RECIPE` and `prefloop judge agree RUN ...`: is this judge any good, and do two of them agree?
+"""`prefloop judge exam RECIPE`, `judge cost RECIPE` and `judge agree RUN ...`: is this judge any good, what would it
+cost, and do two of them agree?
 
 `exam` does a run up to its judge's exam and prints what was found; the exit code is 2 if the judge fails. `agree`
 asks nobody anything: it reads what judges said in runs that are there.
@@ -10,11 +11,14 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.table import Table
 
+from judges.base import Cost
 from judges.exam import GoldPair, Question
 from judges.panel import members_of
 from pipeline import recipe as recipes
@@ -49,6 +53,13 @@ def add_to(verbs: Any) -> None:
     exam.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/<name of the recipe>)")
     exam.set_defaults(command=_exam)
 
+    cost = inner.add_parser("cost", help="about what the judges of a run would cost, before anybody is asked")
+    cost.add_argument("recipe", type=Path, help="a YAML file, such as recipes/rlaif.yaml")
+    cost.add_argument("overrides", nargs="*", metavar="key.path=value", help="such as generate.prompts.limit=500")
+    cost.add_argument("--judge", metavar="NAME", help="who labels: a preset of recipes/judges, or a judge")
+    cost.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/<name of the recipe>)")
+    cost.set_defaults(command=_cost)
+
     agree = inner.add_parser("agree", help="how far the judges of these runs agree on the same pairs, and with people")
     agree.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run directory, such as runs/rlaif")
     agree.add_argument("--gold", type=Path, metavar="FILE", help="JSONL of id, prompt, a, b, label: what people said")
@@ -80,6 +91,38 @@ def _exam(options: argparse.Namespace) -> None:
     if not report.passed:
         raise JudgeError("\n  ".join([f"judge {report.judge} failed its exam:", *report.causes]))
     console.print(f"judge {report.judge} passed its exam: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+# ---- cost
+
+
+def _cost(options: argparse.Namespace) -> None:
+    recipe = recipes.load(options.recipe, options.overrides, options.judge)
+    recipes.check_files(recipe)
+    from pipeline import costing, plan
+
+    states = plan.open_run(recipe, options.run or RUNS / options.recipe.stem).states()
+    generated = next(state for state in states if state.step.name == "generate")
+    found = list(costing.lines(recipe, generated.path if generated.done else None))
+    total = reduce(Cost.plus, (line.cost for line in found))
+    table = Table(box=None, pad_edge=False)
+    for name in ("step", "judge", "pairs", "calls", "tokens in", "tokens out", "about USD", "at most"):
+        table.add_column(name, justify="left" if name in ("step", "judge") else "right")
+    for step, judge, pairs, cost in found:
+        table.add_row(step, judge, f"{pairs:,}", *_costs(cost))
+    table.add_row("all", "", "", *_costs(total), style="bold")
+    console = _console()
+    console.print(table)
+    notes = [] if generated.done else ["The answers are not there yet: each is counted at its greatest length."]
+    notes.append("What is in the journal already costs nothing again; attempts that fail and cost come on top.")
+    if recipe.budget_usd is not None and total.usd > recipe.budget_usd:
+        notes.append(f"That is more than budget_usd, {recipe.budget_usd:g}: the run would stop there.")
+    console.print("\n".join(notes), markup=False, highlight=False)
+
+
+def _costs(cost: Cost) -> list[str]:
+    counts = [f"{number:,}" for number in (cost.calls, cost.tokens_in, cost.tokens_out)]
+    return [*counts, f"{cost.usd:.4f}", f"{cost.most_usd:.4f}"]
 
 
 # ---- agree

@@ -6,7 +6,7 @@ Comparing is generating and labelling again with the checkpoints as the sources,
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,7 @@ def compare_finish(job: Job) -> None:
     store.write_jsonl(job.out / "pairs.jsonl", pairs)
     store.write_json(job.out / "results.json", results.model_dump(mode="json"))
     store.write_json(job.out / "summary.json", {"headline": results.headline, "pairs": len(pairs)})
+    label.tell_spending(job)
 
 
 def _results(
@@ -207,6 +208,7 @@ def report_finish(job: Job) -> None:
         curves={name: _curve(path) for name, path in trained.items()},
         reward_models=held_out,
         steps=tuple(_step_time(name, job.inputs[name]) for name in config.steps),
+        spending=tuple(_spending(job.inputs[name] for name in config.steps)),
         **_environment(job),
         alarms=(*_alarms(exam), *_training_alarms(trained, held_out)),
         warnings=tuple(_warnings(results, exam)),
@@ -328,6 +330,11 @@ def _step_time(name: str, path: Path) -> report.StepTime:
         seconds=provenance.get("wall_seconds"),
         peak_memory_bytes=provenance.get("peak_memory_bytes"),
     )
+
+
+def _spending(steps: Iterable[Path]) -> Iterator[report.Spending]:
+    for path in steps:
+        yield from (report.Spending.model_validate(row) for row in _provenance(path).get("spending", ()))
 
 
 def _provenance(path: Path) -> dict[str, Any]:

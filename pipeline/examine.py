@@ -76,6 +76,7 @@ def finish(job: Job) -> None:
             "cost_usd": round(sum(verdict.cost_usd for verdict in verdicts), 9),
         },
     )
+    label.tell_spending(job)
 
 
 def _questions(config: Examining, job: Job) -> list[Question]:

@@ -17,7 +17,8 @@ from typing import Literal, TypeVar
 from judges import cached
 from judges.base import AnyJudge, JudgeConfig, Session
 from judges.grading import ExamReport
-from pipeline import store, views
+from judges.ledger import bill
+from pipeline import store, views, worker
 from pipeline.errors import DataError, JudgeError
 from pipeline.plugins import Config
 from pipeline.progress import Bar
@@ -82,6 +83,7 @@ def finish(job: Job) -> None:
     found = config.judge.summary(store.read_jsonl(verdicts, Verdict))
     told = {**summary, "preferences": kept.count, "confidence": confidence, "judge_summary": found}
     store.write_json(job.out / "summary.json", told)
+    tell_spending(job)
 
 
 def examined(job: Job) -> ExamReport | None:
@@ -126,7 +128,16 @@ def judge_all(config: JudgeConfig, pairs: Iterable[Pair], job: Job, budget_usd: 
 
 def session_of(job: Job, budget_usd: float | None) -> Session:
     """What a judge of this step is built with."""
-    return Session(journal=job.cache / "journal.sqlite", run=job.run, step=job.step, budget_usd=budget_usd)
+    return Session(
+        journal=job.cache / "journal.sqlite", run=job.run, step=job.step, budget_usd=budget_usd, processes=job.world
+    )
+
+
+def tell_spending(job: Job) -> None:
+    """What this step's calls were charged, attempts that failed included, for the step's provenance."""
+    rows = [line._asdict() for line in bill(job.cache / "journal.sqlite", job.run) if line.step == job.step]
+    if rows:
+        store.write_json(job.work_dir / worker.PROVENANCE, {"spending": rows})
 
 
 def by_prompt(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:

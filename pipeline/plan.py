@@ -5,9 +5,12 @@
 What is left out: running them (`pipeline.run`), and what they do (`generate`, `examine`, `label`, `train`, `compare`).
 """
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from judges import exam, grading
+from judges.base import JudgeConfig
 from pipeline import compare, examine, generate, label, train
 from pipeline.models import processes_for
 from pipeline.plugins import Config
@@ -74,7 +77,7 @@ def _exam(recipe: Recipe) -> Step:
         files=(recipe.exam.gold,) if recipe.exam.gold else (),
         work="pipeline.examine:work",
         finish="pipeline.examine:finish",
-        processes=1 if recipe.judge.remote else recipe.label.processes,
+        processes=_judging([recipe.judge], recipe.label.processes),
     )
 
 
@@ -93,7 +96,7 @@ def _label(recipe: Recipe) -> Step:
         inputs=("generate", "exam") if examines(recipe) else ("generate",),
         work="pipeline.label:work",
         finish="pipeline.label:finish",
-        processes=1 if recipe.judge.remote else recipe.label.processes,
+        processes=_judging([recipe.judge], recipe.label.processes),
     )
 
 
@@ -142,7 +145,7 @@ def _compare(recipe: Recipe) -> Step:
         inputs=("answers",),
         work="pipeline.compare:compare_work",
         finish="pipeline.compare:compare_finish",
-        processes=1 if all(judge.remote for judge in recipe.compare.judges) else recipe.compare.processes,
+        processes=_judging(recipe.compare.judges, recipe.compare.processes),
     )
 
 
@@ -157,6 +160,13 @@ def _report(recipe: Recipe, title: str) -> Step:
     )
     config = compare.Reporting(title=title, recipe_yaml=dump(recipe), steps=before)
     return _step("report", config, [compare.VERSION], inputs=before, finish="pipeline.compare:report_finish")
+
+
+def _judging(judges: Sequence[JudgeConfig], processes: int | None) -> int | None:
+    """Processes that judge: where the judges only wait for a server, a call takes about a millisecond of a core."""
+    if processes is None and all(judge.remote for judge in judges):
+        return min(2, os.cpu_count() or 1)
+    return processes
 
 
 def _step(

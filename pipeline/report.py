@@ -70,6 +70,18 @@ class StepTime(Record):
     peak_memory_bytes: int | None = None
 
 
+class Spending(Record):
+    """What a step's calls to one judge were charged."""
+
+    step: str
+    judge: str
+    calls: int
+    failed: int
+    tokens_in: int
+    tokens_out: int
+    usd: float
+
+
 class Sample(Record):
     """One held-out prompt with every checkpoint's answer and every judge's scores."""
 
@@ -97,6 +109,8 @@ class ReportData(Record):
     reward_models: dict[str, HeldOut] = Field(default_factory=dict)
     """Train step -> how its reward model did on held-out pairs."""
     steps: tuple[StepTime, ...] = ()
+    spending: tuple[Spending, ...] = ()
+    """What paid judges took; empty where none was asked."""
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, str] = Field(default_factory=dict)
     exam: ExamReport | None = None
@@ -174,6 +188,7 @@ def _sheets(data: ReportData) -> dict[str, Sheet]:
         "place": place_sheet(data.exam.position if data.exam else None),
         "gold": gold_sheet(data.exam.gold if data.exam else None),
         "steps": _step_sheet(data.steps),
+        "spending": _spending_sheet(data.spending),
         "reward_models": _reward_sheet(data.reward_models),
         "curves": _curve_sheet(data.curves),
         "machine": Sheet("Versions and hardware", ("what", "value"), tuple((data.versions | data.hardware).items()), 2),
@@ -334,6 +349,23 @@ def _kappa(found: Estimate | None) -> str:
 def _step_sheet(steps: Iterable[StepTime]) -> Sheet:
     rows = tuple((step.name, step.state, duration(step.seconds), memory(step.peak_memory_bytes)) for step in steps)
     return Sheet("Time and memory", ("step", "state", "time", "peak memory"), rows, names=2)
+
+
+def _spending_sheet(spending: Iterable[Spending]) -> Sheet:
+    columns = ("step", "judge", "calls", "of them failed", "tokens in", "tokens out", "US dollars")
+    rows = tuple(
+        (
+            one.step,
+            one.judge,
+            str(one.calls),
+            str(one.failed),
+            str(one.tokens_in),
+            str(one.tokens_out),
+            f"{one.usd:.6f}",
+        )
+        for one in spending
+    )
+    return Sheet("Spending", columns, rows, names=2)
 
 
 def _reward_sheet(found: dict[str, HeldOut]) -> Sheet:

@@ -43,6 +43,7 @@ from rich.markup import escape
 from pipeline import store
 from pipeline.errors import DataError, RunLockedError, StepFailedError
 from pipeline.records import canonical, digest
+from pipeline.worker import PROVENANCE
 
 GRACE_S = 5.0
 """Seconds that a stopped worker has for its last words before it is killed, and that a lock outlives its holder."""
@@ -274,6 +275,7 @@ class Run:
             "wall_seconds": wall,
             "peak_memory_bytes": peak,
             "environment": _environment(),
+            **_json_of(staging / "work" / PROVENANCE),
         }
         store.make_dirs(state.path.parent)
         store.write_json(_provenance_path(state), provenance)

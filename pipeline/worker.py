@@ -19,6 +19,10 @@ from typing import Any
 
 from pipeline.errors import PrefloopError
 
+PROVENANCE = "provenance.json"
+"""What a step leaves under this name in its work directory is added to its provenance: what is true of this making of
+its output and would not be of another, such as what it cost."""
+
 
 @dataclass(frozen=True)
 class Job:

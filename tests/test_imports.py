@@ -21,6 +21,7 @@ LAYERS = [
     ["pipeline.recipe"],  # the stages read their blocks of it, so it knows none of them
     [f"pipeline.{stage}" for stage in ("generate", "label", "examine", "train", "compare", "report", "annotate*")],
     ["pipeline.run", "pipeline.plan", "pipeline.launch"],
+    ["pipeline.costing"],
     ["pipeline.cli", "pipeline.cli_judge"],
 ]
 """Lowest first. A module imports from its own layer and from lower ones; who adds a module says where it belongs."""

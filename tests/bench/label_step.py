@@ -1,13 +1,15 @@
 """The label step as a process of its own, to be measured and killed: `label_step.py DIRECTORY OPTIONS`.
 
 DIRECTORY has pairs.jsonl; what the step leaves is in DIRECTORY/out. OPTIONS is JSON: the judge's block, `budget_usd`,
-`run`, and `rank` and `world` where several work together. Prints its peak memory in MB.
+`run`, `rank` and `world` where several work together, `finish: false` to stop before the files are written. Prints
+the seconds that the asking took, those of the processor, and its peak memory.
 """
 
 import json
 import resource
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +63,19 @@ def job(folder: Path, options: dict[str, Any]) -> Job:
 
 
 def main() -> int:
-    told = job(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    options = json.loads(sys.argv[2])
+    told, started = job(Path(sys.argv[1]), options), time.monotonic()
     try:
         label.work(told)
-        if told.world == 1:
+        seconds = time.monotonic() - started
+        if options.get("finish", True):
             label.finish(told)
     except PrefloopError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    finally:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    cpu = time.process_time()
+    print(json.dumps({"seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3), "peak_mb": memory}))
     return 0
 
 

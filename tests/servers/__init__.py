@@ -25,9 +25,9 @@ class Server:
 
 @contextmanager
 def judge_server(**options: Any) -> Iterator[Server]:
-    """A judge server with these options of `judge_server.py`, stopped at the end."""
+    """A judge server with these options of `planted.py`, stopped at the end."""
     given = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
-    command = [sys.executable, str(Path(__file__).parent / "judge_server.py"), *given]
+    command = [sys.executable, str(Path(__file__).parent / "planted.py"), *given]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

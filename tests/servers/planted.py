@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's protocol, judges by a planted opinion and fails on purpose: `judge_server.py OPTIONS`.
+"""A server that speaks OpenAI's protocol, judges by a planted opinion and fails on purpose: `planted.py OPTIONS`.
 
 What it says is a function of what it is asked, and how it fails a function of the question and of how often it was
 asked before. So a run that was killed and one that was not live in the same world. It keeps its own bill and its own
@@ -86,14 +86,17 @@ class World:
         attempt = self.asked[key]
         self.asked[key] += 1
         body = json.loads(raw)
+        if self.options.broken_status and len(self.calls) >= self.options.broken_after:
+            code = "insufficient_quota" if self.options.broken_status == 429 else "broken"
+            return self.note(key, "broken", int(self.options.broken_status), error("no, sk-canary", code))
         told = self.refused_options(body)
         if told:
             return self.note(key, "rejected", 400, error(told, "invalid_request_error"))
         if self.limited():
             return self.note(key, "429 limit", 429, error("slow down", "rate_limit_exceeded"), {"retry-after": "0.05"})
         kind = "ok"
-        if uniform("fault", key, attempt) < self.options.faults:
-            kind = FAULTS[int(uniform("kind", key, attempt) * len(FAULTS))]
+        if attempt < self.options.first or uniform("fault", key, attempt) < self.options.faults:
+            kind = self.options.only or FAULTS[int(uniform("kind", key, attempt) * len(FAULTS))]
         return self.note(key, kind, *self.happens(kind, body))
 
     def refused_options(self, body: dict[str, Any]) -> str:
@@ -283,6 +286,8 @@ class Connection(asyncio.Protocol):
 
     def handle(self, method: str, path: str, body: bytes) -> None:
         world = self.world
+        if path.startswith("/moved"):
+            return self.reply(307, b"", {"location": path.removeprefix("/moved")})
         path = path.partition("?")[0].removeprefix("/v1")
         if path == "/chat/completions":
             world.inside += 1
@@ -343,9 +348,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=0)
     for name, default in (
         ("latency", 0.0), ("faults", 0.0), ("accuracy", 1.0), ("bias", 0.0), ("unreadable", 0.0), ("rpm", 0.0),
-        ("batch_s", 0.1),
+        ("batch_s", 0.1), ("broken_after", 0.0), ("broken_status", 0.0), ("first", 0.0),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=float, default=default)
+    parser.add_argument("--only", default="")
     for name in ("no_logprobs", "no_schema", "no_temperature", "max_completion_tokens"):
         parser.add_argument(f"--{name}", action="store_true")
     return parser

@@ -1,0 +1,67 @@
+"""What the judges of a run would cost, before anybody is asked: `prefloop judge cost RECIPE`.
+
+Where the answers are there already, they are what is counted; where they are not, answers of the greatest length that
+the recipe allows stand in for them. What is left out: what a judge counts (its `cost`) and what was spent
+(`judges.ledger`).
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from judges import exam
+from judges.base import Cost
+from judges.exam import GoldPair
+from pipeline import generate, plan, store
+from pipeline.recipe import Recipe
+from pipeline.records import Pair, Prompt, Response
+
+CHARACTERS = 4
+"""Of a token, about."""
+
+
+class Line(NamedTuple):
+    """One judge in one step."""
+
+    step: str
+    judge: str
+    pairs: int
+    cost: Cost
+
+
+def lines(recipe: Recipe, generated: Path | None) -> Iterator[Line]:
+    """What every judge of a run would be asked.
+
+    Args:
+        generated: the folder that the generate step published; None: it has not run.
+    """
+    pairs = list(store.read_jsonl(generated / "pairs.jsonl", Pair) if generated else _imagined(recipe))
+    if plan.examines(recipe):
+        gold = store.read_jsonl(recipe.exam.gold, GoldPair) if recipe.exam.gold else ()
+        asked = [each.pair for each in exam.questions(pairs, gold, recipe.exam.prompts, recipe.seed)]
+        yield Line("exam", recipe.judge.name, len(asked), recipe.judge.cost(asked))
+    yield Line("label", recipe.judge.name, len(pairs), recipe.judge.cost(pairs))
+    matches = list(_matches(recipe))
+    for judge in recipe.compare.judges:
+        yield Line("compare", judge.name, len(matches), judge.cost(matches))
+
+
+def _imagined(recipe: Recipe) -> Iterator[Pair]:
+    for prompt in generate.read_prompts(recipe.generate.prompts):
+        answers = _answers(recipe.generate.sampler, (("base", n) for n in range(recipe.generate.candidates)))
+        yield from generate.pairs_of(prompt, answers, recipe.generate.pairing, recipe.seed)
+
+
+def _matches(recipe: Recipe) -> Iterator[Pair]:
+    prompts: Sequence[Prompt] = generate.read_prompts(recipe.compare.prompts)
+    sampler, names = recipe.compare.sampler or recipe.generate.sampler, plan.checkpoints(recipe)
+    for prompt, sample in itertools.product(prompts, range(recipe.compare.samples)):
+        answers = _answers(sampler, ((name, sample) for name in names))
+        yield from (Pair.of(prompt, *both) for both in itertools.combinations(answers, 2))
+
+
+def _answers(sampler: Any, who: Iterable[tuple[str, int]]) -> list[Response]:
+    """Answers as long as the sampler allows, each with a text of its own."""
+    length = CHARACTERS * getattr(sampler, "max_new_tokens", 256)
+    return [Response(text=f"{source} {index} ".ljust(length, "."), source=source, index=index) for source, index in who]

@@ -1,0 +1,218 @@
+"""The judge behind an API: every mode, every fallback, and what is planted in the server comes out again."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench.label_step import pair_of
+from pydantic import ValidationError
+from servers import Server, judge_server
+from servers.planted import opinion
+
+from judges import cached
+from judges.base import Judge, JudgeConfig, Session, logit, sigmoid
+from judges.both_orders import Config as BothOrders
+from judges.llm import Config
+from judges.rating import Config as Rating
+from pipeline.errors import JudgeError
+from pipeline.records import Pair, Verdict
+
+PAIRS = [pair_of(number, 40) for number in range(120)]
+
+
+@pytest.fixture(scope="module")
+def planted() -> Iterator[Server]:
+    """Right in 80 % of the pairs, 1.5 nats for the first answer, unreadable in 3 %."""
+    with judge_server(accuracy=0.8, bias=1.5, unreadable=0.03) as server:
+        yield server
+
+
+def config(server: Server, **options: Any) -> Config:
+    return Config(**{"model": "m", "base_url": server.url, "price": "free", **options})
+
+
+def build(judge: JudgeConfig, top: Path | None = None) -> Judge:
+    return judge.build(Session(journal=top / "journal.sqlite" if top else None, run="run"))
+
+
+def both(server: Server, **options: Any) -> list[Verdict]:
+    return build(BothOrders(of=config(server, **options))).judge(PAIRS)
+
+
+def answered(verdicts: Sequence[Verdict]) -> list[tuple[Pair, Verdict]]:
+    return [(pair, verdict) for pair, verdict in zip(PAIRS, verdicts, strict=True) if verdict.p_a is not None]
+
+
+def test_a_planted_bias_is_measured_and_what_is_left_is_the_judges_own_opinion(planted: Server) -> None:
+    found = answered(both(planted))
+    assert 100 < len(found) < 120
+    for pair, verdict in found:
+        # The server adds 1.5 nats to whatever is shown first, and thinks this of the two answers:
+        assert verdict.evidence["bias"] == pytest.approx(1.5)
+        assert verdict.p_a == pytest.approx(sigmoid(opinion(pair.a.text, pair.b.text, 0.8)))
+
+
+def test_asked_in_one_order_the_same_judge_prefers_the_first_place(planted: Server) -> None:
+    alone = answered(build(config(planted)).judge(PAIRS))
+    debiased = answered(both(planted))
+    firsts = sum(verdict.p_a > 0.5 for _, verdict in alone if verdict.p_a is not None) / len(alone)
+    fair = sum(verdict.p_a > 0.5 for _, verdict in debiased if verdict.p_a is not None) / len(debiased)
+    assert firsts > 0.7 > 0.6 > fair > 0.4
+
+
+def test_a_reply_that_is_no_label_is_asked_about_once_more_and_then_left_open(planted: Server) -> None:
+    before = planted.tell("stats")["calls"]
+    verdicts = build(config(planted)).judge(PAIRS)
+    left = [verdict for verdict in verdicts if verdict.p_a is None]
+    assert {verdict.abstained for verdict in left} == {"unreadable"} and left
+    assert all(verdict.evidence["said"] == ["Both have merits."] * 2 for verdict in left)
+    assert planted.tell("stats")["calls"] - before == len(PAIRS) + len(left) + 1  # one to find out what it can
+
+
+@pytest.mark.parametrize("mode", ["json", "reason"])
+def test_every_mode_comes_to_the_same_side(mode: str, planted: Server) -> None:
+    verdicts = build(config(planted, mode=mode)).judge(PAIRS)
+    for (pair, verdict), by_label in zip(
+        answered(verdicts), answered(build(config(planted)).judge(PAIRS)), strict=True
+    ):
+        assert pair.id == by_label[0].id
+        assert verdict.evidence["mode"] == mode
+        assert (logit(verdict.p_a or 0) > 0) == (logit(by_label[1].p_a or 0) > 0)
+
+
+def test_votes_without_probabilities_are_shares(planted: Server) -> None:
+    verdicts = build(config(planted, mode="json", samples=3, temperature=1.0)).judge(PAIRS[:10])
+    # The server says the same each time: three votes of three, drawn to a tie by one, are 3.5 / 4.
+    assert {verdict.p_a for verdict in verdicts if verdict.p_a is not None} <= {0.875, 0.125}
+
+
+@pytest.mark.parametrize(
+    ("lacking", "mode"),
+    [({"no_logprobs": True}, "json"), ({"no_logprobs": True, "no_schema": True}, "reason"), ({}, "label")],
+)
+def test_what_an_endpoint_cannot_do_is_found_out_once_and_the_next_mode_is_used(
+    lacking: dict[str, bool], mode: str, tmp_path: Path
+) -> None:
+    with judge_server(**lacking) as server:
+        first = build(config(server), tmp_path)
+        (verdict,) = first.judge(PAIRS[:1])
+        assert verdict.evidence["mode"] == mode and verdict.p_a is not None
+        calls = server.tell("stats")["calls"]
+        assert build(config(server), tmp_path).judge(PAIRS[:1]) == [verdict]
+        assert server.tell("stats")["calls"] == calls  # remembered, and the answer as well
+
+
+@pytest.mark.parametrize("lacking", ["no_temperature", "max_completion_tokens"])
+def test_an_option_that_an_endpoint_refuses_is_left_out_or_renamed(lacking: str) -> None:
+    with judge_server(**{lacking: True}) as server:
+        (verdict,) = build(config(server)).judge(PAIRS[:1])
+        assert verdict.evidence["mode"] == "label" and verdict.p_a is not None
+
+
+def test_without_a_fallback_an_endpoint_that_cannot_do_the_mode_is_an_error() -> None:
+    with judge_server(no_logprobs=True) as server, pytest.raises(JudgeError, match="gives no log-probabilities"):
+        build(config(server, fallback=[]))
+
+
+def test_an_address_where_nothing_is_stops_before_any_pair() -> None:
+    with judge_server() as server:
+        gone = config(server)
+    with pytest.raises(JudgeError):
+        build(gone.model_copy(update={"limits": gone.limits.model_copy(update={"attempts": 1})}))
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("refusal", "refused"), ("filter", "filtered"), ("500", "failed")])
+def test_no_answer_is_an_abstention_with_its_reason_and_never_a_side(kind: str, reason: str, tmp_path: Path) -> None:
+    with judge_server() as server:
+        build(config(server), tmp_path)  # finds out what it can
+        port = server.url.split(":")[2].split("/")[0]
+    with judge_server(only=kind, first=99, port=int(port)) as server:
+        options: dict[str, Any] = {"limits": {"attempts": 1}}
+        (verdict,) = build(config(server, **options), tmp_path).judge(PAIRS[:1])
+        assert (verdict.p_a, verdict.abstained) == (None, reason)
+
+
+def test_an_answer_that_was_cut_before_it_said_anything_is_unreadable() -> None:
+    with judge_server(only="no content", faults=1.0) as server:
+        (verdict,) = build(config(server, mode="reason", fallback=["reason"])).judge(PAIRS[:1])
+        assert (verdict.p_a, verdict.abstained) == (None, "unreadable")
+
+
+def test_swapping_the_judge_and_back_costs_no_call_the_second_time(tmp_path: Path) -> None:
+    with judge_server() as server:
+        session = Session(journal=tmp_path / "journal.sqlite", run="run")
+        one, other = BothOrders(of=config(server)), BothOrders(of=config(server, rubric="honest"))
+        first = cached.member(one, session).judge(PAIRS)
+        cached.member(other, session).judge(PAIRS)
+        calls = server.tell("stats")["calls"]
+        assert calls >= 4 * len(PAIRS)
+        assert cached.member(one, session).judge(PAIRS) == first
+        # Not even with the verdicts lost: the replies are kept as well.
+        assert build(one, tmp_path).judge(PAIRS) == first
+        assert server.tell("stats")["calls"] == calls
+
+
+def test_a_verdict_carries_the_tokens_and_the_cost_of_its_answers(planted: Server) -> None:
+    (verdict,) = both(planted, price={"input": 0.4, "output": 1.6})[:1]
+    assert verdict.tokens_in > 300 and verdict.tokens_out == 2
+    assert verdict.cost_usd == pytest.approx(verdict.tokens_in * 0.4e-6 + verdict.tokens_out * 1.6e-6)
+
+
+def test_an_estimate_is_near_the_bill_and_its_ceiling_is_above_it(planted: Server, tmp_path: Path) -> None:
+    for mode, off in (("label", 0.2), ("json", 0.5)):  # the server's reasons are shorter than most
+        judge = BothOrders(of=config(planted, mode=mode, price={"input": 0.4, "output": 1.6}))
+        told = judge.cost(PAIRS)
+        spent = sum(verdict.cost_usd for verdict in build(judge).judge(PAIRS))
+        assert told.calls == 2 * len(PAIRS)
+        assert told.usd == pytest.approx(spent, rel=off)
+        assert spent < told.most_usd
+    assert config(planted).cost(PAIRS).usd == 0
+
+
+def test_an_answer_is_rated_once_however_many_pairs_it_is_in(planted: Server) -> None:
+    one, two, three = PAIRS[0].a, PAIRS[0].b, PAIRS[1].a
+    pairs = [Pair.of(PAIRS[0].prompt, *both) for both in ((one, two), (one, three), (two, three))]
+    judge = build(Rating(model="m", base_url=planted.url, price="free"))
+    before = planted.tell("stats")["calls"]
+    verdicts = judge.judge(pairs)
+    assert planted.tell("stats")["calls"] - before == 3
+    for pair, verdict in zip(pairs, verdicts, strict=True):
+        for side in ("a", "b"):
+            quality = float(getattr(pair, side).text.split("quality=")[1][:3])
+            digit = 1 + round(8 * quality)
+            # The server gives the digit 0.8 and the one below it 0.15.
+            expected = (0.8 * digit + 0.15 * max(1, digit - 1)) / 0.95
+            assert verdict.evidence[f"score_{side}"] == pytest.approx(expected, abs=1e-5)
+        gap = verdict.evidence["score_a"] - verdict.evidence["score_b"]
+        assert verdict.p_a == pytest.approx(1 / (1 + math.exp(-gap)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"base_url": "ftp://x/v1"}, "is no address"),
+        ({"base_url": "https://user:secret@host/v1"}, "use api_key_env"),
+        ({"base_url": "https://host/v1?key=secret"}, "use api_key_env"),
+        ({"base_url": "http://example.org/v1"}, "is not encrypted"),
+        ({"samples": 3}, "set a temperature"),
+        ({"price": "cheap"}, "price"),
+        ({"mode": "vote"}, "mode"),
+        ({"batch": {"requests": 60_000}}, "requests"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_asked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Config(**{"model": "m", "price": "free", **options})
+
+
+def test_a_missing_key_is_told_by_the_name_of_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    judge = Config(model="m", price="free", api_key_env="NO_SUCH_KEY")
+    assert list(judge.lacks()) == [
+        "api_key_env: the environment variable NO_SUCH_KEY is not set; it should hold the key"
+    ]
+    assert list(BothOrders(of=judge).lacks()) == list(judge.lacks())
+    with pytest.raises(JudgeError, match="NO_SUCH_KEY is not set"):
+        build(judge)
