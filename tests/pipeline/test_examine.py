@@ -1,6 +1,7 @@
 """The exam step asks in any number of processes what labelling will not ask again, and labelling obeys its result."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from judges.both_orders import Config as BothOrders
 from judges.exam import Floors, GoldPair
 from judges.grading import ExamReport
 from judges.length import Config as Length
-from pipeline import examine, label, store
+from pipeline import cli, examine, label, store
 from pipeline.compare import _alarms, _warnings
 from pipeline.errors import DataError, JudgeError, RecipeError
 from pipeline.examine import Examining
@@ -168,3 +169,38 @@ def test_a_bad_gold_file_is_told_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "gold.jsonl").write_text('{"id": "1", "prompt": "p", "a": "x", "b": "y", "label": "left"}\n')
     with pytest.raises(DataError, match=r"gold\.jsonl:1: label: Input should be 'a', 'b' or 'tie'"):
         check_files(load(tmp_path / "recipe.yaml", [f"exam.gold={tmp_path / 'gold.jsonl'}"]))
+
+
+# ---- a whole run
+
+RUN = """\
+model: smollm2-135m-instruct
+generate:
+  prompts: {files: data/prompts/train.jsonl, limit: 6}
+  sampler: {name: scripted.sampler, word: "w1 w2 w3 w4 w5 w6"}
+  candidates: 11  # so that the last is the longest
+judge: length
+train: {late: {name: scripted.pupil}}
+compare: {prompts: {files: data/prompts/heldout.jsonl, limit: 6}, judges: [rules]}
+"""
+
+
+@pytest.mark.slow
+def test_a_run_stops_at_a_judge_that_failed_and_with_enforce_false_ends_in_red(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(root / "tests")]))
+    (tmp_path / "recipe.yaml").write_text(RUN)
+    command = ["run", str(tmp_path / "recipe.yaml"), "--run", str(tmp_path / "run")]
+    assert cli.main(command) == 2
+    assert "judge length failed its exam, so it may not label:\n  " in capfd.readouterr().err
+    assert cli.main([*command, "exam.enforce=false"]) == 0
+    assert "length failed its exam and labelled all the same: see the report" in capfd.readouterr().out
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.index('role="alert"') < page.index("length failed its exam and labelled the training data all the same")
+    results = Results.model_validate_json((tmp_path / "run" / "results.json").read_text())
+    assert results.exam is not None and results.exam["passed"] is False
+    # The failed judge's labels are not taken over when the recipe is strict again.
+    assert cli.main(command) == 2
