@@ -131,6 +131,21 @@ def test_a_changed_recipe_redoes_what_depends_on_it_and_going_back_redoes_nothin
     assert (top / "run" / "recipe.yaml").read_text() == "judge: likelihood\n"
 
 
+def test_a_run_up_to_a_step_does_that_step_and_what_it_needs_and_leaves_the_rest_as_it_was(top: Path) -> None:
+    run(top).execute(until="label")
+    assert ran(top) == ["generate", "label"]
+    assert not (top / "run" / "report.md").exists()
+    assert why(run(top).states()) == ["done", "done", "never ran"]
+    run(top).execute()
+    assert ran(top) == ["report"]
+    run(top, name="length").execute(until="label")
+    assert ran(top) == ["label"]
+    assert (top / "run" / "report.md").read_text() == "170\n", "of the run that was finished"
+    before = everything(top)
+    run(top, name="length").execute(until="label")
+    assert everything(top) == before
+
+
 def test_what_only_changes_how_the_work_is_done_redoes_nothing(top: Path) -> None:
     run(top).execute()
     ran(top)
