@@ -7,13 +7,13 @@ READY := $(VENV)/.ready
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rlaif run status check test test-fast bench-ppo bench-ppo-reward lock clean
+.PHONY: help setup rlaif run exam status check test test-fast bench-ppo bench-ppo-reward lock clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
 	@echo
 	@echo '  SET="key.path=value ..." changes the recipe for one run:  make rlaif SET="train.dpo.beta=0.05"'
-	@echo '  JUDGE=name swaps the judge, see recipes/judges:           make rlaif JUDGE=length'
+	@echo '  JUDGE=name swaps the judge, see recipes/judges:           make rlaif JUDGE=openai'
 
 setup: $(READY) ## make the virtual environment (happens by itself)
 
@@ -29,6 +29,9 @@ rlaif: $(READY) ## from prompts to a report: recipes/rlaif.yaml into runs/rlaif
 
 run: $(READY) ## any recipe: make run RECIPE=recipes/smoke.yaml
 	@$(BIN)/prefloop run $(RECIPE) $(if $(JUDGE),--judge $(JUDGE)) $(SET)
+
+exam: $(READY) ## what the judge is worth: make exam GOLD=pairs.jsonl
+	@$(BIN)/prefloop judge exam $(or $(RECIPE),recipes/rlaif.yaml) $(if $(JUDGE),--judge $(JUDGE)) $(if $(GOLD),--gold $(GOLD)) $(SET)
 
 status: $(READY) ## what of a run is done: make status RUN=runs/rlaif
 	@$(BIN)/prefloop status $(or $(RUN),runs/rlaif)
