@@ -27,18 +27,19 @@ LAST = 5
 SHARED = {"reward": "ppo_reward:share_of_e", "temperature": 1.0, "lr_scheduler_type": "constant", "save_steps": 1000}
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "ppo": {
-        "learning_rate": 2e-4,
+        "learning_rate": 4e-4,
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 2,
         "num_mini_batches": 2,
         "num_ppo_epochs": 2,
         "max_new_tokens": 32,
         "normalize_samples": 64,
-        "kl_coef": 0.05,
+        "kl_coef": 0.1,
+        "lam": 1.0,
         "max_steps": 40,
     },
     "rloo": {
-        "learning_rate": 2e-4,
+        "learning_rate": 4e-4,
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 4,
         "num_generations": 4,
