@@ -8,7 +8,8 @@ critic are adapters on one frozen, quantised base. This file puts the parts toge
     ppo_roles.py     one base, its adapters by role    fused_lora.py    LoRA in fewer passes
     ppo_math.py      the equations                     ppo_rollout.py   prompts and sampled answers
     ppo_state.py     exact resuming                    ppo_guards.py    what stops it
-    ranks.py         several processes                 short_attention.py   rows as short as these
+    ppo_metrics.py   an update in numbers              short_attention.py   attention over short rows
+    ranks.py         several processes
 
 What is left out: rollouts by a server, DeepSpeed.
 """

@@ -6,7 +6,7 @@ What is left out: scores and losses.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,6 +47,28 @@ class Episode:
             n_tokens=len(self.answer),
             finished=not self.truncated,
         )
+
+
+@dataclass
+class Batch:
+    """A batch of episodes with all that the losses need; (B, T) on the processor, fp32, B over all processes."""
+
+    episodes: list[Episode]
+    mask_BT: Tensor
+    logp_BT: Tensor
+    """Under the policy that sampled, by the code that trains, at the sampling temperature."""
+    logp_ref_BT: Tensor
+    entropy_BT: Tensor
+    value_BT: Tensor
+    sampled_BT: Tensor
+    """What the sampler gave for `logp_BT`."""
+    raw_B: Tensor
+    """Scores as they came; NaN where there is none."""
+    score_B: Tensor
+    """Normalised, clipped and with the penalty."""
+    advantage_BT: Tensor = field(default_factory=lambda: torch.empty(0))
+    return_BT: Tensor = field(default_factory=lambda: torch.empty(0))
+    weight_BT: Tensor | None = None
 
 
 def take(tasks: Sequence[Task], count: int, update: int, seed: int) -> list[Task]:

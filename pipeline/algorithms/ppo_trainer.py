@@ -4,7 +4,7 @@ The file reads from the top down: `train`, then `update` in seven numbered steps
 the whole batch of episodes, which is small, and computes its share of each micro-batch; so whitening, normalisers and
 the divergence are global by construction, and the only tensors that travel are scores, log-probabilities and the flat
 gradient. What is left out: the mathematics (`ppo_math.py`), the models (`ppo_roles.py`), answers (`ppo_rollout.py`),
-checkpoints (`ppo_state.py`) and limits (`ppo_guards.py`).
+metrics (`ppo_metrics.py`), checkpoints (`ppo_state.py`) and limits (`ppo_guards.py`).
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,12 @@ import torch
 from torch import Tensor
 
 from judges.base import Scorer
-from pipeline.algorithms import ppo_guards, ppo_math, ppo_state
-from pipeline.algorithms.ppo_math import masked_mean, masked_sum
+from pipeline.algorithms import ppo_guards, ppo_math, ppo_metrics, ppo_state
+from pipeline.algorithms.ppo_math import masked_sum
+from pipeline.algorithms.ppo_metrics import Learned, Line, mean
 from pipeline.algorithms.ppo_options import Options
 from pipeline.algorithms.ppo_roles import Packed, Roles, pack
-from pipeline.algorithms.ppo_rollout import Episode, Task, mask_of, minibatches, roll_out, take
+from pipeline.algorithms.ppo_rollout import Batch, Episode, Task, mask_of, minibatches, roll_out, take
 from pipeline.algorithms.ppo_state import Progress, Trained
 from pipeline.algorithms.ranks import Ranks
 from pipeline.errors import TrainingError
@@ -36,30 +36,6 @@ from pipeline.records import seed_of
 SAME = 1e-3
 """How far the first minibatch's log-probabilities may be from those of the same weights a moment before. On one
 machine they are the same bits; beyond this something differs between the two passes, and every ratio is wrong."""
-
-Line = dict[str, Any]
-
-
-@dataclass
-class Batch:
-    """A batch of episodes with all that the losses need; (B, T) on the processor, fp32, B over all processes."""
-
-    episodes: list[Episode]
-    mask_BT: Tensor
-    logp_BT: Tensor
-    """Under the policy that sampled, by the code that trains, at the sampling temperature."""
-    logp_ref_BT: Tensor
-    entropy_BT: Tensor
-    value_BT: Tensor
-    sampled_BT: Tensor
-    """What the sampler gave for `logp_BT`."""
-    raw_B: Tensor
-    """Scores as they came; NaN where there is none."""
-    score_B: Tensor
-    """Normalised, clipped and with the penalty."""
-    advantage_BT: Tensor = field(default_factory=lambda: torch.empty(0))
-    return_BT: Tensor = field(default_factory=lambda: torch.empty(0))
-    weight_BT: Tensor | None = None
 
 
 class PPOTrainer:
@@ -122,7 +98,7 @@ class PPOTrainer:
             bar.at(self.progress.update)
             while self.progress.update < self.total:
                 line = self.update()
-                bar.at(self.progress.update, _note(line, self.seconds))
+                bar.at(self.progress.update, ppo_metrics.note(line, self.seconds))
                 if self.ranks.rank == 0:
                     self.log({**line, **{f"seconds/{n}": s for n, s in self.seconds.items()}}, self.progress.update)
                 self._evaluate()
@@ -300,11 +276,11 @@ class PPOTrainer:
                 # Beyond the target this minibatch's step is not taken either. All processes have the same numbers.
                 if learned.approx_kl > target * learned.tokens:
                     self._forget()
-                    return _summary(done, norms, epoch)
+                    return ppo_metrics.summary(done, norms, epoch)
                 norms.append(self._step(number))
-        return _summary(done, norms, self.config.num_ppo_epochs)
+        return ppo_metrics.summary(done, norms, self.config.num_ppo_epochs)
 
-    def _minibatch(self, batch: Batch, minibatch: list[list[int]]) -> "Learned":
+    def _minibatch(self, batch: Batch, minibatch: list[list[int]]) -> Learned:
         """Adds the gradient of a minibatch, which every process then has whole."""
         members = [index for group in minibatch for index in group]
         # Over all processes and micro-batches, so that the mean is one over tokens and not one of means.
@@ -371,7 +347,7 @@ class PPOTrainer:
         value_1N, cliprange = self.roles.values(states_NH)[None], self.config.cliprange_value
         return ppo_math.value_loss(value_1N, row(batch.value_BT), row(batch.return_BT), mask, cliprange=cliprange)
 
-    def _same_as_before(self, first: "Learned") -> None:
+    def _same_as_before(self, first: Learned) -> None:
         gap = max(first.log_ratio_down, first.log_ratio_up)
         if not gap <= SAME:
             raise TrainingError(
@@ -399,35 +375,13 @@ class PPOTrainer:
 
     def _line(self, batch: Batch, learned: Line) -> Line:
         """The update in numbers; none of them depends on the clock."""
-        episodes, mask_BT, count = batch.episodes, batch.mask_BT, len(batch.episodes)
-        kl_BT = ppo_math.k1(batch.logp_BT, batch.logp_ref_BT)
-        sound_B = mask_BT.any(-1)
-        kl_B = torch.where(mask_BT, kl_BT, 0.0).sum(-1)[sound_B]
-        score_B, raw_B = batch.score_B[sound_B], batch.raw_B[sound_B]
-        length_B = torch.tensor([float(len(episode.answer)) for episode in episodes])
-        gap_BT = (batch.logp_BT - batch.sampled_BT).abs()
+        done = self.progress.update + 1
         line = {
-            "step": self.progress.update + 1,
-            "episodes": (self.progress.update + 1) * count,
-            "score": _mean(raw_B),
-            "score_sd": float(raw_B.std(correction=0)) if len(raw_B) else 0.0,
-            "score_normalized": _mean(score_B),
-            "reward": _mean(score_B - self.progress.kl_coef * kl_B),
-            "kl": _mean(kl_B),
-            "kl_token": float(masked_mean(kl_BT, mask_BT)),
-            "k3_token": float(masked_mean(ppo_math.k3(batch.logp_BT, batch.logp_ref_BT), mask_BT)),
+            "step": done,
+            "episodes": done * self.episodes,
             "kl_coef": self.progress.kl_coef,
-            "entropy": float(masked_mean(batch.entropy_BT, mask_BT)),
-            "length": _mean(length_B),
-            "length_sd": float(length_B.std(correction=0)),
-            "ended": sum(not episode.truncated for episode in episodes) / count,
-            "empty": sum(len(e.answer) == 1 and not e.truncated for e in episodes) / count,
-            "distinct_2": _distinct_pairs(episodes),
-            "score_length_correlation": _correlation(raw_B, length_B[sound_B]),
-            "explained_variance": ppo_math.explained_variance(batch.value_BT, batch.return_BT, mask_BT),
-            "mismatch": float(masked_mean(gap_BT, mask_BT)),
-            "skipped": float((~sound_B).float().mean()),
-            "learning_rate": self.config.learning_rate * self.schedule[self.progress.update],
+            "learning_rate": self.config.learning_rate * self.schedule[done - 1],
+            **ppo_metrics.of_batch(batch, self.progress.kl_coef),
             **learned,
         }
         recent = [each["kl"] for each in self.progress.metrics] + [line["kl"]]
@@ -467,15 +421,15 @@ class PPOTrainer:
         episodes = self._answers(self.heldout, seed_of(self.seed, "evaluate"))
         line = {
             "step": float(self.progress.update),
-            "score": _mean(self.scores(episodes)),
-            "length": _mean(torch.tensor([float(len(episode.answer)) for episode in episodes])),
+            "score": mean(self.scores(episodes)),
+            "length": mean(torch.tensor([float(len(episode.answer)) for episode in episodes])),
             "ended": sum(not episode.truncated for episode in episodes) / len(episodes),
         }
         if self.judge is not None:
             judged = self._asked(self.judge, episodes).tolist()
             if self.progress.update == 0:
                 self.progress.judged = [None if math.isnan(each) else each for each in judged]
-            line |= _judgement(judged, self.progress.judged)
+            line |= ppo_metrics.judgement(judged, self.progress.judged)
         self.progress.evaluations.append(line)
         if self.judge is not None and (
             wrong := ppo_guards.hacked(self.progress.evaluations, self.config.guards.patience)
@@ -522,80 +476,8 @@ class PPOTrainer:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
 
 
-@dataclass(frozen=True)
-class Learned:
-    """Sums over the tokens of a minibatch, and how far its ratios went down and up."""
-
-    tokens: int
-    policy_loss: float
-    clipped: float
-    approx_kl: float
-    value_loss: float
-    value_clipped: float
-    log_ratio_down: float
-    log_ratio_up: float
-
-
-def _summary(done: Sequence[Learned], norms: Sequence[tuple[float, float]], epochs: int) -> Line:
-    tokens = sum(each.tokens for each in done)
-
-    def mean(name: str) -> float:
-        return float(sum(getattr(each, name) for each in done) / tokens)
-
-    known = [pair for pair in norms if all(map(math.isfinite, pair))]
-    return {
-        "policy_loss": mean("policy_loss"),
-        "value_loss": mean("value_loss"),
-        "approx_kl": mean("approx_kl"),
-        "clipped": mean("clipped"),
-        "value_clipped": mean("value_clipped"),
-        "ratio_min": math.exp(-max(each.log_ratio_down for each in done)),
-        "ratio_max": math.exp(max(each.log_ratio_up for each in done)),
-        "grad_norm": sum(pair[0] for pair in known) / max(len(known), 1),
-        "critic_grad_norm": sum(pair[1] for pair in known) / max(len(known), 1),
-        "epochs": epochs,
-        "steps": len(known),
-        "steps_skipped": len(norms) - len(known),
-    }
-
-
 def _places(episodes: Sequence[Episode], own: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Row and column in (B, T) of each response token of these episodes, in the order of `pack`."""
     rows = [index for index in own for _ in episodes[index].answer]
     columns = [column for index in own for column in range(len(episodes[index].answer))]
     return torch.tensor(rows), torch.tensor(columns)
-
-
-def _mean(x: Tensor) -> float:
-    return float(x.double().mean()) if len(x) else 0.0
-
-
-def _correlation(x_B: Tensor, y_B: Tensor) -> float:
-    """Pearson's; 0 where one of them does not vary."""
-    if len(x_B) < 2:
-        return 0.0
-    x_B, y_B = x_B.double() - x_B.double().mean(), y_B.double() - y_B.double().mean()
-    scale = float(x_B.norm() * y_B.norm())
-    return float(x_B @ y_B) / scale if scale > 0 else 0.0
-
-
-def _distinct_pairs(episodes: Sequence[Episode]) -> float:
-    """Different pairs of neighbouring tokens, as a share of all; low where answers repeat themselves or each other."""
-    pairs = [pair for episode in episodes for pair in itertools.pairwise(episode.answer)]
-    return len(set(pairs)) / len(pairs) if pairs else 0.0
-
-
-def _judgement(judged: Sequence[float], at_start: Sequence[float | None]) -> dict[str, float]:
-    """The judge's mean, and the standard error of its change since the start, over what it could judge both times."""
-    both = [(now, then) for now, then in zip(judged, at_start, strict=True) if then is not None and not math.isnan(now)]
-    changes = torch.tensor([now - then for now, then in both], dtype=torch.float64)
-    error = float(changes.std(correction=1)) / math.sqrt(len(both)) if len(both) > 1 else math.inf
-    return {"judge": sum(now for now, _ in both) / max(len(both), 1), "judge_error": error}
-
-
-def _note(line: Line, seconds: dict[str, float]) -> str:
-    spent = " ".join(f"{name} {time:.1f}" for name, time in seconds.items())
-    return (
-        f"score {line['score']:.3f}  KL {line['kl']:.2f}  entropy {line['entropy']:.2f}  {line['length']:.0f} tokens, "
-        f"{line['ended']:.0%} end  ({spent} s)"
-    )

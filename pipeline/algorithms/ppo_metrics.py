@@ -1,0 +1,121 @@
+"""An update of PPO in numbers, for metrics.jsonl, the guards and the line on the terminal.
+
+What is left out: which numbers are too large (`ppo_guards.py`).
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.algorithms import ppo_math
+from pipeline.algorithms.ppo_math import masked_mean
+from pipeline.algorithms.ppo_rollout import Batch, Episode
+
+Line = dict[str, Any]
+
+
+def of_batch(batch: Batch, kl_coef: float) -> Line:
+    """What the answers of an update were like, before anything was learned from them. Lengths are in tokens, divergence
+    in nats; `kl` is of a whole answer, `reward` is the normalised score less what the divergence costs."""
+    episodes, mask_BT, count = batch.episodes, batch.mask_BT, len(batch.episodes)
+    kl_BT = ppo_math.k1(batch.logp_BT, batch.logp_ref_BT)
+    sound_B = mask_BT.any(-1)
+    kl_B = torch.where(mask_BT, kl_BT, 0.0).sum(-1)[sound_B]
+    score_B, raw_B = batch.score_B[sound_B], batch.raw_B[sound_B]
+    length_B = torch.tensor([float(len(episode.answer)) for episode in episodes])
+    return {
+        "score": mean(raw_B),
+        "score_sd": float(raw_B.std(correction=0)) if len(raw_B) else 0.0,
+        "score_normalized": mean(score_B),
+        "reward": mean(score_B - kl_coef * kl_B),
+        "kl": mean(kl_B),
+        "kl_token": float(masked_mean(kl_BT, mask_BT)),
+        "k3_token": float(masked_mean(ppo_math.k3(batch.logp_BT, batch.logp_ref_BT), mask_BT)),
+        "entropy": float(masked_mean(batch.entropy_BT, mask_BT)),
+        "length": mean(length_B),
+        "length_sd": float(length_B.std(correction=0)),
+        "ended": sum(not episode.truncated for episode in episodes) / count,
+        "empty": sum(len(each.answer) == 1 and not each.truncated for each in episodes) / count,
+        "distinct_2": _distinct_pairs(episodes),
+        "score_length_correlation": _correlation(raw_B, length_B[sound_B]),
+        "explained_variance": ppo_math.explained_variance(batch.value_BT, batch.return_BT, mask_BT),
+        "mismatch": float(masked_mean((batch.logp_BT - batch.sampled_BT).abs(), mask_BT)),
+        "skipped": float((~sound_B).float().mean()),
+    }
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Sums over the tokens of a minibatch, and how far its ratios went down and up."""
+
+    tokens: int
+    policy_loss: float
+    clipped: float
+    approx_kl: float
+    value_loss: float
+    value_clipped: float
+    log_ratio_down: float
+    log_ratio_up: float
+
+
+def summary(done: Sequence[Learned], norms: Sequence[tuple[float, float]], epochs: int) -> Line:
+    tokens = sum(each.tokens for each in done)
+
+    def share(name: str) -> float:
+        return float(sum(getattr(each, name) for each in done) / tokens)
+
+    known = [pair for pair in norms if all(map(math.isfinite, pair))]
+    return {
+        "policy_loss": share("policy_loss"),
+        "value_loss": share("value_loss"),
+        "approx_kl": share("approx_kl"),
+        "clipped": share("clipped"),
+        "value_clipped": share("value_clipped"),
+        "ratio_min": math.exp(-max(each.log_ratio_down for each in done)),
+        "ratio_max": math.exp(max(each.log_ratio_up for each in done)),
+        "grad_norm": sum(pair[0] for pair in known) / max(len(known), 1),
+        "critic_grad_norm": sum(pair[1] for pair in known) / max(len(known), 1),
+        "epochs": epochs,
+        "steps": len(known),
+        "steps_skipped": len(norms) - len(known),
+    }
+
+
+def mean(x: Tensor) -> float:
+    return float(x.double().mean()) if len(x) else 0.0
+
+
+def _correlation(x_B: Tensor, y_B: Tensor) -> float:
+    """Pearson's; 0 where one of them does not vary."""
+    if len(x_B) < 2:
+        return 0.0
+    x_B, y_B = x_B.double() - x_B.double().mean(), y_B.double() - y_B.double().mean()
+    scale = float(x_B.norm() * y_B.norm())
+    return float(x_B @ y_B) / scale if scale > 0 else 0.0
+
+
+def _distinct_pairs(episodes: Sequence[Episode]) -> float:
+    """Different pairs of neighbouring tokens, as a share of all; low where answers repeat themselves or each other."""
+    pairs = [pair for episode in episodes for pair in itertools.pairwise(episode.answer)]
+    return len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+def judgement(judged: Sequence[float], at_start: Sequence[float | None]) -> dict[str, float]:
+    """The judge's mean, and the standard error of its change since the start, over what it could judge both times."""
+    both = [(now, then) for now, then in zip(judged, at_start, strict=True) if then is not None and not math.isnan(now)]
+    changes = torch.tensor([now - then for now, then in both], dtype=torch.float64)
+    error = float(changes.std(correction=1)) / math.sqrt(len(both)) if len(both) > 1 else math.inf
+    return {"judge": sum(now for now, _ in both) / max(len(both), 1), "judge_error": error}
+
+
+def note(line: Line, seconds: dict[str, float]) -> str:
+    spent = " ".join(f"{name} {time:.1f}" for name, time in seconds.items())
+    return (
+        f"score {line['score']:.3f}  KL {line['kl']:.2f}  entropy {line['entropy']:.2f}  {line['length']:.0f} tokens, "
+        f"{line['ended']:.0%} end  ({spent} s)"
+    )
