@@ -77,12 +77,13 @@ def hacked(evaluations: Sequence[Mapping[str, float]], patience: int) -> str | N
     """Why the reward is taken to be hacked: it rises on held-out prompts while the judge falls beyond its error.
 
     Args:
-        evaluations: each with `step`, `score`, `judge` and `judge_error`, the standard error of the judge's difference
-            from the first evaluation; the first is of the policy before training.
+        evaluations: each with `step`, `score`, and where the judge could tell `judge` and `judge_error`, the standard
+            error of its difference from the first evaluation; the first is of the policy before training.
     """
-    if len(evaluations) <= patience:
+    known = [each for each in evaluations if "judge" in each]
+    if len(known) <= patience:
         return None
-    first, latest = evaluations[0], evaluations[-patience:]
+    first, latest = known[0], known[-patience:]
     if all(e["score"] > first["score"] and e["judge"] < first["judge"] - 2 * e["judge_error"] for e in latest):
         return (
             f"reward hacking: on held-out prompts the reward rose from {first['score']:.2f} to "

@@ -20,8 +20,10 @@ Line = dict[str, Any]
 
 
 def of_batch(batch: Batch, kl_coef: float) -> Line:
-    """What the answers of an update were like, before anything was learned from them. Lengths are in tokens, divergence
-    in nats; `kl` is of a whole answer, `reward` is the normalised score less what the divergence costs."""
+    """What the answers of an update were like, before anything was learned from them.
+
+    Lengths are in tokens, divergences in nats; `kl` is of a whole answer, `reward` the normalised score less its price.
+    """
     episodes, mask_BT, count = batch.episodes, batch.mask_BT, len(batch.episodes)
     kl_BT = ppo_math.k1(batch.logp_BT, batch.logp_ref_BT)
     sound_B = mask_BT.any(-1)
@@ -64,6 +66,12 @@ class Learned:
 
 
 def summary(done: Sequence[Learned], norms: Sequence[tuple[float, float]], epochs: int) -> Line:
+    """Means over all tokens that were learned from, counted as often as they were.
+
+    Args:
+        norms: of the policy's and the critic's gradient, an optimizer step.
+        epochs: how many were finished.
+    """
     tokens = sum(each.tokens for each in done)
 
     def share(name: str) -> float:
@@ -87,6 +95,7 @@ def summary(done: Sequence[Learned], norms: Sequence[tuple[float, float]], epoch
 
 
 def mean(x: Tensor) -> float:
+    """0 of nothing."""
     return float(x.double().mean()) if len(x) else 0.0
 
 
@@ -106,14 +115,20 @@ def _distinct_pairs(episodes: Sequence[Episode]) -> float:
 
 
 def judgement(judged: Sequence[float], at_start: Sequence[float | None]) -> dict[str, float]:
-    """The judge's mean, and the standard error of its change since the start, over what it could judge both times."""
+    """The judge's mean, and the standard error of its change since the start, over what it could judge both times.
+
+    Nothing, where that is fewer than two.
+    """
     both = [(now, then) for now, then in zip(judged, at_start, strict=True) if then is not None and not math.isnan(now)]
+    if len(both) < 2:
+        return {}
     changes = torch.tensor([now - then for now, then in both], dtype=torch.float64)
-    error = float(changes.std(correction=1)) / math.sqrt(len(both)) if len(both) > 1 else math.inf
-    return {"judge": sum(now for now, _ in both) / max(len(both), 1), "judge_error": error}
+    error = float(changes.std(correction=1)) / math.sqrt(len(both))
+    return {"judge": sum(now for now, _ in both) / len(both), "judge_error": error}
 
 
 def note(line: Line, seconds: dict[str, float]) -> str:
+    """What the terminal shows beside the bar."""
     spent = " ".join(f"{name} {time:.1f}" for name, time in seconds.items())
     return (
         f"score {line['score']:.3f}  KL {line['kl']:.2f}  entropy {line['entropy']:.2f}  {line['length']:.0f} tokens, "

@@ -19,7 +19,7 @@ from tiny_ppo import config, prepared, published
 from torch import Tensor
 
 from pipeline import store, train
-from pipeline.algorithms import ppo_guards, ppo_rollout
+from pipeline.algorithms import ppo_guards, ppo_metrics, ppo_rollout
 from pipeline.algorithms.base import TrainRun
 from pipeline.algorithms.ppo import Config
 from pipeline.algorithms.ppo_guards import GuardConfig
@@ -349,9 +349,17 @@ def test_reward_hacking_is_a_rising_reward_and_a_judge_that_falls_beyond_its_err
     assert ppo_guards.hacked([first, bad, unsure], patience=2) is None
     assert ppo_guards.hacked([first, bad, good, bad], patience=2) is None
     assert ppo_guards.hacked([first, evaluation(1, 0.5, 2.0), bad], patience=2) is None
-    found = ppo_guards.hacked([first, good, bad, bad], patience=2)
+    untold = {"step": 4.0, "score": 2.0}
+    found = ppo_guards.hacked([first, good, bad, untold, bad], patience=2)
     assert found is not None
     assert "reward rose from 1.00 to 2.00 while the judge fell from 3.00 to 2.00" in found
+
+
+def test_the_judges_fall_is_measured_on_what_it_judged_both_times() -> None:
+    # Changes -1, -2, -3 on the three: mean -2, deviation 1, error 1 / sqrt(3).
+    found = ppo_metrics.judgement([1.0, 1.0, 1.0, math.nan, 9.0], [2.0, 3.0, 4.0, 5.0, None])
+    assert found == {"judge": 1.0, "judge_error": pytest.approx(1 / math.sqrt(3))}
+    assert ppo_metrics.judgement([1.0, math.nan], [2.0, 3.0]) == {}
 
 
 def test_a_negative_divergence_a_reward_of_length_and_cut_answers_are_alarms() -> None:
