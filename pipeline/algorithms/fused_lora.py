@@ -59,6 +59,11 @@ def dense(model: Any) -> Iterator[None]:
 
 
 def _check(name: str, module: Any) -> None:
+    if not hasattr(module.base_layer, "weight"):
+        raise ModelError(
+            f"{name}: an adapter on experts that are one tensor, which PPO does not compute yet; name other layers "
+            "in lora.target_modules, such as [q_proj, k_proj, v_proj, o_proj]"
+        )
     if module.merged or any(module.use_dora.values()) or module.lora_embedding_A:
         raise ModelError(f"{name}: PPO takes plain LoRA on linear layers; no DoRA, no embeddings, nothing merged")
     if any(isinstance(each, nn.Dropout) and each.p > 0 for each in module.lora_dropout.values()):

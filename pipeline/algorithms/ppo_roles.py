@@ -213,7 +213,8 @@ class Roles:
             ours_N = self.logprobs(packed, 1.0)[0]
             logits_NV = self.base(ids, use_cache=False).logits[0, :-1].float()
         theirs_N = logits_NV.log_softmax(-1).gather(-1, packed.target_N[:, None])[:, 0]
-        if not torch.allclose(ours_N, theirs_N, atol=0.05, rtol=0.01):
+        rounding = max(1e-3, 4 * torch.finfo(head.weight.dtype).eps * float(logits_NV.abs().max()))
+        if not torch.allclose(ours_N, theirs_N, atol=rounding, rtol=0):
             raise ModelError(
                 f"{type(self.base).__name__}: its logits are not those of its output layer (scaled or capped?), "
                 "which PPO does not support yet; use RLOO or GRPO"

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import absolute_model, full_logprobs
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pipeline.algorithms.ppo_roles import Roles, pack
 from pipeline.algorithms.scoring import RewardHead
@@ -225,6 +225,36 @@ def test_logits_that_are_changed_after_the_output_layer_are_refused(tiny: ModelC
     base.get_output_embeddings().register_forward_hook(lambda _module, _inputs, logits: logits * 0.5)
     with pytest.raises(ModelError, match="scaled or capped"):
         Roles(base, LoraConfig(**LORA), seed=0)
+
+
+def other_model(kind: str) -> Any:
+    """A random model of two layers of another family than Llama."""
+    shape: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
+    config = AutoConfig.for_model(kind, **shape, **heads)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "mixtral"])
+def test_other_families_have_the_log_probabilities_of_a_plain_forward_pass(kind: str) -> None:
+    base = other_model(kind)
+    expected = full_logprobs(base, PREFIXES[0] + ANSWERS[0])[2:]
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    roles = Roles(base, LoraConfig(**{**LORA, "target_modules": targets}), seed=0)
+    with torch.no_grad(), roles.acting("policy"):
+        found = roles.logprobs(pack(PREFIXES, ANSWERS, CPU), 1.0)[0]
+    assert found[:3].numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_adapters_on_experts_are_refused_with_what_to_name_instead() -> None:
+    with pytest.raises(ModelError, match=r"name other layers in lora\.target_modules"):
+        Roles(other_model("mixtral"), LoraConfig(**LORA), seed=0)
+
+
+def test_a_model_that_caps_its_logits_is_refused() -> None:
+    with pytest.raises(ModelError, match="scaled or capped"):
+        Roles(other_model("gemma2"), LoraConfig(**LORA), seed=0)
 
 
 def test_an_adapter_on_the_output_layer_is_refused(tiny: ModelConfig) -> None:
