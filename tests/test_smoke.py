@@ -17,7 +17,7 @@ from pipeline import store
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-STEPS = ("generate", "exam", "label", "train.dpo", "train.kto", "answers", "compare")
+STEPS = ("generate", "exam", "label", "train.reward_model", "train.ppo", "train.dpo", "train.kto", "answers", "compare")
 """Every step whose output has no times in it; the report shows those."""
 
 
@@ -76,7 +76,7 @@ def test_it_ends_with_the_comparison_and_the_path_of_the_report(finished: tuple[
     run, output = finished
     lines = output.rstrip().splitlines()
     assert lines[-1] == f"report: {run / 'report.html'}"
-    for checkpoint in ("base", "dpo", "kto"):
+    for checkpoint in ("base", "ppo", "dpo", "kto"):
         assert any(line.strip().startswith(checkpoint) for line in lines)
     for name in ("report.html", "report.md", "results.json", "recipe.yaml", "manifest.json"):
         assert (run / name).stat().st_size > 0
@@ -111,7 +111,7 @@ def test_another_judge_reuses_the_answers_and_redoes_what_follows(finished: tupl
     states = {line.split()[0]: line for line in output.splitlines() if line.strip()}
     assert "runs:" not in states["generate"]
     assert "judge.name: 'likelihood' -> 'length'" in states["label"]
-    for step in ("train.dpo", "train.kto", "answers", "compare", "report"):
+    for step in (*STEPS[3:], "report"):
         assert "runs:" in states[step], output
 
 
@@ -123,8 +123,8 @@ def test_killed_in_generate_in_the_exam_and_in_training_it_ends_with_the_same_by
     assert not (run / "steps" / "generate").exists()
     kill_when(start(run), lambda: rows(run, "verdict") >= 1)
     assert not (run / "steps" / "exam").exists()
-    sealed = ".staging/train.dpo-*/work/checkpoints/checkpoint-*/MANIFEST.json"
+    sealed = ".staging/train.ppo-*/work/checkpoints/checkpoint-*/MANIFEST.json"
     kill_when(start(run), lambda: any(run.glob(sealed)))
-    assert not (run / "steps" / "train.dpo").exists()
+    assert not (run / "steps" / "train.ppo").exists()
     finish(run)
     assert digests(run) == digests(finished[0])

@@ -157,14 +157,18 @@ class Config(AlgorithmConfig):
         rows = [self._ids(prompt.messages, answer, setting) for prompt, answer in answers]
         lengths = [len(setting.tokenizer(answer.text, add_special_tokens=False)["input_ids"]) for _, answer in answers]
         model.eval()
-        scores = scoring.classifier_scores(model, rows, model.config.get_text_config().pad_token_id)
-        found = examine(
+        # An answer is in several pairs, and read once.
+        different = list(dict.fromkeys(map(tuple, rows)))
+        found = scoring.classifier_scores(model, different, model.config.get_text_config().pad_token_id)
+        score_of = dict(zip(different, found, strict=True))
+        scores = [score_of[tuple(row)] for row in rows]
+        exam = examine(
             held_out,
             list(zip(scores[::2], scores[1::2], strict=True)),
             list(zip(lengths[::2], lengths[1::2], strict=True)),
             setting.seed,
         )
-        return found.model_dump(mode="json")
+        return exam.model_dump(mode="json")
 
 
 # ---- the loss
