@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rlaif run exam status check test test-fast bench-ppo bench-ppo-reward lock clean
+.PHONY: help setup rlaif run exam status check test test-fast bench-labels bench-faults bench-ppo bench-ppo-reward lock clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -46,6 +46,12 @@ test: $(READY) ## all tests, the whole path through the real command line includ
 
 test-fast: $(READY) ## the tests that load no real model
 	@$(BIN)/pytest -m "not slow"
+
+bench-labels: $(READY) ## labels a second and memory against a slow server: runs/bench/labels.json (about six minutes)
+	@PYTHONPATH=tests $(BIN)/python -m bench.labels
+
+bench-faults: $(READY) ## 10,000 pairs, 30 % faults, 20 kills, a budget: runs/bench/faults.json (about three minutes)
+	@PYTHONPATH=tests $(BIN)/python -m bench.faults
 
 bench-ppo: $(READY) ## our PPO against TRL's last one, same work: runs/bench/ppo.json (about ten minutes)
 	@$(BIN)/python tests/bench/ppo.py $(KIND)
