@@ -38,6 +38,10 @@ SAME = 1e-3
 machine they are the same bits; beyond this something differs between the two passes, and every ratio is wrong."""
 
 
+FP16_SCALE = 2.0**10
+"""Losses are multiplied by this before the backward pass of a model that computes in fp16, and gradients divided."""
+
+
 class PPOTrainer:
     """One training run."""
 
@@ -69,6 +73,8 @@ class PPOTrainer:
         self.reward, self.judge, self.eos, self.seed, self.folder = reward, judge, eos, seed, folder
         self.ranks = Ranks()
         self.device = roles.base.device
+        # In fp16 the gradient of one token among thousands would be rounded to zero on its way back.
+        self.scale = FP16_SCALE if roles.base.dtype == torch.float16 else 1.0
         named = roles.trained()
         self.trained = {
             "policy": Trained(named["policy"], learning_rate=config.learning_rate, betas=config.betas),
@@ -295,7 +301,7 @@ class PPOTrainer:
         self.ranks.sum_(sums)
         self.ranks.max_(extremes)
         for part in self.trained.values():
-            self.ranks.sum_(part.gradient)
+            self.ranks.sum_(part.gradient.div_(self.scale))
         return Learned(tokens, *sums.tolist(), *extremes.tolist())
 
     def _micro_batch(self, batch: Batch, own: list[int], tokens: int) -> Tensor:
@@ -330,13 +336,13 @@ class PPOTrainer:
                 # The policy and a critic on its states share one pass, forward and backward.
                 value, value_clipped = self._value_loss(batch, states_NH, row, mask)
                 loss = loss + self.config.vf_coef * value
-            torch.autograd.backward(loss / tokens)
+            torch.autograd.backward(loss * (self.scale / tokens))
         if self.roles.critic != "policy":
             # The policy's backward pass is over: only now may the base act as somebody else.
             with self.roles.acting("critic"):
                 states_NH = self.roles.hidden(packed.ids_BT)[packed.row_N, packed.before_N]
                 value, value_clipped = self._value_loss(batch, states_NH, row, mask)
-                torch.autograd.backward(self.config.vf_coef * value / tokens)
+                torch.autograd.backward(value * (self.config.vf_coef * self.scale / tokens))
         log_ratio = torch.where(mask, policy.ratio_BT, 1.0).log()
         found = [policy.loss, policy.clipped, policy.approx_kl, value, value_clipped, -log_ratio.min(), log_ratio.max()]
         return torch.stack([each.detach() for each in found]).double().cpu()

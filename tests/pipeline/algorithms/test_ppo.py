@@ -148,10 +148,8 @@ def test_a_policy_that_changes_between_two_passes_is_caught_at_once(tiny: ModelC
 # ---- the same however the work is cut
 
 
-def gradients_of(trainer: PPOTrainer) -> list[Tensor]:
-    """The gradients of policy and critic on one minibatch of a fixed batch, away from the policy that sampled."""
-    tasks = ppo_rollout.take(trainer.tasks, trainer.episodes, 0, 3)
-    episodes = trainer._answers(tasks, seed=5)
+def gradients_of(trainer: PPOTrainer, episodes: list[Episode]) -> list[Tensor]:
+    """The gradients of policy and critic on one minibatch of these answers, away from the policy that sampled."""
     batch = trainer.compare(episodes, trainer.scores(episodes), 0)
     trainer.judge_tokens(batch)
     random = torch.Generator().manual_seed(1)
@@ -168,11 +166,25 @@ def test_micro_batches_change_no_gradient(critic: str, tiny: ModelConfig, tmp_pa
     for size in (8, 2, 1):
         options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size, "critic": critic}
         training = config(tiny, num_mini_batches=1, kl_in="loss", ent_coef=0.01, **options)
-        found.append(gradients_of(trainer_of(tmp_path / str(size), training)))
+        trainer = trainer_of(tmp_path / str(size), training)
+        found.append(gradients_of(trainer, trainer._answers(trainer.tasks[:8], seed=5)))
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=True):
             assert one.norm() > 0
             assert float((one - two).norm() / one.norm()) < 1e-5
+
+
+def test_a_gradient_in_fp16_is_that_of_fp32_to_rounding(tiny: ModelConfig, tmp_path: Path) -> None:
+    # Old GPUs have no bf16.
+    found, episodes = [], None
+    for dtype in ("fp32", "fp16"):
+        training = config(tiny, num_mini_batches=1, per_device_train_batch_size=8)
+        model = training.model.model_copy(update={"dtype": dtype})
+        trainer = trainer_of(tmp_path / dtype, training.model_copy(update={"model": model}))
+        episodes = episodes or trainer._answers(trainer.tasks[:8], seed=5)
+        found.append(gradients_of(trainer, episodes))
+    for exact, rounded in zip(*found, strict=True):
+        assert float((exact - rounded).norm() / exact.norm()) < 0.05
 
 
 def test_every_episode_is_learned_from_once_an_epoch() -> None:
