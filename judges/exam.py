@@ -8,6 +8,7 @@ file adds what people said: accuracy, ties, confidence, length. Position bias is
 What is left out: asking (`pipeline.examine`), and what the answers say about the judge (`judges.grading`).
 """
 
+import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -147,17 +148,23 @@ def questions(pairs: Iterable[Pair], gold: Iterable[GoldPair], prompts: int, see
     The policy's own pairs are asked about as labelling will ask, so that their verdicts are kept for it. Altered
     answers are to prompts of other ids, because what a judge says of a pair may depend on what it is asked with.
     """
-    by_prompt: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        by_prompt.setdefault(pair.prompt.id, []).append(pair)
-    chosen = set(sorted(by_prompt, key=lambda name: seed_of(seed, "exam", name))[:prompts])
-    groups = [by_prompt[name] for name in by_prompt if name in chosen]
+    groups = _sample(pairs, prompts, seed)
     asked: list[Question] = []
     for number, group in enumerate(groups):
         other = _best(groups[(number + 1) % len(groups)]).text
         asked += [Question("pair", pair, pair.prompt.id) for pair in group]
         asked += _altered(group, number, other)
     return asked + _gold(gold)
+
+
+def _sample(pairs: Iterable[Pair], prompts: int, seed: int) -> list[list[Pair]]:
+    """The pairs of so many prompts, drawn by a hash of their ids; of all the others none is held in memory."""
+    kept: dict[str, list[Pair]] = {}
+    for name, group in itertools.groupby(pairs, key=lambda pair: pair.prompt.id):
+        kept.setdefault(name, []).extend(group)
+        if len(kept) > prompts:
+            del kept[max(kept, key=lambda each: seed_of(seed, "exam", each))]
+    return list(kept.values())
 
 
 def _altered(pairs: Sequence[Pair], number: int, other: str) -> Iterator[Question]:
