@@ -18,8 +18,9 @@ from pydantic import Field, field_validator, model_validator
 
 from judges.base import Cost, JudgeConfig, Session
 from judges.batch import BatchClient, BatchConfig
-from judges.client import ANSWERS, FREE, Client, Limits, Outcome, Price, Request
+from judges.client import Client, Limits
 from judges.ledger import NANO, Ledger
+from judges.replies import ANSWERS, FREE, Outcome, Price, Request
 from pipeline.errors import JudgeError
 from pipeline.records import Record, digest
 from pipeline.store import Journal

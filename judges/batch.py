@@ -15,7 +15,9 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field
 
-from judges.client import AGAIN, Attempt, Client, Outcome, Price, Reply, Request, backoff
+from judges.client import Client
+from judges.pacing import backoff
+from judges.replies import AGAIN, Attempt, Outcome, Price, Reply, Request
 from pipeline.errors import JudgeError
 from pipeline.plugins import Config
 from pipeline.records import digest

@@ -49,7 +49,7 @@ class Result(NamedTuple):
     """How an attempt ended."""
 
     outcome: str
-    """One of `judges.client.Outcome`."""
+    """One of `judges.replies.Outcome`."""
     charge: int | None
     """Nano-dollars. None: nobody knows, so what was reserved."""
     tokens_in: int = 0

@@ -21,8 +21,8 @@ from pydantic import Field, model_validator
 
 from judges.api import ApiConfig, Endpoint, Features
 from judges.base import Cost, Session
-from judges.client import Outcome, Reply
 from judges.pairwise import PairwiseConfig, PairwiseJudge, Question, Reading
+from judges.replies import Outcome, Reply
 from judges.verdicts import json_field, label_logprobs, label_of, last_line
 from pipeline.errors import JudgeError
 from pipeline.records import Pair

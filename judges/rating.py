@@ -16,9 +16,9 @@ from pydantic import Field, field_validator
 
 from judges.api import ApiConfig, Endpoint
 from judges.base import Cost, Session, sigmoid
-from judges.client import Outcome, Reply
 from judges.llm import ABSTAINED
 from judges.rendering import ALONE, Template, conversation, fill, in_language, neutralise, read_texts, text_of
+from judges.replies import Outcome, Reply
 from judges.verdicts import expected_score, score_of
 from pipeline.records import Pair, Prompt, Response, Verdict, digest
 

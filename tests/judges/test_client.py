@@ -1,6 +1,5 @@
 """The client against a server that fails in every way: each attempt is in the books, and all stops when it must."""
 
-import asyncio
 import os
 import time
 from collections.abc import Callable
@@ -8,28 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from servers import Server, judge_server
 
-from judges.client import (
-    FREE,
-    Breaker,
-    Client,
-    Gate,
-    Limits,
+from judges.client import Client, Limits
+from judges.ledger import Ledger, bill
+from judges.replies import (
     Outcome,
-    Pace,
     Price,
     Reply,
     Request,
-    backoff,
-    charge_of,
-    outcome_of,
-    pause_of,
-    read_completion,
 )
-from judges.ledger import Ledger, bill
 from pipeline.errors import BudgetError, JudgeError
 
 PRICE = Price(input=0.4, output=1.6)
@@ -167,7 +154,7 @@ def test_a_redirect_does_not_take_the_prompts_to_another_address(tmp_path: Path)
 
 
 def test_a_server_that_is_down_is_left_alone_and_then_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("judges.client.PROBE_S", 0.1)
+    monkeypatch.setattr("judges.pacing.PROBE_S", 0.1)
     with judge_server(only="503", first=10**6) as server:
         asked = client(server, tmp_path, concurrency=8, outage_s=1.0, attempts=100)
         started = time.monotonic()
@@ -191,224 +178,8 @@ def test_a_rate_of_requests_is_kept(tmp_path: Path) -> None:
         assert time.monotonic() - started >= 2.0  # 20 pauses of a tenth of a second
 
 
-# ---- what a response means
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "outcome"),
-    [
-        (0, b"", Outcome.TRANSIENT),
-        (400, b'{"error": {"message": "bad", "code": null, "type": "invalid_request_error"}}', Outcome.REJECTED),
-        (400, b'{"error": {"message": "x", "code": "context_length_exceeded"}}', Outcome.TOO_LONG),
-        (400, b'{"error": {"message": "This model\'s maximum context length is 4096", "code": 400}}', Outcome.TOO_LONG),
-        (400, b'{"error": {"message": "x", "code": "content_filter"}}', Outcome.FILTERED),
-        (401, b"", Outcome.NO_ACCESS),
-        (402, b"", Outcome.NO_QUOTA),
-        (404, b"", Outcome.NO_SUCH),
-        (307, b"", Outcome.NO_SUCH),
-        (408, b"", Outcome.TRANSIENT),
-        (409, b"", Outcome.TRANSIENT),
-        (422, b"not json", Outcome.REJECTED),
-        (429, b'{"error": {"message": "x", "code": "rate_limit_exceeded"}}', Outcome.RATE_LIMITED),
-        (429, b'{"error": {"message": "x", "type": "insufficient_quota"}}', Outcome.NO_QUOTA),
-        (500, b"<html>", Outcome.TRANSIENT),
-        (529, b"", Outcome.TRANSIENT),
-    ],
-)
-def test_a_status_and_its_body_are_one_outcome(status: int, body: bytes, outcome: Outcome) -> None:
-    assert outcome_of(status, body) == outcome
-
-
-@pytest.mark.parametrize(
-    ("status", "charge"), [(400, 0), (429, 0), (500, 0), (503, 0), (529, 0), (502, None), (504, None), (0, None)]
-)
-def test_a_gateway_may_have_cost_and_a_refused_request_has_not(status: int, charge: int | None) -> None:
-    assert charge_of(status) == charge
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({"retry-after-ms": "250"}, 0.25),
-        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
-        ({"retry-after": "3"}, 3.0),
-        ({"retry-after": "1.5"}, 1.5),
-        ({"retry-after": "300"}, 300.0),
-        ({"retry-after": "Wed, 25 Nov 2026 00:00:30 GMT"}, 30.0),
-        ({"retry-after": "Tue, 24 Nov 2026 00:00:30 GMT"}, 0.0),
-        ({"retry-after": "0"}, 0.0),
-        ({"retry-after": "-1"}, 0.0),
-        ({"retry-after": "soon"}, 0.0),
-        ({"retry-after": "nan"}, 0.0),
-        ({"retry-after": "inf"}, 0.0),
-        ({"x-ratelimit-reset-requests": "1s", "x-ratelimit-reset-tokens": "6m0s"}, 360.0),
-        ({"x-ratelimit-reset-requests": "20ms"}, 0.02),
-        ({"x-ratelimit-reset-requests": "1h2m3.5s"}, 3723.5),
-        ({"x-ratelimit-reset-tokens": "whenever"}, 0.0),
-        ({}, 0.0),
-    ],
-)
-def test_a_server_is_waited_for_as_long_as_it_asks(headers: dict[str, str], seconds: float) -> None:
-    midnight = 1795564800.0  # Wed, 25 Nov 2026 00:00:00 GMT
-    assert pause_of(headers, midnight) == pytest.approx(seconds)
-
-
-@given(st.binary(max_size=200) | st.sampled_from([b"{}", b"[]", b"null", b'{"choices": [{}]}', b'{"choices": [null]}']))
-def test_no_bytes_that_are_no_completion_become_an_answer(content: bytes) -> None:
-    assert read_completion(content, FREE).reply.outcome == Outcome.MALFORMED
-
-
-@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None}, {"prompt_tokens": "9"}, {"prompt_tokens": -1}])
-def test_a_bill_that_is_missing_is_the_reserve(usage: Any, tmp_path: Path) -> None:
-    import json
-
-    body = {"choices": [{"message": {"content": "K"}, "finish_reason": "stop"}], "usage": usage}
-    attempt = read_completion(json.dumps(body).encode(), PRICE)
-    assert (attempt.reply.outcome, attempt.reply.tokens_in, attempt.charge) == (Outcome.OK, 0, None)
-
-
-def test_a_price_is_rounded_up_to_whole_nano_dollars() -> None:
-    # 100 tokens at 0.4 dollars a million and 10 at 1.6: 0.00004 + 0.000016 dollars.
-    assert PRICE.nano(100, 10) == 56_000
-    assert Price(input=0.0001, output=0).nano(1, 0) == 1
-    assert FREE.nano(10**9, 10**9) == 0
-
-
-@given(st.text(max_size=300))
-def test_a_question_never_has_more_tokens_than_it_is_reserved_for(text: str) -> None:
-    # A byte-level tokenizer, the worst there is, has a token a byte; a chat template adds some for each message.
-    asked = Request({"messages": [{"role": "user", "content": text}]}, 1)
-    assert asked.tokens_in() >= len(text.encode()) + 16
-
-
-# ---- how fast, with a clock of our own
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def saturated(gate: Gate, outcome: Outcome, times: int, pause: float = 0.0) -> None:
-    gate.inside = gate.limit
-    for _ in range(times):
-        gate.heard(outcome, pause)
-
-
-def test_the_gate_doubles_while_the_server_keeps_up_and_after_a_complaint_grows_by_a_twentieth() -> None:
-    clock = Clock()
-    gate = Gate(100, clock)
-    saturated(gate, Outcome.OK, 20)
-    assert gate.limit == 40
-    saturated(gate, Outcome.RATE_LIMITED, 5)
-    assert gate.limit == 32  # five complaints in one breath are one
-    saturated(gate, Outcome.OK, 32)
-    assert gate.limit == 34  # ceil(32 * 1.05)
-    clock.now += 16
-    saturated(gate, Outcome.RATE_LIMITED, 1, pause=60)
-    assert gate.limit == 27
-    clock.now += 16
-    saturated(gate, Outcome.RATE_LIMITED, 1)
-    assert gate.limit == 27  # the server asked for a minute
-    clock.now += 60
-    saturated(gate, Outcome.RATE_LIMITED, 1)
-    assert gate.limit == 21
-
-
-def test_places_that_nobody_wants_and_failures_do_not_widen_the_gate() -> None:
-    gate = Gate(100)
-    for _ in range(200):
-        gate.heard(Outcome.OK, 0)
-    assert gate.limit == 20
-    for _ in range(30):
-        saturated(gate, Outcome.OK, 19)
-        gate.heard(Outcome.TRANSIENT, 0)
-    assert gate.limit == 20
-    assert Gate(4).limit == 4
-
-
-def test_no_more_are_inside_than_the_gate_allows_whoever_comes_and_goes() -> None:
-    async def work() -> int:
-        gate, seen = Gate(3), 0
-
-        async def one(number: int) -> None:
-            nonlocal seen
-            async with gate.slot():
-                seen = max(seen, gate.inside)
-                await asyncio.sleep(0.001 * (number % 3))
-
-        await asyncio.gather(*(one(number) for number in range(100)))
-        assert gate.inside == 0
-        return seen
-
-    assert asyncio.run(work()) == 3
-
-
-def test_the_breaker_opens_after_twenty_failures_and_tries_one_call_ever_less_often() -> None:
-    clock = Clock()
-    breaker = Breaker(900, clock)
-    for _ in range(19):
-        breaker.heard(Outcome.TRANSIENT)
-    assert breaker.lets_through()
-    breaker.heard(Outcome.MALFORMED)
-    assert not breaker.lets_through()
-    clock.now += 15
-    assert [breaker.lets_through(), breaker.lets_through()] == [True, False]  # one alone
-    breaker.heard(Outcome.TRANSIENT)
-    clock.now += 29
-    assert not breaker.lets_through()
-    clock.now += 1
-    assert breaker.lets_through()
-    breaker.heard(Outcome.RATE_LIMITED)  # a complaint is a sign of life
-    assert [breaker.lets_through() for _ in range(3)] == [True] * 3
-
-
-def test_the_breaker_opens_when_more_than_half_of_the_last_hundred_failed() -> None:
-    breaker = Breaker(900)
-    for number in range(100):
-        breaker.heard(Outcome.TRANSIENT if number % 2 else Outcome.OK)
-    assert breaker.lets_through()
-    breaker.heard(Outcome.TRANSIENT)
-    breaker.heard(Outcome.TRANSIENT)
-    assert not breaker.lets_through()
-
-
-def test_the_breaker_gives_up_only_while_it_is_open() -> None:
-    clock = Clock()
-    breaker = Breaker(60, clock)
-    clock.now += 100
-    assert not breaker.gave_up()
-    for _ in range(20):
-        breaker.heard(Outcome.TRANSIENT)
-    assert breaker.gave_up()
-
-
-def test_a_pace_without_a_limit_waits_for_nothing_and_unused_tokens_come_back() -> None:
-    async def work(pace: Pace) -> float:
-        started = time.monotonic()
-        for _ in range(3):
-            await pace.take(100)
-            pace.give_back(90)
-        return time.monotonic() - started
-
-    assert asyncio.run(work(Pace(None))) < 0.1
-    # 6000 a minute are 100 a second: without what comes back, two pauses of a second.
-    assert asyncio.run(work(Pace(6000))) < 0.7
-
-
-def test_pauses_are_random_and_bounded() -> None:
-    for attempt in range(12):
-        pauses = {backoff(attempt) for _ in range(20)}
-        assert len(pauses) > 1
-        assert max(pauses) <= min(60.0, 0.5 * 2**attempt)
-
-
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    if "pauses_are_random" not in request.node.name:
-        monkeypatch.setattr("judges.client.BACKOFF_S", 0.01)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("judges.pacing.BACKOFF_S", 0.01)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         os.environ.pop(name, None)

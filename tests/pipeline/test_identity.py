@@ -69,7 +69,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "attempts": "runtime",
         "outage_s": "runtime",
     },
-    "judges.client.Price": {"input": "runtime", "output": "runtime"},
+    "judges.replies.Price": {"input": "runtime", "output": "runtime"},
     "judges.llm.Config": {
         "name": "identity",
         "model": "identity",

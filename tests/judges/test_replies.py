@@ -1,0 +1,97 @@
+"""What a response means: one outcome of a closed set, one charge, and no answer where there is none."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from judges.replies import FREE, Outcome, Price, Request, charge_of, outcome_of, pause_of, read_completion
+
+PRICE = Price(input=0.4, output=1.6)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "outcome"),
+    [
+        (0, b"", Outcome.TRANSIENT),
+        (400, b'{"error": {"message": "bad", "code": null, "type": "invalid_request_error"}}', Outcome.REJECTED),
+        (400, b'{"error": {"message": "x", "code": "context_length_exceeded"}}', Outcome.TOO_LONG),
+        (400, b'{"error": {"message": "This model\'s maximum context length is 4096", "code": 400}}', Outcome.TOO_LONG),
+        (400, b'{"error": {"message": "x", "code": "content_filter"}}', Outcome.FILTERED),
+        (401, b"", Outcome.NO_ACCESS),
+        (402, b"", Outcome.NO_QUOTA),
+        (404, b"", Outcome.NO_SUCH),
+        (307, b"", Outcome.NO_SUCH),
+        (408, b"", Outcome.TRANSIENT),
+        (409, b"", Outcome.TRANSIENT),
+        (422, b"not json", Outcome.REJECTED),
+        (429, b'{"error": {"message": "x", "code": "rate_limit_exceeded"}}', Outcome.RATE_LIMITED),
+        (429, b'{"error": {"message": "x", "type": "insufficient_quota"}}', Outcome.NO_QUOTA),
+        (500, b"<html>", Outcome.TRANSIENT),
+        (529, b"", Outcome.TRANSIENT),
+    ],
+)
+def test_a_status_and_its_body_are_one_outcome(status: int, body: bytes, outcome: Outcome) -> None:
+    assert outcome_of(status, body) == outcome
+
+
+@pytest.mark.parametrize(
+    ("status", "charge"), [(400, 0), (429, 0), (500, 0), (503, 0), (529, 0), (502, None), (504, None), (0, None)]
+)
+def test_a_gateway_may_have_cost_and_a_refused_request_has_not(status: int, charge: int | None) -> None:
+    assert charge_of(status) == charge
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after-ms": "250"}, 0.25),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after": "3"}, 3.0),
+        ({"retry-after": "1.5"}, 1.5),
+        ({"retry-after": "300"}, 300.0),
+        ({"retry-after": "Wed, 25 Nov 2026 00:00:30 GMT"}, 30.0),
+        ({"retry-after": "Tue, 24 Nov 2026 00:00:30 GMT"}, 0.0),
+        ({"retry-after": "0"}, 0.0),
+        ({"retry-after": "-1"}, 0.0),
+        ({"retry-after": "soon"}, 0.0),
+        ({"retry-after": "nan"}, 0.0),
+        ({"retry-after": "inf"}, 0.0),
+        ({"x-ratelimit-reset-requests": "1s", "x-ratelimit-reset-tokens": "6m0s"}, 360.0),
+        ({"x-ratelimit-reset-requests": "20ms"}, 0.02),
+        ({"x-ratelimit-reset-requests": "1h2m3.5s"}, 3723.5),
+        ({"x-ratelimit-reset-tokens": "whenever"}, 0.0),
+        ({}, 0.0),
+    ],
+)
+def test_a_server_is_waited_for_as_long_as_it_asks(headers: dict[str, str], seconds: float) -> None:
+    midnight = 1795564800.0  # Wed, 25 Nov 2026 00:00:00 GMT
+    assert pause_of(headers, midnight) == pytest.approx(seconds)
+
+
+@given(st.binary(max_size=200) | st.sampled_from([b"{}", b"[]", b"null", b'{"choices": [{}]}', b'{"choices": [null]}']))
+def test_no_bytes_that_are_no_completion_become_an_answer(content: bytes) -> None:
+    assert read_completion(content, FREE).reply.outcome == Outcome.MALFORMED
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None}, {"prompt_tokens": "9"}, {"prompt_tokens": -1}])
+def test_a_bill_that_is_missing_is_the_reserve(usage: Any) -> None:
+    body = {"choices": [{"message": {"content": "K"}, "finish_reason": "stop"}], "usage": usage}
+    attempt = read_completion(json.dumps(body).encode(), PRICE)
+    assert (attempt.reply.outcome, attempt.reply.tokens_in, attempt.charge) == (Outcome.OK, 0, None)
+
+
+def test_a_price_is_rounded_up_to_whole_nano_dollars() -> None:
+    # 100 tokens at 0.4 dollars a million and 10 at 1.6: 0.00004 + 0.000016 dollars.
+    assert PRICE.nano(100, 10) == 56_000
+    assert Price(input=0.0001, output=0).nano(1, 0) == 1
+    assert FREE.nano(10**9, 10**9) == 0
+
+
+@given(st.text(max_size=300))
+def test_a_question_never_has_more_tokens_than_it_is_reserved_for(text: str) -> None:
+    # A byte-level tokenizer, the worst there is, has a token a byte; a chat template adds some for each message.
+    asked = Request({"messages": [{"role": "user", "content": text}]}, 1)
+    assert asked.tokens_in() >= len(text.encode()) + 16
