@@ -166,15 +166,13 @@ class Options(AlgorithmConfig):
         from transformers import get_scheduler
 
         warmup = round(self.warmup_steps * updates if self.warmup_steps < 1 else self.warmup_steps)
+        # A warm-up would begin, and a decay end, with an update at a rate of zero: with one the count starts at 1.
+        first = 1 if warmup else 0
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        scheduler = get_scheduler(self.lr_scheduler_type, optimizer, warmup, updates)
+        scheduler = get_scheduler(self.lr_scheduler_type, optimizer, warmup, updates + first)
         factors = []
-        for _ in range(updates):
-            # The first update of a warm-up would have a rate of zero; each has that of its end instead.
-            optimizer.step()
-            if warmup:
-                scheduler.step()
+        for _ in range(updates + first):
             factors.append(float(scheduler.get_last_lr()[0]))
-            if not warmup:
-                scheduler.step()
-        return factors
+            optimizer.step()
+            scheduler.step()
+        return factors[first:]

@@ -317,6 +317,8 @@ def test_options_that_cannot_work_are_refused_when_the_recipe_is_read(options: d
 def test_the_schedule_is_a_function_of_the_update() -> None:
     linear = Config(reward=tiny_ppo.LETTERS, lr_scheduler_type="linear", warmup_steps=0.0)
     assert linear.schedule(4) == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    both = Config(reward=tiny_ppo.LETTERS, lr_scheduler_type="linear", warmup_steps=2.0)
+    assert both.schedule(4) == pytest.approx([0.5, 1.0, 2 / 3, 1 / 3])
     warm = Config(reward=tiny_ppo.LETTERS, lr_scheduler_type="constant_with_warmup", warmup_steps=2.0)
     assert warm.schedule(4) == pytest.approx([0.5, 1.0, 1.0, 1.0])
 
