@@ -69,7 +69,8 @@ def save_adapter(model: Any, folder: Path, base: str, adapter: str = "default") 
     # PEFT keeps the layers' names in a set and writes them in its order, which is another in every process.
     if isinstance(config.target_modules, set):
         config.target_modules = sorted(config.target_modules)
-    model.save_pretrained(str(folder), selected_adapters=[adapter])
+    # To save embeddings if their number changed, which ours never does, PEFT would look for the base on the hub.
+    model.save_pretrained(str(folder), selected_adapters=[adapter], save_embedding_layers=False)
     # PEFT puts every adapter but `default` into a folder of its own.
     inner = folder / adapter
     if adapter != "default":

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,17 @@ def test_the_two_newest_checkpoints_stay_and_are_sealed(once: Any) -> None:
     assert left == ["checkpoint-6", "checkpoint-8"]
     for name in left:
         assert store.verify(top / "work" / "checkpoints" / name, hashes=True) == []
+
+
+def test_saving_an_adapter_asks_nobody_about_its_base(tiny: ModelConfig, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(load_model(tiny), LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checkpoints.save_adapter(model, tmp_path, "smollm2-135m-instruct")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "smollm2-135m-instruct"
 
 
 # ---- what is learned
