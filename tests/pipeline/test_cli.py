@@ -39,7 +39,19 @@ def test_a_dry_run_names_every_step_and_imports_nothing_heavy(tmp_path: Path) ->
     result = run("run", "recipes/smoke.yaml", "--run", str(tmp_path / "run"), "--dry-run")
     assert result.returncode == 0, result.stderr
     steps = [line.split()[0] for line in result.stdout.splitlines()]
-    assert steps == ["generate", "exam", "label", "train.dpo", "train.kto", "answers", "compare", "report", "heavy:"]
+    assert steps == [
+        "generate",
+        "exam",
+        "label",
+        "train.reward_model",
+        "train.ppo",
+        "train.dpo",
+        "train.kto",
+        "answers",
+        "compare",
+        "report",
+        "heavy:",
+    ]
     assert result.stdout.strip().endswith("heavy:")
     assert not (tmp_path / "run").exists()
 
@@ -92,7 +104,7 @@ def test_status_of_a_run_that_was_never_begun_lists_what_would_run(
     monkeypatch.chdir(ROOT)
     (tmp_path / "recipe.yaml").write_text((ROOT / "recipes" / "rlaif.yaml").read_text())
     assert cli.main(["status", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("would run: never ran") == 8
+    assert capsys.readouterr().out.count("would run: never ran") == 10
 
 
 def test_the_schema_is_json_and_knows_every_judge(capsys: pytest.CaptureFixture[str]) -> None:
