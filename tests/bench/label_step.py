@@ -45,8 +45,9 @@ def job(folder: Path, options: dict[str, Any]) -> Job:
     config = label.Labelling(
         judge=judge, label=LabelConfig(max_abstained=1.0), pairing="all", budget_usd=options.get("budget_usd")
     )
-    shutil.rmtree(folder / "out", ignore_errors=True)
-    (folder / "out").mkdir()
+    if options.get("finish", True):
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        (folder / "out").mkdir()
     return Job(
         step="label",
         identity=config.identity(),

@@ -65,7 +65,7 @@ def memory(pairs: int) -> float:
 def main() -> None:
     processes = 2
     figures: dict[str, Any] = {"latency_s": LATENCY_S, "processes": processes}
-    for concurrency, pairs in ((64, 4_000), (256, 16_000)):
+    for concurrency, pairs in ((64, 8_000), (256, 32_000)):
         found = speed(concurrency, pairs, processes)
         figures |= {f"ratio_{concurrency}": found["ratio"], f"at_{concurrency}": found}
     small, large = memory(1_000), memory(100_000)
