@@ -59,17 +59,24 @@ def _broken(limits: GuardConfig, line: Mapping[str, float], start: Mapping[str, 
         )
 
 
-def alarms(line: Mapping[str, float], recent_kl: Sequence[float]) -> list[str]:
-    """What is odd about an update without being a reason to stop."""
+def alarms(recent: Sequence[Mapping[str, float]]) -> list[str]:
+    """What is odd about the latest update without being a reason to stop.
+
+    Args:
+        recent: metrics, the latest update's last. One batch is noisy, so what it says has to hold for three in a row.
+    """
+    latest = recent[-3:]
     found = []
-    if len(recent_kl) >= 3 and max(recent_kl[-3:]) < -1.0:
-        found.append("the divergence from the reference is negative: answers are not sampled from the policy as it is")
-    if abs(line["score_length_correlation"]) > 0.8:
-        found.append("the score follows the answer's length")
-    if line["ended"] < 0.5:
-        found.append("more than half of the answers are cut at the limit")
-    if line["steps_skipped"]:
+    if recent[-1]["steps_skipped"]:
         found.append("a gradient was not finite, and its step was not taken")
+    if len(latest) < 3:
+        return found
+    if all(line["kl"] < -1.0 for line in latest):
+        found.append("the divergence from the reference is negative: answers are not sampled from the policy as it is")
+    if all(abs(line["score_length_correlation"]) > 0.8 for line in latest):
+        found.append("the score follows the answer's length")
+    if all(line["ended"] < 0.5 for line in latest):
+        found.append("more than half of the answers are cut at the limit")
     return found
 
 

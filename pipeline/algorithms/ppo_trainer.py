@@ -390,8 +390,7 @@ class PPOTrainer:
             **ppo_metrics.of_batch(batch, self.progress.kl_coef),
             **learned,
         }
-        recent = [each["kl"] for each in self.progress.metrics] + [line["kl"]]
-        return {**line, "alarms": ppo_guards.alarms(line, recent)}
+        return {**line, "alarms": ppo_guards.alarms([*self.progress.metrics, line])}
 
     def _guard(self, line: Line) -> None:
         if line["step"] == 1 and not line["k3_token"] <= SAME:

@@ -376,11 +376,20 @@ def test_the_judges_fall_is_measured_on_what_it_judged_both_times() -> None:
     assert ppo_metrics.judgement([1.0, math.nan], [2.0, 3.0]) == {}
 
 
-def test_a_negative_divergence_a_reward_of_length_and_cut_answers_are_alarms() -> None:
-    calm = {"score_length_correlation": 0.1, "ended": 0.9, "steps_skipped": 0}
-    assert ppo_guards.alarms(calm, [0.0, -0.2, 0.1]) == []
-    assert len(ppo_guards.alarms(calm, [0.0, -1.2, -1.5, -1.1])) == 1
-    assert len(ppo_guards.alarms({"score_length_correlation": -0.9, "ended": 0.3, "steps_skipped": 1}, [])) == 3
+@pytest.mark.parametrize(
+    "odd", [{"kl": -1.2}, {"score_length_correlation": -0.9}, {"ended": 0.4}], ids=["negative", "length", "cut"]
+)
+def test_what_is_odd_three_updates_in_a_row_is_an_alarm(odd: dict[str, float]) -> None:
+    calm = {"kl": 0.1, "score_length_correlation": 0.1, "ended": 0.9, "steps_skipped": 0}
+    assert ppo_guards.alarms([calm] * 5) == []
+    assert ppo_guards.alarms([{**calm, **odd}] * 2) == []
+    assert ppo_guards.alarms([{**calm, **odd}, calm, {**calm, **odd}]) == []
+    assert len(ppo_guards.alarms([calm, *[{**calm, **odd}] * 3])) == 1
+
+
+def test_a_step_that_was_skipped_is_an_alarm_at_once() -> None:
+    (found,) = ppo_guards.alarms([{**FINE, "steps_skipped": 1}])
+    assert "not finite" in found
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(tiny: ModelConfig, tmp_path: Path) -> None:
