@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# bitsandbytes asks, as soon as it is imported, for a package that would load code from the hub.
+getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
+
 BUILT_IN = "smollm2-135m-instruct"
 """SmolLM2-135M-Instruct (Apache-2.0, Allal et al. 2025, arXiv:2502.02737): Llama architecture, 135M parameters."""
 
@@ -341,8 +344,6 @@ def _explained(config: ModelConfig) -> Iterator[None]:
 def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
-    # It asks for a package that would load code from the hub.
-    getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
     logging.disable_progress_bar()
     level = logging.get_verbosity()
     logging.set_verbosity_error()
