@@ -245,12 +245,7 @@ class Ledger:
 
 def connect(path: Path) -> sqlite3.Connection:
     """The journal's file with the ledger's tables in it."""
-    store.Journal(path).count("", [])  # makes the file, in WAL mode, without two processes getting in each other's way
-    connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA synchronous = FULL")
-    for statement in SCHEMA:
-        connection.execute(statement)
-    return connection
+    return store.open_database(path, SCHEMA, threads=True)
 
 
 def bill(path: Path, account: str) -> list[Spent]:

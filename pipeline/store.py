@@ -392,15 +392,32 @@ class Journal:
             ) from error
 
     def _connect(self) -> sqlite3.Connection:
-        make_dirs(self.path.parent)
-        connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-        connection.execute("PRAGMA synchronous = FULL")
-        # SQLite does not wait its turn when two processes switch a new file to WAL at once: one gets "locked".
-        with open(self.path.with_name(self.path.name + ".lock"), "a") as gate:
-            fcntl.flock(gate, fcntl.LOCK_EX)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS entries (kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,"
-                " created REAL NOT NULL, PRIMARY KEY (kind, key))"
-            )
-        return connection
+        return open_database(self.path, [ENTRIES])
+
+
+ENTRIES = (
+    "CREATE TABLE IF NOT EXISTS entries (kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,"
+    " created REAL NOT NULL, PRIMARY KEY (kind, key))"
+)
+
+
+def open_database(path: Path, tables: Iterable[str], *, threads: bool = False) -> sqlite3.Connection:
+    """A SQLite file in WAL mode, made if need be with these tables; what is committed survives a power cut.
+
+    Args:
+        tables: statements that make them where they are not there.
+        threads: let a thread use it that did not open it.
+    """
+    make_dirs(path.parent)
+    connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=not threads)
+    connection.execute("PRAGMA synchronous = FULL")
+    # SQLite does not wait its turn when two processes switch a new file to WAL at once: one gets "locked".
+    with open(path.with_name(path.name + ".lock"), "a") as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        connection.execute("PRAGMA journal_mode = WAL")
+        with connection:
+            # The write lock is taken at the start: a read that wants to become a write would not wait for it.
+            connection.execute("BEGIN IMMEDIATE")
+            for table in tables:
+                connection.execute(table)
+    return connection
