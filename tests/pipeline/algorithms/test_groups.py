@@ -184,7 +184,14 @@ def test_two_trainings_leave_the_same_bytes(algorithm: str, once: Any, tiny: Mod
 
 
 @BOTH
-@pytest.mark.parametrize("options", [{}, {"num_iterations": 2}, {"steps_per_generation": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_iterations": 2},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"steps_per_generation": 2}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_training_leaves_the_bytes_of_an_uninterrupted_one(
     algorithm: str, options: dict[str, Any], tiny: ModelConfig, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ LEFT = {
     "adapter_model.safetensors", "adapter_config.json", "metrics.jsonl", "summary.json", "README.md",
     "reward_model.json",
 }  # fmt: skip
-KINDS = ("none", "nf4", "int8")
+KINDS = ("none", "nf4", pytest.param("int8", marks=pytest.mark.slow))
 
 
 def config(tiny: ModelConfig, quantization: Any = "none", **options: Any) -> Training:
@@ -467,7 +467,7 @@ def test_all_scores_are_equal_before_training_and_every_pair_costs_what_a_toss_d
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-@pytest.mark.parametrize("last", [2, 6])
+@pytest.mark.parametrize("last", [pytest.param(2, marks=pytest.mark.slow), 6])
 def test_a_resumed_training_leaves_the_bytes_of_an_uninterrupted_one(
     last: int, quantization: str, tiny: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
