@@ -36,7 +36,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "normalize_samples": 64,
         "kl_coef": 0.1,
         "lam": 1.0,
-        "max_steps": 40,
+        "max_steps": 30,
     },
     "rloo": {
         "learning_rate": 4e-4,
@@ -46,7 +46,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "max_completion_length": 32,
         "normalize_advantages": True,
         "beta": 0.05,
-        "max_steps": 40,
+        "max_steps": 30,
     },
 }
 
