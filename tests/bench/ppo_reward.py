@@ -36,6 +36,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "normalize_samples": 64,
         "kl_coef": 0.1,
         "lam": 1.0,
+        # Or the first thing that it learns is to end its answers, which the reward is not about.
+        "missing_eos_penalty": 0.0,
         "max_steps": 30,
     },
     "rloo": {
