@@ -2,7 +2,8 @@
 `prefloop judge exam | agree` (`pipeline.cli_judge`).
 
 Exit codes: 0 done; 2 the recipe, the data or a judge needs mending (the message says where and how); 3 another process
-is at work in the run directory; 4 a step failed (the same command continues); 130 and 143 stopped by a signal.
+is at work in the run directory; 4 a step failed (the same command continues); 5 the next paid call could pass the
+budget; 130 and 143 stopped by a signal.
 """
 
 import argparse

@@ -558,7 +558,7 @@ def _worker_environment(phase: str, rank: int, ranks: int) -> dict[str, str]:
 def _fail(step: Step, phase: str, worker: _Worker) -> NoReturn:
     code = worker.process.returncode
     again = "What was finished is kept: when the cause is mended, the same command continues from there."
-    if code in (2, 3, 4):
+    if code in (2, 3, 4, 5):  # those of pipeline.errors
         error = StepFailedError(f"{step.name}: stopped, for the reason above. {again}")
         error.exit_code = code
         raise error

@@ -24,6 +24,7 @@ from pipeline.report import (
     Labels,
     ReportData,
     Sample,
+    Spending,
     StepTime,
     _reward_by_kl,
     axis,
@@ -152,6 +153,10 @@ def example(prompts: int = 40, *, hostile: bool = False) -> ReportData:
             StepTime(name=text("label"), state=text("done"), seconds=95.1, peak_memory_bytes=1_310_000_000),
             StepTime(name=text("train dpo"), state=text("done"), seconds=1270.0, peak_memory_bytes=2_480_000_000),
             StepTime(name=text("train kto"), state=text("reused"), seconds=None, peak_memory_bytes=None),
+        ],
+        spending=[
+            Spending(step=text("label"), judge=text("llm"), calls=960, failed=31, tokens_in=441612, tokens_out=960,
+                     usd=0.178181),
         ],
         versions={text("torch"): text("2.13.0"), text("trl"): text("1.16.0")},
         hardware={text("processor"): text("2 cores"), text("memory"): text("8 GB")},
@@ -347,6 +352,14 @@ def test_a_report_with_nothing_but_a_title_and_a_base_is_whole() -> None:
     assert "Nothing was compared" in files["report.html"]
     assert "No checkpoint was compared" in files["report.md"]
     assert _terminal(results)
+
+
+def test_what_paid_judges_took_is_in_both_reports_and_nothing_is_said_where_none_was_asked() -> None:
+    files = render(example(12))
+    assert "| 960 | 31 | 441612 | 960 | 0.178181 |" in files["report.md"]
+    assert "0.178181" in files["report.html"]
+    free = render(example(12).model_copy(update={"spending": ()}))
+    assert all("Spending" not in text and "US dollars" not in text for text in free.values())
 
 
 def test_curves_of_a_diverged_run_and_unknown_metrics_are_drawn_from_what_is_finite() -> None:

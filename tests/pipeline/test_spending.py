@@ -1,0 +1,84 @@
+"""What a run would cost is told before, and what it did cost is in its manifest, attempts that failed included."""
+
+import json
+import os
+import re
+import sqlite3
+from pathlib import Path
+
+import pytest
+from servers import judge_server
+
+from pipeline import cli, store
+from pipeline.records import Pair
+
+ROOT = Path(__file__).parents[2]
+
+RECIPE = """\
+model: smollm2-135m-instruct
+generate: {{prompts: {{files: data/prompts/train.jsonl, limit: 6}}, sampler: {{name: scripted.sampler}}}}
+judge:
+  name: both_orders
+  of: {{name: llm, model: m, base_url: {url}, price: {{input: 0.4, output: 1.6}}, limits: {{timeout_s: 2}}}}
+exam: {{prompts: 2}}
+train: {{dpo: }}
+compare: {{prompts: {{files: data/prompts/heldout.jsonl, limit: 4}}, judges: [rules]}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+
+
+def recipe(top: Path, url: str, more: str = "") -> str:
+    (top / "recipe.yaml").write_text(RECIPE.format(url=url) + more)
+    return str(top / "recipe.yaml")
+
+
+def costs(told: str) -> dict[str, list[str]]:
+    return {
+        line.split()[0]: line.split()[1:] for line in told.splitlines() if re.match(r"(exam|label|compare|all) ", line)
+    }
+
+
+def test_an_estimate_counts_every_question_in_both_orders_before_anybody_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with judge_server() as server:
+        path, run = recipe(tmp_path, server.url), ["--run", str(tmp_path / "run")]
+        assert cli.main(["judge", "cost", path, *run, "budget_usd=0.000001"]) == 0
+        told = capsys.readouterr().out
+        # Six prompts with four answers are 36 pairs, each asked about in both orders; rules cost nothing.
+        assert costs(told)["label"][:3] == ["both_orders", "36", "72"]
+        assert costs(told)["compare"][:3] == ["rules", "4", "0"]
+        assert "each is counted at its greatest length" in told
+        assert "more than budget_usd, 1e-06: the run would stop there" in told
+        assert server.tell("stats")["calls"] == 0
+
+
+@pytest.mark.slow
+def test_what_was_spent_is_in_the_manifest_and_stops_at_the_budget(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with judge_server(only="cut inside", first=1) as server:
+        path, run = recipe(tmp_path, server.url), ["--run", str(tmp_path / "run")]
+        assert cli.main(["judge", "exam", path, *run, "budget_usd=0.0001"]) == 5
+        assert "budget_usd: 0.0" in capfd.readouterr().err
+        assert cli.main(["judge", "exam", path, *run, "exam.enforce=false"]) in (
+            0,
+            2,
+        )  # it knows nothing of such answers
+        bill = server.tell("stats")["bill"] / 1e9
+    (spent,) = json.loads((tmp_path / "run" / "manifest.json").read_text())["steps"]["exam"]["spending"]
+    with sqlite3.connect(tmp_path / ".cache" / "journal.sqlite") as journal:
+        (charged,) = journal.execute("SELECT charged FROM accounts WHERE name = 'run'").fetchone()
+    assert spent["usd"] == pytest.approx(charged / 1e9) and spent["usd"] >= bill > 0.0001
+    assert spent["failed"] > 40  # every first attempt was cut off
+    # Now the answers are there, and the estimate counts them and not the longest ones.
+    assert cli.main(["judge", "cost", path, *run]) == 0
+    told = capfd.readouterr().out
+    assert "greatest length" not in told
+    (folder,) = (tmp_path / "run" / "steps" / "generate").glob("*/pairs.jsonl")
+    assert costs(told)["label"][1] == str(len(list(store.read_jsonl(folder, Pair))))
