@@ -122,9 +122,10 @@ class ApiModel:
 
     def read(self, questions: Sequence[Question]) -> list[Reading]:
         """One reading per question, as many at once as the endpoint takes."""
-        return self.endpoint.client.run([partial(self._reading, question) for question in questions])
+        return self.endpoint.client.run([partial(self._reading, questions, number) for number in range(len(questions))])
 
-    async def _reading(self, question: Question) -> Reading:
+    async def _reading(self, questions: Sequence[Question], number: int) -> Reading:
+        question = questions[number]
         asked = Asked(self, question)
         if self.mode == "label":
             said = await asked.for_label(())

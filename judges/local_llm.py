@@ -67,6 +67,7 @@ class LocalModel:
         return cls(load_model(config.model), tokenizer, config.labels, config.batch_tokens)
 
     def read(self, questions: Sequence[Question]) -> list[Reading]:
+        questions = list(questions)
         tokens = [self._encode(question) for question in questions]
         readings = [Reading(abstained="truncated")] * len(questions)
         fits = [i for i, ids in enumerate(tokens) if len(ids) <= self.positions]

@@ -12,7 +12,7 @@ What is left out: how it is written (`judges.rendering`) and who reads it: a Bac
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, overload
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -142,8 +142,28 @@ class Backend(Protocol):
     """The one of `CONTRACTS` that its questions end with."""
 
     def read(self, questions: Sequence[Question]) -> list[Reading]:
-        """One reading per question, in order."""
+        """One reading per question, in order. Ask for each question once: it is written at that moment."""
         ...
+
+
+class Written(Sequence[Question]):
+    """The questions about some pairs, each written when it is asked for: while others are being answered."""
+
+    def __init__(self, judge: "PairwiseJudge", pairs: Sequence[Pair]) -> None:
+        self.judge = judge
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> Question: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Question]: ...
+    def __getitem__(self, index: int | slice) -> Question | Sequence[Question]:
+        if isinstance(index, slice):
+            return Written(self.judge, self.pairs[index])
+        return self.judge.question(self.pairs[index])
 
 
 class PairwiseJudge:
@@ -162,7 +182,7 @@ class PairwiseJudge:
         self.contracts = {name: read_texts(name, prefix="contract.") for name in CONTRACTS}
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        readings = self.backend.read([self.question(pair) for pair in pairs])
+        readings = self.backend.read(Written(self, pairs))
         return [self._verdict(pair, reading) for pair, reading in zip(pairs, readings, strict=True)]
 
     def question(self, pair: Pair) -> Question:

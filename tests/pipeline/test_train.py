@@ -461,6 +461,7 @@ def test_a_process_of_the_engine_leaves_the_same_bytes(once: Any, tiny: ModelCon
         "inputs": {name: {"path": str(path)} for name, path in job.inputs.items()},
         "files": [],
         "cache": str(job.cache),
+        "run": job.run,
         "finish": "pipeline.train:finish",
     }
     (tmp_path / "job.json").write_text(json.dumps(told))
