@@ -99,7 +99,7 @@ def compare_work(job: Job) -> None:
     config = Comparing.model_validate(job.options["config"])
     pairs = _matches(config, job)
     for judge in config.judges:
-        label.judge_share(judge, pairs, len({pair.prompt.id for pair in pairs}), job, config.budget_usd)
+        label.judge_share(judge, pairs, job, config.budget_usd)
 
 
 def compare_finish(job: Job) -> None:

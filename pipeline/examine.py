@@ -48,7 +48,7 @@ def work(job: Job) -> None:
     """Ask this process's share of the questions, into the journal."""
     config = Examining.model_validate(job.options["config"])
     pairs = [question.pair for question in _questions(config, job)]
-    label.judge_share(config.judge, pairs, len({pair.prompt.id for pair in pairs}), job, config.budget_usd)
+    label.judge_share(config.judge, pairs, job, config.budget_usd)
 
 
 def finish(job: Job) -> None:

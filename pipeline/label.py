@@ -10,9 +10,9 @@ losses see (`pipeline.views`).
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from judges import cached
 from judges.base import AnyJudge, JudgeConfig, Session
@@ -57,8 +57,8 @@ def work(job: Job) -> None:
     config = Labelling.model_validate(job.options["config"])
     _admit(examined(job), config)
     path = job.inputs["generate"] / "pairs.jsonl"
-    total = sum(1 for _ in by_prompt(_pairs(path)))
-    judge_share(config.judge, _pairs(path), total, job, config.budget_usd)
+    pairs = store.read_jsonl(path, Pair, where=_Turn(job))
+    _judge(config.judge, pairs, store.count_lines(path), job, config.budget_usd)
 
 
 def finish(job: Job) -> None:
@@ -102,21 +102,42 @@ def _admit(exam: ExamReport | None, config: Labelling) -> None:
         )
 
 
-def judge_share(config: JudgeConfig, pairs: Iterable[Pair], total: int, job: Job, budget_usd: float | None) -> None:
+def judge_share(config: JudgeConfig, pairs: Sequence[Pair], job: Job, budget_usd: float | None) -> None:
     """Judge every `world`-th prompt's pairs. All pairs of a prompt go to the judge together, whoever asks.
 
     Args:
         pairs: those of one prompt one after the other.
-        total: how many prompts they are of.
     """
-    judge = cached.member(config, session_of(job, budget_usd))
     groups = (group for number, group in enumerate(by_prompt(pairs)) if number % job.world == job.rank)
+    _judge(config, itertools.chain.from_iterable(groups), len(pairs), job, budget_usd)
+
+
+def _judge(config: JudgeConfig, share: Iterable[Pair], total: int, job: Job, budget_usd: float | None) -> None:
+    """Judge this process's share of `total` pairs, into the journal."""
+    judge = cached.member(config, session_of(job, budget_usd))
     done = 0
     with Bar(f"{job.step} ({config.name})", total=total) as bar:
-        for window in _windows(groups, config.window):
-            judge.judge(list(itertools.chain.from_iterable(window)))
-            done += len(window) * job.world
+        for window in _windows(by_prompt(share), config.window):
+            asked = list(itertools.chain.from_iterable(window))
+            judge.judge(asked)
+            done += len(asked) * job.world
             bar.at(min(total, done))
+
+
+class _Turn:
+    """Tells whether a pair is to a prompt of this process's share, before it is made a Pair: with many processes most
+    of the file is somebody else's."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.prompt: str | None = None
+        self.number = -1
+
+    def __call__(self, told: Any) -> bool:
+        prompt = told["prompt"]["id"]
+        if prompt != self.prompt:
+            self.prompt, self.number = prompt, self.number + 1
+        return self.number % self.job.world == self.job.rank
 
 
 def judge_all(config: JudgeConfig, pairs: Iterable[Pair], job: Job, budget_usd: float | None) -> Iterator[Verdict]:

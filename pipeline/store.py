@@ -19,7 +19,7 @@ import shutil
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -141,10 +141,14 @@ def write_jsonl(path: Path, records: Iterable[Record], disk: Disk = DISK) -> Non
     write_bytes(path, (_line(record).encode() + b"\n" for record in records), disk)
 
 
-def read_jsonl(path: Path, record: type[R]) -> Iterator[R]:
+def read_jsonl(path: Path, record: type[R], where: Callable[[Any], bool] | None = None) -> Iterator[R]:
     """The records of a JSONL file in order; `.gz` is unpacked, a byte order mark and blank lines are skipped.
 
     Nothing more is yielded after the first bad line, but the rest of the file is read for more of them.
+
+    Args:
+        where: told the JSON of each line; those of which it says False are passed over, whatever else is in them. For
+            files of our own, whose lines have what it looks at.
 
     Raises:
         DataError: with `file:line: what was found; what to do` for each bad line, at the end of the file.
@@ -153,7 +157,10 @@ def read_jsonl(path: Path, record: type[R]) -> Iterator[R]:
     count = 0
     for number, line in _lines(path):
         try:
-            item = _parse(line, record)
+            told = json.loads(line.decode(), parse_constant=_refuse_constant)
+            if where is not None and not where(told):
+                continue
+            item = record.model_validate(told)
         except ValueError as error:
             count += 1
             if count <= SHOWN:
@@ -165,6 +172,11 @@ def read_jsonl(path: Path, record: type[R]) -> Iterator[R]:
         problems.append(f"and {count - SHOWN} more")
     if problems:
         raise DataError("\n".join(problems))
+
+
+def count_lines(path: Path) -> int:
+    """How many records a JSONL file has, without reading them."""
+    return sum(1 for _ in _lines(path))
 
 
 def _line(record: Record) -> str:
@@ -191,10 +203,6 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(
             f"{path}:{number + 1}: cannot be read ({error.strerror}); check what it is and who may"
         ) from error
-
-
-def _parse(line: bytes, record: type[R]) -> R:
-    return record.model_validate(json.loads(line.decode(), parse_constant=_refuse_constant))
 
 
 def _refuse_constant(name: str) -> None:
