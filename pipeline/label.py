@@ -9,8 +9,10 @@ judges checkpoints against each other (`pipeline.compare`). What is left out: wh
 losses see (`pipeline.views`).
 """
 
+import gc
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -117,11 +119,24 @@ def _judge(config: JudgeConfig, share: Iterable[Pair], total: int, job: Job, bud
     judge = cached.member(config, session_of(job, budget_usd))
     done = 0
     with Bar(f"{job.step} ({config.name})", total=total) as bar:
-        for window in _windows(by_prompt(share), config.window):
+        windows = _windows(by_prompt(share), config.window)
+        for window in _ahead(windows) if config.remote else windows:
             asked = list(itertools.chain.from_iterable(window))
             judge.judge(asked)
             done += len(asked) * job.world
             bar.at(min(total, done))
+
+
+def _ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items, each made while the one before it is being used: a judge behind an API leaves the processor idle."""
+    # Thousands of replies are under way at once and none is part of a cycle: looking for cycles costs a tenth.
+    gc.set_threshold(100_000, 50, 100)
+    with ThreadPoolExecutor(1) as maker:
+        iterator = iter(items)
+        coming = maker.submit(next, iterator, None)
+        while (item := coming.result()) is not None:
+            coming = maker.submit(next, iterator, None)
+            yield item
 
 
 class _Turn:

@@ -6,6 +6,7 @@ memory for 100,000 pairs above that for 1,000.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,7 @@ def speed(concurrency: int, pairs: int, processes: int) -> dict[str, Any]:
         told = label(Path(name), server, concurrency, processes, finish=False)
     ideal, reached = concurrency / (2 * LATENCY_S), pairs / told["seconds"]
     return {
+        "pairs": pairs,
         "labels_per_second": round(reached, 1),
         "ideal": ideal,
         "ratio": round(reached / ideal, 4),
@@ -64,8 +66,8 @@ def memory(pairs: int) -> float:
 
 def main() -> None:
     processes = 2
-    figures: dict[str, Any] = {"latency_s": LATENCY_S, "processes": processes}
-    for concurrency, pairs in ((64, 8_000), (256, 32_000)):
+    figures: dict[str, Any] = {"latency_s": LATENCY_S, "processes": processes, "cores": os.cpu_count()}
+    for concurrency, pairs in ((64, 16_000), (256, 64_000)):
         found = speed(concurrency, pairs, processes)
         figures |= {f"ratio_{concurrency}": found["ratio"], f"at_{concurrency}": found}
     small, large = memory(1_000), memory(100_000)
