@@ -108,7 +108,7 @@ class JudgeConfig(Config):
     @property
     def window(self) -> int:
         """Pairs that it is best asked about at once. One or fewer: those of one prompt."""
-        return 4096 if self.remote else 1  # so many that waiting for the slowest of them costs little
+        return 8192 if self.remote else 1  # so many that waiting for the slowest of them costs little
 
     def cost(self, pairs: Sequence[Pair]) -> Cost:
         """What it would cost to ask about these pairs; nothing for a judge in this process."""

@@ -67,7 +67,7 @@ def memory(pairs: int) -> float:
 def main() -> None:
     processes = 2
     figures: dict[str, Any] = {"latency_s": LATENCY_S, "processes": processes, "cores": os.cpu_count()}
-    for concurrency, pairs in ((64, 16_000), (256, 64_000)):
+    for concurrency, pairs in ((64, 16_000), (256, 48_000)):
         found = speed(concurrency, pairs, processes)
         figures |= {f"ratio_{concurrency}": found["ratio"], f"at_{concurrency}": found}
     small, large = memory(1_000), memory(100_000)
