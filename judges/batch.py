@@ -17,7 +17,7 @@ from pydantic import Field
 
 from judges.client import Client
 from judges.pacing import backoff
-from judges.replies import AGAIN, Attempt, Outcome, Price, Reply, Request
+from judges.replies import AGAIN, Attempt, Price, Reply, Request
 from pipeline.errors import JudgeError
 from pipeline.plugins import Config
 from pipeline.records import digest
@@ -56,7 +56,6 @@ class Waiting:
         self.request = request
         self.answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self.round = 0
-        self.last = Reply(Outcome.TRANSIENT, detail="the batch did not answer it")
 
 
 class BatchClient(Client):
@@ -176,7 +175,7 @@ class BatchClient(Client):
             self._learn(attempt)
             self._under_way += 1
             await self._settle(call, key, reserve, attempt if status else Attempt(attempt.reply, charge=0))
-            waiting.round, waiting.last = waiting.round + 1, attempt.reply
+            waiting.round += 1
             if attempt.reply.outcome not in AGAIN or waiting.round >= ROUNDS:
                 del self._waiting[key]
                 waiting.answer.set_result(attempt.reply)

@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 
 from judges.api import ApiConfig, Endpoint, Features
 from judges.base import Cost, Session
+from judges.ledger import NANO
 from judges.pairwise import PairwiseConfig, PairwiseJudge, Question, Reading
 from judges.replies import Outcome, Reply
 from judges.verdicts import json_field, label_logprobs, label_of, last_line
@@ -220,7 +221,7 @@ class Asked:
             evidence=evidence,
             tokens_in=sum(reply.tokens_in for reply in self.replies),
             tokens_out=sum(reply.tokens_out for reply in self.replies),
-            cost_usd=sum(reply.cost for reply in self.replies) / 1e9,
+            cost_usd=sum(reply.cost for reply in self.replies) / NANO,
         )
 
 

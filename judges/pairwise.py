@@ -17,7 +17,19 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, overload
 from pydantic import Field, ValidationInfo, field_validator
 
 from judges.base import JudgeConfig, sigmoid
-from judges.rendering import Constitution, Template, conversation, fill, in_language, neutralise, read_texts, text_of
+from judges.rendering import (
+    Constitution,
+    PairTemplate,
+    Rubric,
+    Template,
+    conversation,
+    fill,
+    in_language,
+    language,
+    neutralise,
+    read_texts,
+    text_of,
+)
 from judges.verdicts import share_of_votes
 from pipeline.records import Pair, Verdict, digest, seed_of
 
@@ -35,9 +47,9 @@ class PairwiseConfig(JudgeConfig):
 
     VERSION: ClassVar[int] = 2
 
-    prompt: str = "pairwise"
+    prompt: PairTemplate = "pairwise"
     """Template: `pairwise` is judges/prompts/pairwise.<lang>.txt; a path ending in .txt serves every language."""
-    rubric: str = "helpful"
+    rubric: Rubric = "helpful"
     """What counts: `helpful` is judges/prompts/rubric.helpful.<lang>.txt; or a path ending in .txt."""
     constitution: str = "assistant"
     """Principles by id: `assistant` is judges/prompts/constitution.assistant.<lang>.txt; or a path ending in .txt."""
@@ -54,19 +66,6 @@ class PairwiseConfig(JudgeConfig):
     @property
     def order_free(self) -> bool:
         return False
-
-    @field_validator("prompt")
-    @classmethod
-    def _template_is_whole(cls, value: str) -> str:
-        for text in read_texts(value).values():
-            Template.parse(text)
-        return value
-
-    @field_validator("rubric")
-    @classmethod
-    def _rubric_is_there(cls, value: str) -> str:
-        read_texts(value, prefix="rubric.")
-        return value
 
     @field_validator("constitution")
     @classmethod
@@ -187,7 +186,7 @@ class PairwiseJudge:
 
     def question(self, pair: Pair) -> Question:
         """What the model is shown about this pair, the answer `a` first."""
-        lang = _lang(pair)
+        lang = language(pair.prompt)
         template = in_language(self.templates, lang)
         label_1, label_2 = self._labels(pair)
         contracts = {
@@ -231,7 +230,7 @@ class PairwiseJudge:
         labels, p_a, abstained = self._labels(pair), None, reading.abstained
         evidence: dict[str, Any] = {"labels": list(labels), **reading.evidence}
         if self.config.principle is not None:
-            evidence["principles"] = self._principles(pair, _lang(pair))
+            evidence["principles"] = self._principles(pair, language(pair.prompt))
         turned = labels != self.backend.labels
         if reading.logprobs is not None:
             logit_a, logit_b = _turned(reading.logprobs, turned)
@@ -256,10 +255,6 @@ class PairwiseJudge:
             tokens_out=reading.tokens_out,
             cost_usd=reading.cost_usd,
         )
-
-
-def _lang(pair: Pair) -> str:
-    return pair.prompt.lang.lower().split("-")[0]
 
 
 def _turned(both: tuple[N, N], turned: bool) -> tuple[N, N]:

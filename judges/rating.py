@@ -12,12 +12,25 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from judges.api import ApiConfig, Endpoint
 from judges.base import Cost, Session, sigmoid
+from judges.ledger import NANO
 from judges.llm import ABSTAINED
-from judges.rendering import ALONE, Template, conversation, fill, in_language, neutralise, read_texts, text_of
+from judges.rendering import (
+    ALONE,
+    AloneTemplate,
+    Rubric,
+    Template,
+    conversation,
+    fill,
+    in_language,
+    language,
+    neutralise,
+    read_texts,
+    text_of,
+)
 from judges.replies import Outcome, Reply
 from judges.verdicts import expected_score, score_of
 from pipeline.records import Pair, Prompt, Response, Verdict, digest
@@ -32,27 +45,14 @@ class Config(ApiConfig):
     RUNTIME: ClassVar[frozenset[str]] = ApiConfig.RUNTIME
 
     name: Literal["rating"] = "rating"
-    prompt: str = "rating"
+    prompt: AloneTemplate = "rating"
     """Template: `rating` is judges/prompts/rating.<lang>.txt; a path ending in .txt serves every language."""
-    rubric: str = "helpful"
+    rubric: Rubric = "helpful"
     """What counts: `helpful` is judges/prompts/rubric.helpful.<lang>.txt; or a path ending in .txt."""
     points: float = Field(default=1.0, gt=0)
     """A difference of so many points makes the better answer 73 % likely to be preferred."""
     min_digit_mass: float = Field(default=0.5, ge=0, le=1)
     """Least probability of the digits together. Below it the reply was about to say something else."""
-
-    @field_validator("prompt")
-    @classmethod
-    def _template_is_whole(cls, value: str) -> str:
-        for text in read_texts(value).values():
-            Template.parse(text, ALONE)
-        return value
-
-    @field_validator("rubric")
-    @classmethod
-    def _rubric_is_there(cls, value: str) -> str:
-        read_texts(value, prefix="rubric.")
-        return value
 
     def identity(self) -> dict[str, Any]:
         # The texts and not the names: an edited template is another judge, a renamed one is not.
@@ -79,7 +79,7 @@ class Writer:
 
     def turns(self, prompt: Prompt, text: str) -> list[dict[str, str]]:
         """The two turns that the model reads."""
-        lang = prompt.lang.lower().split("-")[0]
+        lang = language(prompt)
         template = in_language(self.templates, lang)
         data = {"question": conversation(prompt.messages), "answer": text}
         values = {name: neutralise(each, (), self.tags) for name, each in data.items()}
@@ -154,5 +154,5 @@ class RatingJudge:
             evidence={"score_a": a.score, "score_b": b.score, "said": [a.reply.text, b.reply.text]},
             tokens_in=a.reply.tokens_in + b.reply.tokens_in,
             tokens_out=a.reply.tokens_out + b.reply.tokens_out,
-            cost_usd=(a.reply.cost + b.reply.cost) / 1e9,
+            cost_usd=(a.reply.cost + b.reply.cost) / NANO,
         )

@@ -12,10 +12,13 @@ import glob
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
-from pipeline.records import Message
+from pydantic import AfterValidator
+
+from pipeline.records import Message, Prompt
 
 T = TypeVar("T")
 
@@ -119,6 +122,11 @@ def in_language(texts: dict[str, T], lang: str) -> T:
     return next(texts[key] for key in (lang, "en", "") if key in texts)
 
 
+def language(prompt: Prompt) -> str:
+    """The key under which a prompt's texts are: `fr` for `fr-CA`."""
+    return prompt.lang.lower().split("-")[0]
+
+
 def conversation(messages: Sequence[Message]) -> str:
     """The request as the judge reads it: its text, or a JSON list of roles and contents where there are more turns."""
     if len(messages) == 1:
@@ -188,3 +196,24 @@ def break_up(text: str, forbidden: str) -> str:
             break
         text = broken
     return text
+
+
+def _checked(name: str, placeholders: frozenset[str]) -> str:
+    for text in read_texts(name).values():
+        Template.parse(text, placeholders)
+    return name
+
+
+def _there(name: str) -> str:
+    read_texts(name, prefix="rubric.")
+    return name
+
+
+PairTemplate = Annotated[str, AfterValidator(partial(_checked, placeholders=PLACEHOLDERS))]
+"""The name of a template that shows two answers, or a path to one; refused where it is not whole."""
+
+AloneTemplate = Annotated[str, AfterValidator(partial(_checked, placeholders=ALONE))]
+"""The same for one answer."""
+
+Rubric = Annotated[str, AfterValidator(_there)]
+"""The name of a rubric, or a path to one."""

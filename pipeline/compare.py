@@ -12,6 +12,7 @@ from typing import Any
 
 from judges.base import AnyJudge
 from judges.grading import ExamReport
+from judges.ledger import Spent
 from pipeline import generate, label, report, store
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.algorithms.scoring import FACTS
@@ -332,9 +333,9 @@ def _step_time(name: str, path: Path) -> report.StepTime:
     )
 
 
-def _spending(steps: Iterable[Path]) -> Iterator[report.Spending]:
+def _spending(steps: Iterable[Path]) -> Iterator[Spent]:
     for path in steps:
-        yield from (report.Spending.model_validate(row) for row in _provenance(path).get("spending", ()))
+        yield from (Spent(**row) for row in _provenance(path).get("spending", ()))
 
 
 def _provenance(path: Path) -> dict[str, Any]:

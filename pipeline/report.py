@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from judges.grading import ExamReport, GoldReport, Position, shown, wanted
+from judges.ledger import Spent
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.ratings import Checkpoint, Comparison, Estimate, JudgeInfo, Results, interval, percent
 from pipeline.records import Message, Record
@@ -70,18 +71,6 @@ class StepTime(Record):
     peak_memory_bytes: int | None = None
 
 
-class Spending(Record):
-    """What a step's calls to one judge were charged."""
-
-    step: str
-    judge: str
-    calls: int
-    failed: int
-    tokens_in: int
-    tokens_out: int
-    usd: float
-
-
 class Sample(Record):
     """One held-out prompt with every checkpoint's answer and every judge's scores."""
 
@@ -109,7 +98,7 @@ class ReportData(Record):
     reward_models: dict[str, HeldOut] = Field(default_factory=dict)
     """Train step -> how its reward model did on held-out pairs."""
     steps: tuple[StepTime, ...] = ()
-    spending: tuple[Spending, ...] = ()
+    spending: tuple[Spent, ...] = ()
     """What paid judges took; empty where none was asked."""
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, str] = Field(default_factory=dict)
@@ -351,7 +340,7 @@ def _step_sheet(steps: Iterable[StepTime]) -> Sheet:
     return Sheet("Time and memory", ("step", "state", "time", "peak memory"), rows, names=2)
 
 
-def _spending_sheet(spending: Iterable[Spending]) -> Sheet:
+def _spending_sheet(spending: Iterable[Spent]) -> Sheet:
     columns = ("step", "judge", "calls", "of them failed", "tokens in", "tokens out", "US dollars")
     rows = tuple(
         (

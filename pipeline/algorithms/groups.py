@@ -139,6 +139,21 @@ class GroupConfig(AlgorithmConfig):
 
     def group_trainer(self, rows: Sequence[dict[str, Any]], setting: Setting, reward: "Rewarded") -> "Trainer":
         """TRL's trainer on the rows in their order, rewarded by `reward`."""
+        from datasets import Dataset
+
+        kind, arguments = self.of_trl(setting)
+        trainer: Trainer = kind(
+            model=setting.model,
+            reward_funcs=reward,
+            args=arguments,
+            train_dataset=Dataset.from_list(list(rows)),
+            processing_class=setting.tokenizer,
+            peft_config=setting.peft_config(self),
+        )
+        return trainer
+
+    def of_trl(self, setting: Setting) -> tuple[Any, Any]:
+        """TRL's class of trainer and its arguments."""
         raise NotImplementedError
 
     def group_arguments(self, setting: Setting) -> dict[str, Any]:

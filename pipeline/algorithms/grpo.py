@@ -4,16 +4,12 @@ An answer's advantage is its reward in deviations from the mean of its prompt's 
 each of its tokens. No critic; the divergence from the reference, if any, is in the loss.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from pipeline.algorithms.base import Setting
-from pipeline.algorithms.groups import GroupConfig, Rewarded
-
-if TYPE_CHECKING:
-    from transformers import Trainer
+from pipeline.algorithms.groups import GroupConfig
 
 Loss = Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "vespo"]
 """The names that TRL 1.16 knows."""
@@ -30,9 +26,8 @@ class Config(GroupConfig):
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Divide by the deviation of a prompt's rewards (the paper's), of the whole batch's, or not at all."""
 
-    def group_trainer(self, rows: Sequence[dict[str, Any]], setting: Setting, reward: Rewarded) -> "Trainer":
-        """TRL's GRPOTrainer on the rows."""
-        from datasets import Dataset
+    def of_trl(self, setting: Setting) -> tuple[Any, Any]:
+        """GRPOTrainer."""
         from trl import GRPOConfig, GRPOTrainer
 
         arguments = GRPOConfig(
@@ -41,11 +36,4 @@ class Config(GroupConfig):
             loss_type=self.loss_type,
             scale_rewards=self.scale_rewards,
         )
-        return GRPOTrainer(
-            model=setting.model,
-            reward_funcs=reward,
-            args=arguments,
-            train_dataset=Dataset.from_list(list(rows)),
-            processing_class=setting.tokenizer,
-            peft_config=setting.peft_config(self),
-        )
+        return GRPOTrainer, arguments

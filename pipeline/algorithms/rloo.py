@@ -4,16 +4,12 @@ Each answer's reward, less beta times its divergence from the reference, is comp
 other answers (section 3, eq. 8). No critic; the whole answer is one action.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from pipeline.algorithms.base import Setting
-from pipeline.algorithms.groups import GroupConfig, Rewarded
-
-if TYPE_CHECKING:
-    from transformers import Trainer
+from pipeline.algorithms.groups import GroupConfig
 
 
 class Config(GroupConfig):
@@ -25,19 +21,11 @@ class Config(GroupConfig):
     normalize_advantages: bool = False
     """Divide by the deviation of the batch's advantages, so that the scale of rewards does not matter."""
 
-    def group_trainer(self, rows: Sequence[dict[str, Any]], setting: Setting, reward: Rewarded) -> "Trainer":
-        """TRL's RLOOTrainer on the rows."""
-        from datasets import Dataset
+    def of_trl(self, setting: Setting) -> tuple[Any, Any]:
+        """RLOOTrainer."""
         from trl import RLOOConfig, RLOOTrainer
 
         arguments = RLOOConfig(
             **self.group_arguments(setting), beta=self.beta, normalize_advantages=self.normalize_advantages
         )
-        return RLOOTrainer(
-            model=setting.model,
-            reward_funcs=reward,
-            args=arguments,
-            train_dataset=Dataset.from_list(list(rows)),
-            processing_class=setting.tokenizer,
-            peft_config=setting.peft_config(self),
-        )
+        return RLOOTrainer, arguments

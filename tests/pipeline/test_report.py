@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from judges.grading import Check, ExamReport, GoldReport, Position
+from judges.ledger import Spent
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.ratings import Estimate, JudgeInfo, Results, compare_checkpoints, describe
 from pipeline.records import Message, Response
@@ -24,7 +25,6 @@ from pipeline.report import (
     Labels,
     ReportData,
     Sample,
-    Spending,
     StepTime,
     _reward_by_kl,
     axis,
@@ -155,7 +155,7 @@ def example(prompts: int = 40, *, hostile: bool = False) -> ReportData:
             StepTime(name=text("train kto"), state=text("reused"), seconds=None, peak_memory_bytes=None),
         ],
         spending=[
-            Spending(step=text("label"), judge=text("llm"), calls=960, failed=31, tokens_in=441612, tokens_out=960,
+            Spent(step=text("label"), judge=text("llm"), calls=960, failed=31, tokens_in=441612, tokens_out=960,
                      usd=0.178181),
         ],
         versions={text("torch"): text("2.13.0"), text("trl"): text("1.16.0")},
