@@ -184,7 +184,8 @@ class Client:
                 self._go_on()
             if reply.outcome not in AGAIN:
                 return reply
-            await self._sleep(attempt.pause or backoff(number))
+            if number + 1 < self.limits.attempts:
+                await self._sleep(attempt.pause or backoff(number))
         return reply
 
     async def _sleep(self, seconds: float) -> None:

@@ -81,9 +81,8 @@ def finish(job: Job) -> None:
     store.write_jsonl(job.out / "preferences.jsonl", kept)
     if not kept.count:
         raise JudgeError(f"judge {config.judge.name}: it preferred no answer to another; nothing could be trained on")
-    confidence = views.confidence_histogram(store.read_jsonl(verdicts, Verdict))
     found = config.judge.summary(store.read_jsonl(verdicts, Verdict))
-    told = {**summary, "preferences": kept.count, "confidence": confidence, "judge_summary": found}
+    told = {**summary, "preferences": kept.count, "judge_summary": found}
     store.write_json(job.out / "summary.json", told)
     tell_spending(job)
 
@@ -193,11 +192,13 @@ def by_prompt(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
 def _windows(groups: Iterable[list[T]], size: int) -> Iterator[list[list[T]]]:
     """Groups together until they hold `size` items; no group is divided."""
     window: list[list[T]] = []
+    held = 0
     for group in groups:
         window.append(group)
-        if sum(map(len, window)) >= size:
+        held += len(group)
+        if held >= size:
             yield window
-            window = []
+            window, held = [], 0
     if window:
         yield window
 
@@ -216,8 +217,10 @@ def _judged(pairs: Path, verdicts: Path) -> Iterator[tuple[list[Pair], list[Verd
 def _summary(config: Labelling, judged: Iterable[tuple[list[Pair], list[Verdict]]]) -> dict[str, object]:
     """What became of the pairs, and what it took."""
     counted, prompts = views.Counts(pairs=0, decided=0, ties=0, below_confidence=0), 0
+    confidence = views.confidence_histogram([])
     tokens_in, tokens_out, cost_usd = 0, 0, 0.0
     for pairs, verdicts in judged:
+        confidence = [sum(bars) for bars in zip(confidence, views.confidence_histogram(verdicts), strict=True)]
         counted, prompts = counted + views.count(pairs, verdicts, config.label.min_confidence), prompts + 1
         tokens_in += sum(verdict.tokens_in for verdict in verdicts)
         tokens_out += sum(verdict.tokens_out for verdict in verdicts)
@@ -227,6 +230,7 @@ def _summary(config: Labelling, judged: Iterable[tuple[list[Pair], list[Verdict]
         "judge": config.judge.name,
         "judge_fingerprint": config.judge.fingerprint(),
         "prompts": prompts,
+        "confidence": confidence,
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
         "cost_usd": round(cost_usd, 9),
