@@ -47,7 +47,7 @@ test: $(READY) ## all tests, the whole path through the real command line includ
 test-fast: $(READY) ## the tests that load no real model
 	@$(BIN)/pytest -m "not slow"
 
-bench-labels: $(READY) ## labels a second and memory against a slow server: runs/bench/labels.json (about six minutes)
+bench-labels: $(READY) ## labels a second and memory against a slow server: runs/bench/labels.json (about eight minutes)
 	@PYTHONPATH=tests $(BIN)/python -m bench.labels
 
 bench-faults: $(READY) ## 10,000 pairs, 30 % faults, 20 kills, a budget: runs/bench/faults.json (about three minutes)

@@ -1,5 +1,5 @@
 """The command line: `prefloop run RECIPE [key.path=value ...]`, `prefloop status RUN`, `prefloop schema`, and
-`prefloop judge exam | agree` (`pipeline.cli_judge`).
+`prefloop judge exam | cost | agree` (`pipeline.cli_judge`).
 
 Exit codes: 0 done; 2 the recipe, the data or a judge needs mending (the message says where and how); 3 another process
 is at work in the run directory; 4 a step failed (the same command continues); 5 the next paid call could pass the

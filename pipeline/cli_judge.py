@@ -42,7 +42,7 @@ Said = tuple[Pair, Verdict]
 
 def add_to(verbs: Any) -> None:
     """The verb `judge` and its own verbs."""
-    judge = verbs.add_parser("judge", help="examine a judge, or see how far judges agree")
+    judge = verbs.add_parser("judge", help="examine a judge, estimate its cost, or see how far judges agree")
     inner = judge.add_subparsers(required=True, metavar="COMMAND")
 
     exam = inner.add_parser("exam", help="do a run up to its judge's exam and print what was found; 2 if it failed")
