@@ -1,4 +1,4 @@
-"""Prompt, Response, Pair, Verdict, Preference: everything that touches disk between two stages.
+"""Prompt, Response, Pair, Verdict, Preference, Vote, Thumb: everything that touches disk between two stages.
 
 Records are frozen and refuse unknown fields. On disk they are JSONL, one object a line, UTF-8 (`pipeline.store`).
 Nothing time-like is in a record, so that the same recipe writes the same bytes; times are in each step's
@@ -166,7 +166,33 @@ class Preference(Record):
     """Probability that `chosen` is the better one."""
 
 
+class Vote(Record):
+    """What one person said about one pair. Sides are the pair's own; `shown` says which was on the left."""
+
+    pair_id: str
+    annotator: str
+    """Who voted, as they are called in the file; never an address or a key of theirs."""
+    choice: Literal["a", "b", "tie"]
+    shown: Literal["ab", "ba"] | None = None
+    """`ab`: a was the left or first one. None: not known."""
+    strength: float | None = Field(default=None, ge=0)
+    """How much better, on the scale of whoever asked."""
+    note: str = ""
+    at: str = ""
+    """When, in ISO 8601 with its zone; later votes of one person on one pair replace earlier ones."""
+
+
+class Thumb(Record):
+    """One answer that people found good or bad by itself."""
+
+    prompt: Prompt
+    response: Response
+    good: bool
+    votes: int = Field(default=1, ge=1)
+    """How many said so."""
+
+
 __all__ = [
-    "ABSTENTIONS", "Message", "Pair", "Preference", "Prompt", "Record", "Response", "Verdict",
+    "ABSTENTIONS", "Message", "Pair", "Preference", "Prompt", "Record", "Response", "Thumb", "Verdict", "Vote",
     "canonical", "digest", "seed_of",
 ]  # fmt: skip
