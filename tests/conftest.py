@@ -58,3 +58,16 @@ def tiny_adapters(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     for seed, name in enumerate(("one", "two"), start=1):
         make_adapter(tiny_folder, top / name, seed)
     return {name: top / name for name in ("one", "two")}
+
+
+@pytest.fixture(scope="session")
+def architectures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of each architecture's tiny model, with its tokenizer. Only to be read."""
+    import torch
+    from tiny import DECODERS, ENCODER_DECODERS, make_architecture
+
+    torch.set_num_threads(1)
+    top = tmp_path_factory.mktemp("architectures")
+    for kind in (*DECODERS, *ENCODER_DECODERS):
+        make_architecture(top / kind, kind)
+    return {kind: top / kind for kind in (*DECODERS, *ENCODER_DECODERS)}

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     ["pipeline.errors", "pipeline.records"],
-    ["pipeline.plugins", "pipeline.store", "pipeline.progress", "pipeline.worker"],
+    ["pipeline.plugins", "pipeline.store", "pipeline.progress", "pipeline.worker", "pipeline.architectures"],
+    ["pipeline.decoding"],
     ["pipeline.models", "pipeline.views", "pipeline.ratings", "pipeline.agreement", "pipeline.importers*"],
     ["judges*", "pipeline.sampling*", "pipeline.algorithms*"],
     ["pipeline.recipe"],  # the stages read their blocks of it, so it knows none of them

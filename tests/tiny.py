@@ -23,9 +23,13 @@ END = 2
 CONTEXT = 512
 
 
-def make_tokenizer(folder: Path, template: str | None = CHATML) -> None:
-    """A tokenizer of bytes and three special tokens."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+def make_tokenizer(folder: Path, template: str | None = CHATML, *, ends: bool = False) -> None:
+    """A tokenizer of bytes and three special tokens.
+
+    Args:
+        ends: it puts the end token after every text, as that of an encoder-decoder does.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -34,6 +38,10 @@ def make_tokenizer(folder: Path, template: str | None = CHATML) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    if ends:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {SPECIAL[END]}", special_tokens=[(SPECIAL[END], END)]
+        )
     whole = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=SPECIAL[END], pad_token=SPECIAL[0], bos_token=SPECIAL[1]
     )
@@ -63,6 +71,68 @@ def make_model(folder: Path, hidden: int = 32, seed: int = 0) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder)
+
+
+DECODERS = ("llama", "mistral", "qwen3", "gpt2", "mixtral", "mamba", "jamba")
+ENCODER_DECODERS = ("t5", "bart")
+
+
+def make_architecture(folder: Path, kind: str, **options: Any) -> None:
+    """A random model of two layers of this kind, with its tokenizer.
+
+    Args:
+        kind: one of `DECODERS` and `ENCODER_DECODERS`.
+        options: of its configuration.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    config = _configuration(kind, options)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = auto.from_config(config)
+        if kind in ("mamba", "jamba"):
+            # Drawn much smaller than the rest, the state would hardly be felt.
+            for name, parameter in model.named_parameters():
+                if "x_proj" in name or "conv1d.weight" in name:
+                    torch.nn.init.normal_(parameter, std=0.6)
+    model.save_pretrained(folder)
+    make_tokenizer(folder, None if config.is_encoder_decoder else CHATML, ends=config.is_encoder_decoder)
+
+
+def _configuration(kind: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    shared = {"vocab_size": 300, "bos_token_id": 1, "eos_token_id": END, "pad_token_id": 0, "initializer_range": 0.3}
+    llama = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "tie_word_embeddings": False,
+    }  # fmt: skip
+    moe = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    own: dict[str, dict[str, Any]] = {
+        "llama": llama,
+        # A window that is shorter than the tests' conversations.
+        "mistral": {**llama, "sliding_window": 12},
+        "qwen3": {**llama, "head_dim": 8},
+        "gpt2": {"n_positions": CONTEXT, "n_embd": 32, "n_layer": 2, "n_head": 4},
+        "mixtral": {**llama, **moe},
+        "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "time_step_rank": 4},
+        "jamba": {
+            **llama, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
+            "num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 4, "mamba_dt_rank": 4,
+        },
+        "t5": {
+            "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0,
+            "initializer_factor": 0.4,
+        },
+        "bart": {
+            "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "init_std": 0.3,
+            "max_position_embeddings": CONTEXT, "decoder_start_token_id": END, "forced_eos_token_id": END,
+        },
+    }  # fmt: skip
+    return AutoConfig.for_model(kind, **{**shared, **own[kind], **options})
 
 
 def absolute_model() -> Any:

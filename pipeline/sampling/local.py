@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from pipeline.architectures import alike
+from pipeline.decoding import begin
 from pipeline.models import (
     ModelConfig,
     attach,
@@ -165,44 +167,41 @@ def sample_tokens(
         For each answer its token ids and their log-probabilities (nats) without top-p and top-k.
     """
     import torch
-    from transformers import DynamicCache
 
     rows, longest = uniform_RT.shape
     found: list[tuple[list[int], list[float]]] = [([], []) for _ in range(rows)]
     ends = torch.tensor(sorted(eos), device=model.device)
 
-    with torch.inference_mode():
-        # 1. Prefill: each conversation once, then its cache for each of its answers.
-        ids_PT, mask_PT = _left_padded(prefixes, model.device)
-        cache = DynamicCache(config=model.config)
-        logits_PV = _step(model, ids_PT, mask_PT, cache)
-        cache.batch_repeat_interleave(samples)
-        logits_BV = logits_PV.repeat_interleave(samples, dim=0)
-        mask_BT = mask_PT.repeat_interleave(samples, dim=0)
-        alive_B = torch.arange(rows)
+    for places in alike(model, prefixes):
+        alive_B = torch.tensor([place * samples + sample for place in places for sample in range(samples)])
+        with torch.inference_mode():
+            # 1. Prefill: each conversation once, then its state for each of its answers.
+            decoding, logits_PV = begin(model, [prefixes[place] for place in places])
+            each_B = torch.arange(len(places), device=model.device).repeat_interleave(samples)
+            decoding.select(each_B)
+            logits_BV = logits_PV[each_B]
 
-        for position in range(longest):
-            # 2. One token for every answer that has not ended.
-            uniform_B = uniform_RT[alive_B, position].to(logits_BV.device)
-            token_B = draw(logits_BV, uniform_B, temperature, top_p, top_k)
-            scored_BV = logits_BV if scored_at == 1 else logits_BV / scored_at
-            logprob_B = token_logprobs(scored_BV[:, None], token_B[:, None])[:, 0]
-            for row, token, logprob in zip(
-                alive_B.tolist(), token_B.tolist(), logprob_B.double().tolist(), strict=True
-            ):
-                found[row][0].append(token)
-                found[row][1].append(logprob)
-            # 3. Those that ended leave the batch.
-            keep_B = ~torch.isin(token_B, ends)
-            if position + 1 == longest or not bool(keep_B.any()):
-                break
-            if not bool(keep_B.all()):
-                kept = keep_B.nonzero()[:, 0]
-                cache.batch_select_indices(kept)
-                mask_BT, token_B, alive_B = mask_BT[kept], token_B[kept], alive_B[kept.cpu()]
-            # 4. The next logits.
-            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), 1)], dim=1)
-            logits_BV = _step(model, token_B[:, None], mask_BT, cache)
+            for position in range(longest):
+                # 2. One token for every answer that has not ended.
+                uniform_B = uniform_RT[alive_B, position].to(logits_BV.device)
+                token_B = draw(logits_BV, uniform_B, temperature, top_p, top_k)
+                scored_BV = logits_BV if scored_at == 1 else logits_BV / scored_at
+                logprob_B = token_logprobs(scored_BV[:, None], token_B[:, None])[:, 0]
+                for row, token, logprob in zip(
+                    alive_B.tolist(), token_B.tolist(), logprob_B.double().tolist(), strict=True
+                ):
+                    found[row][0].append(token)
+                    found[row][1].append(logprob)
+                # 3. Those that ended leave the batch.
+                keep_B = ~torch.isin(token_B, ends)
+                if position + 1 == longest or not bool(keep_B.any()):
+                    break
+                if not bool(keep_B.all()):
+                    kept_B = keep_B.nonzero()[:, 0]
+                    decoding.select(kept_B)
+                    token_B, alive_B = token_B[kept_B], alive_B[kept_B.cpu()]
+                # 4. The next logits.
+                logits_BV = decoding.step(token_B)
     return found
 
 
@@ -235,28 +234,4 @@ def truncate(logits_BV: "torch.Tensor", top_p: float, top_k: int) -> "torch.Tens
         # A token is out if those before it already have the whole nucleus.
         out_BV = probability_BV.cumsum(-1) - probability_BV >= top_p
         logits_BV = logits_BV.masked_fill(out_BV.gather(-1, order_BV.argsort(-1)), -torch.inf)
-    return logits_BV
-
-
-def _left_padded(prefixes: Sequence[Sequence[int]], device: Any) -> tuple["torch.Tensor", "torch.Tensor"]:
-    import torch
-
-    width = max(len(prefix) for prefix in prefixes)
-    ids = torch.tensor([[0] * (width - len(prefix)) + list(prefix) for prefix in prefixes], device=device)
-    mask = torch.tensor([[0] * (width - len(prefix)) + [1] * len(prefix) for prefix in prefixes], device=device)
-    return ids, mask
-
-
-def _step(model: Any, ids_BT: "torch.Tensor", mask_BT: "torch.Tensor", cache: Any) -> "torch.Tensor":
-    # The position of a token is the number of real tokens before it, whatever the padding on the left.
-    positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
-    output = model(
-        ids_BT,
-        attention_mask=mask_BT,
-        position_ids=positions_BT,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    logits_BV: torch.Tensor = output.logits[:, -1].float()
     return logits_BV

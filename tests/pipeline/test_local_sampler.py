@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import END, absolute_model, full_logprobs, prompt_of
+from tiny import END, full_logprobs, prompt_of
 
 from pipeline import models
 from pipeline.errors import ModelError
@@ -172,11 +172,6 @@ def test_answers_are_those_of_a_loop_without_cache_and_without_batch(heat: float
     assert found == naively(tiny_model, heat=heat)
     # Otherwise this would not show that answers leave the batch at different times.
     assert len({len(tokens) for tokens in found}) > 3
-
-
-def test_a_position_is_counted_from_the_conversations_beginning_whatever_the_padding() -> None:
-    model = absolute_model()
-    assert [tokens for tokens, _ in sampled(model)] == naively(model)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 20])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import END, absolute_model, full_logprobs, make_model, make_tokenizer, prompt_of
+from tiny import END, full_logprobs, make_model, make_tokenizer, prompt_of
 
 from pipeline import models
 from pipeline.errors import ModelError
@@ -232,17 +232,15 @@ def test_answer_log_probabilities_are_those_of_a_plain_forward_pass(lengths: lis
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8])
-@pytest.mark.parametrize("absolute", [False, True])
 def test_answers_to_different_conversations_have_the_log_probabilities_of_plain_forward_passes(
-    rows: int, absolute: bool, tiny_model: Any
+    rows: int, tiny_model: Any
 ) -> None:
-    model = absolute_model() if absolute else tiny_model
     random = np.random.default_rng(rows)
     prefixes = [random.integers(3, 259, size=length).tolist() for length in (23, 4, 11, 1, 40)]
     answers = [random.integers(2, 259, size=length).tolist() for length in (1, 17, 3, 30, 9)]
-    found = models.padded_logprobs(model, prefixes, answers, rows=rows)
+    found = models.padded_logprobs(tiny_model, prefixes, answers, rows=rows)
     for prefix, answer, logprobs in zip(prefixes, answers, found, strict=True):
-        expected = full_logprobs(model, [*prefix, *answer])[len(prefix) - 1 :]
+        expected = full_logprobs(tiny_model, [*prefix, *answer])[len(prefix) - 1 :]
         assert logprobs.numpy() == pytest.approx(expected, abs=1e-4)
 
 

@@ -1,0 +1,166 @@
+"""Every architecture answers in a batch as it answers alone, and its log-probabilities are those of plain passes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import DECODERS, ENCODER_DECODERS, END, make_architecture, prompt_of
+
+from pipeline import models
+from pipeline.architectures import alike, cache_argument, is_recurrent, padding_leaks
+from pipeline.errors import ModelError
+from pipeline.models import ModelConfig
+from pipeline.sampling.base import Batch
+from pipeline.sampling.local import Config, decode
+
+EVERY = (*DECODERS, *ENCODER_DECODERS)
+PREFIXES = [[1, 40, 41, 42, 2, 1, 99], [1, 60], [1, *range(50, 90)], [1, 70, 71, 72, 73, 2, 99], [1]]
+"""Two of one length; the third is longer than Mistral's window, the last is a single token."""
+
+SOME_END = frozenset({END, *range(100, 140)})
+"""So many that a random model's answers end after a few tokens, each at another."""
+
+
+def config_of(folder: Path) -> ModelConfig:
+    return ModelConfig(base=str(folder), quantization="none", dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def loaded(architectures: dict[str, Path]) -> dict[str, Any]:
+    """Every model, as a recipe loads it."""
+    return {kind: models.load_model(config_of(folder)) for kind, folder in architectures.items()}
+
+
+def next_logprobs(model: Any, prefix: Sequence[int], written: Sequence[int]) -> np.ndarray:
+    """log p(next token), (L + 1, V), after each of the tokens written: no cache, batch or padding; float64."""
+    with torch.no_grad():
+        if model.config.is_encoder_decoder:
+            start = model.config.decoder_start_token_id
+            ids = torch.tensor([[start, *written]])
+            logits = model(input_ids=torch.tensor([list(prefix)]), decoder_input_ids=ids, use_cache=False).logits[0]
+        else:
+            logits = model(torch.tensor([[*prefix, *written]]), use_cache=False).logits[0, len(prefix) - 1 :]
+    logits = logits.double().numpy()
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def alone(model: Any, prefix: Sequence[int], uniform: Sequence[float]) -> list[int]:
+    """An answer to one conversation, by plain forward passes."""
+    tokens: list[int] = []
+    for number in uniform:
+        cdf = np.exp(next_logprobs(model, prefix, tokens)[-1]).cumsum()
+        tokens.append(int(np.searchsorted(cdf, number * cdf[-1], side="right")))
+        if tokens[-1] in SOME_END:
+            break
+    return tokens
+
+
+def assert_as_alone(model: Any) -> None:
+    found = decode(model, PREFIXES, Config(max_new_tokens=16), samples=2, seed=5, eos=SOME_END)
+    uniform = torch.rand(10, 16, generator=torch.Generator().manual_seed(5)).double().tolist()
+    for row, (tokens, logprob) in enumerate(found):
+        prefix = PREFIXES[row // 2]
+        assert tokens == alone(model, prefix, uniform[row]), row
+        expected = next_logprobs(model, prefix, tokens)[np.arange(len(tokens)), tokens].sum()
+        assert logprob == pytest.approx(expected, abs=1e-3)
+    # Otherwise this would not show that answers leave the batch at different times.
+    assert len({len(tokens) for tokens, _ in found}) > 3
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_answers_of_a_batch_are_those_of_each_conversation_alone(kind: str, loaded: dict[str, Any]) -> None:
+    assert_as_alone(loaded[kind])
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_log_probabilities_are_those_of_plain_forward_passes(kind: str, loaded: dict[str, Any]) -> None:
+    random = np.random.default_rng(1)
+    prefixes = [random.integers(3, 259, size=length).tolist() for length in (23, 4, 11, 1, 40)]
+    answers = [random.integers(2, 259, size=length).tolist() for length in (1, 17, 3, 30, 9)]
+    together = models.padded_logprobs(loaded[kind], prefixes, answers, rows=4)
+    to_one = models.answer_logprobs(loaded[kind], prefixes[0], answers)
+    for place, answer in enumerate(answers):
+        picked = (np.arange(len(answer)), answer)
+        expected = next_logprobs(loaded[kind], prefixes[place], answer)[picked]
+        assert together[place].numpy() == pytest.approx(expected, abs=2e-4)
+        expected = next_logprobs(loaded[kind], prefixes[0], answer)[picked]
+        assert to_one[place].numpy() == pytest.approx(expected, abs=2e-4)
+
+
+# ---- recurrent models
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_who_is_recurrent(kind: str, loaded: dict[str, Any]) -> None:
+    assert is_recurrent(loaded[kind]) == (kind in ("mamba", "jamba"))
+    assert cache_argument(loaded[kind]) == ("cache_params" if kind == "mamba" else "past_key_values")
+    assert not padding_leaks(loaded[kind])
+
+
+@pytest.mark.parametrize(("kind", "bias"), [("mamba", "use_bias"), ("jamba", "mamba_proj_bias")])
+def test_where_padding_would_leak_into_the_state_only_conversations_of_one_length_share_a_batch(
+    kind: str, bias: str, tmp_path: Path
+) -> None:
+    make_architecture(tmp_path, kind, **{bias: True})
+    model = models.load_model(config_of(tmp_path))
+    for name, parameter in model.named_parameters():
+        if name.endswith("in_proj.bias"):
+            torch.nn.init.normal_(parameter, std=2.0, generator=torch.Generator().manual_seed(0))
+    assert padding_leaks(model)
+    assert alike(model, PREFIXES) == [[0, 3], [1], [2], [4]]
+    assert_as_alone(model)
+    # Padded all the same, the answer is another: so this guards against something that happens.
+    ids, mask = torch.tensor([[0] * 3 + PREFIXES[0]]), torch.tensor([[0] * 3 + [1] * 7])
+    with torch.no_grad():
+        padded = model(ids, attention_mask=mask).logits[0, -1]
+        plain = model(torch.tensor([PREFIXES[0]])).logits[0, -1]
+    assert not torch.allclose(padded, plain, atol=1e-2)
+
+
+def test_a_recurrent_model_that_nobody_has_proved_is_not_padded(loaded: dict[str, Any]) -> None:
+    model = loaded["mamba"]
+    model.config.model_type = "falcon_mamba"
+    try:
+        assert padding_leaks(model)
+    finally:
+        model.config.model_type = "mamba"
+
+
+# ---- encoder-decoders
+
+
+@pytest.mark.parametrize("kind", ENCODER_DECODERS)
+def test_an_encoder_decoder_reads_the_turns_as_lines_and_its_answer_ends_once(
+    kind: str, architectures: dict[str, Path]
+) -> None:
+    tokenizer = models.load_tokenizer(config_of(architectures[kind]))
+    ids = models.chat_ids(tokenizer, prompt_of("Hi", system="Be kind.").messages)
+    assert (tokenizer.decode(ids[:-1]), ids[-1]) == ("Be kind.\nHi", END)
+    for finished, ends in ((True, [END]), (None, [END]), (False, [])):
+        assert models.answer_ids(tokenizer, "Yes", finished=finished) == [*tokenizer("Yes")["input_ids"][:-1], *ends]
+
+
+@pytest.mark.parametrize("kind", ENCODER_DECODERS)
+def test_an_encoder_decoder_keeps_its_encoder(kind: str, loaded: dict[str, Any]) -> None:
+    # AutoModelForCausalLM would load BART's decoder alone.
+    assert type(loaded[kind]).__name__ == {"t5": "T5", "bart": "Bart"}[kind] + "ForConditionalGeneration"
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_every_architecture_answers_through_the_sampler(kind: str, architectures: dict[str, Path]) -> None:
+    built = Config(max_new_tokens=6).build(config_of(architectures[kind]), {}, reference=False)
+    found = built.sample(Batch((prompt_of("One?"), prompt_of("What is two, and why?")), samples=2, seed=1), "base")
+    assert [(each.source, each.index) for each in found] == [("base", 0), ("base", 1)] * 2
+    assert all(each.n_tokens and each.logprob for each in found)
+
+
+def test_a_model_that_writes_no_text_is_no_policy(tmp_path: Path) -> None:
+    from tiny import make_reward_model
+
+    make_reward_model(tmp_path, "encoder")
+    with pytest.raises(ModelError, match=r"is BertForSequenceClassification, which writes no text; .*reward_model"):
+        models.load_model(config_of(tmp_path))
