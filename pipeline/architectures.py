@@ -9,11 +9,22 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.errors import ModelError
+
 MASKED_PADDING = {"mamba": "use_bias", "jamba": "mamba_proj_bias"}
 """Recurrent model types in which tokens masked on the left change nothing, and the option that makes this untrue.
 
 Padding's hidden states are set to zero before the projection into the convolution and after it, so the state begins as
 it would without padding; but with a bias on that projection the convolution sees the bias in the place of zeros."""
+
+READ_PAST = {
+    "mamba": ("x_proj", "dt_proj", "out_proj"),
+    "falcon_mamba": ("x_proj", "dt_proj", "out_proj"),
+    "jamba": ("dt_proj",),
+}
+"""Layers by model type whose weight is multiplied with by somebody else than the layer: by the fused kernels of
+`mamba_ssm`, or by transformers' own scan. An adapter on them would be left out in silence, and a quantised weight read
+as if it were none."""
 
 
 def bare(model: Any) -> Any:
@@ -59,3 +70,46 @@ def cache_argument(model: Any) -> str:
     """What the forward pass calls its cache. One by another name is ignored in silence."""
     known = inspect.signature(type(bare(model)).forward).parameters
     return "past_key_values" if "past_key_values" in known else "cache_params"
+
+
+def read_past(config: Any) -> tuple[str, ...]:
+    """Names of the layers that can be neither adapted nor quantised."""
+    return READ_PAST.get(config.model_type, ())
+
+
+def left_out(model: Any, target_modules: str | Sequence[str]) -> list[str] | None:
+    """What PEFT must leave out of `target_modules`, if anything.
+
+    Raises:
+        ModelError: a layer is named that cannot be adapted, or that the model does not have.
+    """
+    names = read_past(model.config)
+    if isinstance(target_modules, str):
+        return list(names) or None
+    kind = model.config.model_type
+    present = {name.rpartition(".")[2] for name, module in model.named_modules() if _has_matrix(module)}
+    there_are = f"there are {', '.join(sorted(present - set(names)))}; all-linear takes those that work"
+    for target in target_modules:
+        last = target.rpartition(".")[2]
+        if last in names or last == "conv1d":
+            raise ModelError(
+                f"lora.target_modules: in {kind} the weight of {target!r} is read past the layer, so an adapter on it "
+                f"would do nothing; {there_are}"
+            )
+    if not any(target.rpartition(".")[2] in present for target in target_modules):
+        raise ModelError(f"lora.target_modules: {kind} has none of {', '.join(target_modules)}; {there_are}")
+    return None
+
+
+def _has_matrix(module: Any) -> bool:
+    return getattr(module, "weight", None) is not None and type(module).__name__.startswith(("Linear", "Conv1D"))
+
+
+def experts_in_full(model: Any) -> float:
+    """Share of a quantised model's bytes that is experts, which are left in the dtype that is computed in.
+
+    transformers holds all experts of a layer as one tensor, and bitsandbytes quantises linear layers.
+    """
+    sizes = {name: each.numel() * each.element_size() for name, each in model.named_parameters()}
+    experts = sum(size for name, size in sizes.items() if ".experts." in name)
+    return float(experts / sum(sizes.values()))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import model_validator
 
 from pipeline import store
-from pipeline.architectures import alike, is_encoder_decoder, is_recurrent
+from pipeline.architectures import alike, experts_in_full, is_encoder_decoder, is_recurrent, read_past
 from pipeline.decoding import padded, start_token
 from pipeline.errors import ModelError
 from pipeline.plugins import Config
@@ -149,7 +149,11 @@ def load_model(config: ModelConfig, *, training: bool = False) -> "PreTrainedMod
         )
     # Asked for as a causal model, BART would come without its encoder.
     kind = AutoModelForSeq2SeqLM if told.is_encoder_decoder else AutoModelForCausalLM
-    return _loaded(kind, config, training=training, quantization_config=quantization(config))
+    quantized = quantization(config)
+    if quantized is not None and (past := read_past(told)):
+        # Named with the head, which is left out by itself only where nothing is named.
+        quantized.llm_int8_skip_modules = [*past, "lm_head"]
+    return _loaded(kind, config, training=training, quantization_config=quantized)
 
 
 def load_scorer(config: ModelConfig, *, seed: int, training: bool = False) -> "PreTrainedModel":
@@ -167,14 +171,20 @@ def load_scorer(config: ModelConfig, *, seed: int, training: bool = False) -> "P
         ModelError: it cannot be loaded, or there is no such model with a head for one score.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification, set_seed
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification, set_seed
 
+    told = _told(config)
+    if told.is_encoder_decoder or type(told) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ModelError(
+            f"model.base: {config.base} is a {told.model_type}, which cannot be a reward model here; name a decoder or "
+            "an encoder that transformers has a classifier for (Llama, Qwen3, BERT ...) as train.reward_model.base"
+        )
     # transformers draws whatever is new in the model.
     set_seed(seed)
     quantized = quantization(config)
     if quantized is not None:
         # The head is trained whole, which its quantised weights could not be.
-        quantized.llm_int8_skip_modules = ["score", "classifier"]
+        quantized.llm_int8_skip_modules = ["score", "classifier", *read_past(told)]
     model = _loaded(
         AutoModelForSequenceClassification, config, training=training, quantization_config=quantized, num_labels=1
     )
@@ -232,6 +242,11 @@ def _loaded(kind: Any, config: ModelConfig, *, training: bool, **more: Any) -> "
             device_map={"": where},
             **more,
         )
+        if config.quantization != "none" and (share := experts_in_full(model)) > 0.1:
+            getLogger(__name__).warning(
+                f"model.quantization: {share:.0%} of the bytes of {config.base} are experts, which stay in "
+                f"{str(dtype_of(config)).removeprefix('torch.')}: only linear layers are quantised"
+            )
         if config.quantization != "none" and where.type == "cpu":
             model = _protect_gradients(model) if training else model.dequantize()
     _contiguous_head(model)

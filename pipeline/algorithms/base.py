@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from judges.base import Session
-from pipeline import store, views
+from pipeline import architectures, store, views
 from pipeline.algorithms import checkpoints
 from pipeline.models import ModelConfig, load_model, load_tokenizer
 from pipeline.plugins import Config
@@ -32,7 +32,7 @@ class LoraConfig(Config):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the adapter's inputs set to zero in training. Preference losses compare two passes: 0 is the rule."""
     target_modules: str | tuple[str, ...] = "all-linear"
-    """Which layers get one: PEFT's `all-linear`, or names such as [q_proj, v_proj]."""
+    """Which layers get one: PEFT's `all-linear`, less what cannot be adapted, or names such as [q_proj, v_proj]."""
 
 
 Product = Literal["policy", "reward"]
@@ -262,8 +262,9 @@ class Setting(Config):
             lora_alpha=lora.lora_alpha,
             lora_dropout=lora.lora_dropout,
             target_modules=targets,
+            exclude_modules=architectures.left_out(self.model, lora.target_modules),
             bias="none",
-            task_type="CAUSAL_LM",
+            task_type="SEQ_2_SEQ_LM" if architectures.is_encoder_decoder(self.model) else "CAUSAL_LM",
         )
 
 

@@ -10,6 +10,8 @@ import torch
 from tiny import DECODERS, ENCODER_DECODERS, END, make_architecture, prompt_of
 
 from pipeline import models
+from pipeline.algorithms import dpo
+from pipeline.algorithms.base import LoraConfig, Setting
 from pipeline.architectures import alike, cache_argument, is_recurrent, padding_leaks
 from pipeline.errors import ModelError
 from pipeline.models import ModelConfig
@@ -164,3 +166,92 @@ def test_a_model_that_writes_no_text_is_no_policy(tmp_path: Path) -> None:
     make_reward_model(tmp_path, "encoder")
     with pytest.raises(ModelError, match=r"is BertForSequenceClassification, which writes no text; .*reward_model"):
         models.load_model(config_of(tmp_path))
+
+
+# ---- adapters
+
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+MLP = {"gate_proj", "up_proj", "down_proj"}
+ADAPTED = {
+    "llama": ATTENTION | MLP,
+    "mistral": ATTENTION | MLP,
+    "qwen3": ATTENTION | MLP,
+    "gpt2": {"c_attn", "c_proj", "c_fc"},
+    # PEFT knows Mixtral's experts and router, which are parameters and no layers; those of Jamba it does not.
+    "mixtral": ATTENTION | {"experts", "base_layer", "gate"},
+    "mamba": {"in_proj"},
+    "jamba": ATTENTION | MLP | {"in_proj", "x_proj", "out_proj"},
+    "t5": {"q", "k", "v", "o", "wi", "wo"},
+    "bart": {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"},
+}
+"""What gets an adapter by default."""
+
+
+def setting_of(folder: Path, quantization: Any = "none") -> Setting:
+    config = config_of(folder).model_copy(update={"quantization": quantization})
+    return Setting(
+        model=models.load_model(config, training=True),
+        tokenizer=models.load_tokenizer(config),
+        output_dir=folder,
+        seed=1,
+    )
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_all_linear_takes_the_layers_that_can_be_adapted(kind: str, architectures: dict[str, Path]) -> None:
+    from peft import get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    setting = setting_of(architectures[kind])
+    model = get_peft_model(setting.model, setting.peft_config(dpo.Config()))
+    found = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    assert found == ADAPTED[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "message"),
+    [
+        (
+            "mamba",
+            ("in_proj", "out_proj"),
+            r"in mamba the weight of 'out_proj' is read past the layer.*; there are in_",
+        ),
+        ("mamba", ("conv1d",), r"in mamba the weight of 'conv1d'"),
+        ("jamba", ("mamba.dt_proj",), r"in jamba the weight of 'mamba.dt_proj'"),
+        ("mamba", ("q_proj", "v_proj"), r"mamba has none of q_proj, v_proj; there are in_proj"),
+        ("gpt2", ("q_proj",), r"gpt2 has none of q_proj; there are c_attn, c_fc, c_proj"),
+    ],
+)
+def test_layers_that_cannot_be_adapted_are_refused_with_those_that_can(
+    kind: str, named: tuple[str, ...], message: str, architectures: dict[str, Path]
+) -> None:
+    setting = setting_of(architectures[kind])
+    with pytest.raises(ModelError, match=rf"^lora\.target_modules: {message}"):
+        setting.peft_config(dpo.Config(lora=LoraConfig(target_modules=named)))
+
+
+QUANTISED = {
+    **{kind: names for kind, names in ADAPTED.items() if kind not in ("mixtral", "t5")},
+    "mixtral": ATTENTION,
+    # transformers keeps `wo` in fp32, because T5 overflows otherwise.
+    "t5": {"q", "k", "v", "o", "wi"},
+}
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", EVERY)
+def test_the_layers_that_can_be_adapted_are_those_that_are_quantised_but_for_experts(
+    kind: str, quantization: Any, architectures: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = setting_of(architectures[kind], quantization).model
+    names = ("Linear4bit", "Linear8bitLt")
+    found = {name.rpartition(".")[2] for name, module in model.named_modules() if type(module).__name__ in names}
+    assert found == QUANTISED[kind]
+    told = [record.getMessage() for record in caplog.records if "are experts, which stay in float32" in record.message]
+    assert bool(told) == (kind in ("mixtral", "jamba"))
+
+
+@pytest.mark.parametrize("kind", ["mamba", *ENCODER_DECODERS])
+def test_what_has_no_classifier_is_refused_as_a_reward_model(kind: str, architectures: dict[str, Path]) -> None:
+    with pytest.raises(ModelError, match=rf"is a {kind}, which cannot be a reward model here; .*train\.reward_model"):
+        models.load_scorer(config_of(architectures[kind]), seed=1)
