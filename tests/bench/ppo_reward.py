@@ -27,36 +27,37 @@ LAST = 5
 SHARED = {"reward": "ppo_reward:share_of_e", "temperature": 1.0, "lr_scheduler_type": "constant", "save_steps": 1000}
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "ppo": {
-        "learning_rate": 4e-4,
-        "per_device_train_batch_size": 8,
+        "learning_rate": 3e-4,
+        "per_device_train_batch_size": 16,
         "gradient_accumulation_steps": 2,
         "num_mini_batches": 2,
         "num_ppo_epochs": 2,
-        "max_new_tokens": 32,
-        "normalize_samples": 64,
-        "kl_coef": 0.1,
+        "rollout_batch_size": 64,
+        "max_new_tokens": 16,
+        "normalize_samples": 128,
+        "kl_coef": 0.2,
         "lam": 1.0,
         # Or the first thing that it learns is to end its answers, which the reward is not about.
         "missing_eos_penalty": 0.0,
-        "max_steps": 30,
+        "max_steps": 35,
     },
     "rloo": {
-        "learning_rate": 4e-4,
-        "per_device_train_batch_size": 8,
+        "learning_rate": 3e-4,
+        "per_device_train_batch_size": 16,
         "gradient_accumulation_steps": 4,
         "num_generations": 4,
-        "max_completion_length": 32,
+        "max_completion_length": 16,
         "normalize_advantages": True,
-        "beta": 0.05,
-        "max_steps": 30,
+        "beta": 0.01,
+        "max_steps": 35,
     },
 }
 
 
 def share_of_e(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float | None]:
-    """The share of e among the letters; None for an answer without letters."""
+    """The share of e among the letters; 0 for an answer without letters."""
     letters = [[each for each in response.text.lower() if each.isalpha()] for response in responses]
-    return [each.count("e") / len(each) if each else None for each in letters]
+    return [each.count("e") / len(each) if each else 0.0 for each in letters]
 
 
 def main() -> None:
