@@ -156,6 +156,11 @@ def load_model(config: ModelConfig, *, training: bool = False) -> "PreTrainedMod
     return _loaded(kind, config, training=training, quantization_config=quantized)
 
 
+def has_encoder(config: ModelConfig) -> bool:
+    """Whether this is an encoder-decoder (T5, BART). Reads its config.json alone."""
+    return config.base != BUILT_IN and bool(_told(config).is_encoder_decoder)
+
+
 def load_scorer(config: ModelConfig, *, seed: int, training: bool = False) -> "PreTrainedModel":
     """The base with a head in the place of `lm_head` that gives a sequence one score, in eval mode and frozen.
 

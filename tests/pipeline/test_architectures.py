@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import DECODERS, ENCODER_DECODERS, END, make_architecture, prompt_of
+from tiny import DECODERS, ENCODER_DECODERS, END, job_of, make_architecture, prompt_of
 
 from pipeline import models
 from pipeline.algorithms import dpo
 from pipeline.algorithms.base import LoraConfig, Setting
 from pipeline.architectures import alike, cache_argument, is_recurrent, padding_leaks
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, TrainingError
 from pipeline.models import ModelConfig
 from pipeline.sampling.base import Batch
 from pipeline.sampling.local import Config, decode
+from pipeline.train import Training, finish
 
 EVERY = (*DECODERS, *ENCODER_DECODERS)
 PREFIXES = [[1, 40, 41, 42, 2, 1, 99], [1, 60], [1, *range(50, 90)], [1, 70, 71, 72, 73, 2, 99], [1]]
@@ -255,3 +256,18 @@ def test_the_layers_that_can_be_adapted_are_those_that_are_quantised_but_for_exp
 def test_what_has_no_classifier_is_refused_as_a_reward_model(kind: str, architectures: dict[str, Path]) -> None:
     with pytest.raises(ModelError, match=rf"is a {kind}, which cannot be a reward model here; .*train\.reward_model"):
         models.load_scorer(config_of(architectures[kind]), seed=1)
+
+
+@pytest.mark.parametrize("kind", ENCODER_DECODERS)
+@pytest.mark.parametrize("algorithm", ["dpo", "kto", "ppo", "rloo", "grpo"])
+def test_an_encoder_decoder_is_no_policy_to_train(
+    algorithm: str, kind: str, architectures: dict[str, Path], tmp_path: Path
+) -> None:
+    reward = {} if algorithm in ("dpo", "kto") else {"reward": "tiny_ppo:capitals"}
+    config = Training(
+        seed=1,
+        model=config_of(architectures[kind]),
+        algorithm={"name": algorithm, **reward},  # type: ignore[arg-type]
+    )
+    with pytest.raises(TrainingError, match=r"^train\.x: .* is an encoder-decoder, .*name a causal model"):
+        finish(job_of(tmp_path, config, step="train.x"))
