@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.errors import DataError
-from pipeline.records import ABSTENTIONS, Pair, Preference, Record, Response, Verdict, digest
+from pipeline.records import ABSTENTIONS, Pair, Preference, Record, Response, Thumb, Verdict, digest
 
 
 class Counts(Record):
@@ -147,6 +147,19 @@ def unpaired(preferences: Iterable[Preference]) -> list[dict[str, Any]]:
         }
         for preference in _sorted(preferences)
         for response, label in ((preference.chosen, True), (preference.rejected, False))
+    ]
+
+
+def single(thumbs: Iterable[Thumb]) -> list[dict[str, Any]]:
+    """Rows as those of `unpaired`, one a thumb, however many people gave it. Sorted by prompt and answer."""
+    return [
+        {
+            "prompt": [message.model_dump() for message in thumb.prompt.messages],
+            "completion": _turn(thumb.response),
+            "label": thumb.good,
+            "cut": ["completion_ids"] if thumb.response.finished is False else [],
+        }
+        for thumb in sorted(thumbs, key=lambda thumb: (thumb.prompt.id, digest(thumb.response.key), thumb.good))
     ]
 
 

@@ -14,9 +14,10 @@ from pydantic import Field
 from judges.base import Session
 from pipeline import architectures, store, views
 from pipeline.algorithms import checkpoints
+from pipeline.errors import TrainingError
 from pipeline.models import ModelConfig, load_model, load_tokenizer
 from pipeline.plugins import Config
-from pipeline.records import Pair, Preference, Prompt, Verdict
+from pipeline.records import Pair, Preference, Prompt, Thumb, Verdict
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -47,6 +48,17 @@ class Need(NamedTuple):
     step: str
     makes: Product
     """What the step has to make."""
+
+
+class Examples(NamedTuple):
+    """What an algorithm learns from in one run."""
+
+    rows: list[dict[str, Any]]
+    """One training example each."""
+    counts: dict[str, int]
+    """What they were made of, for the summary."""
+    alarms: tuple[str, ...] = ()
+    """What a reader of the report should know about them, a sentence each."""
 
 
 class AlgorithmConfig(Config):
@@ -107,17 +119,28 @@ class AlgorithmConfig(Config):
         Raises:
             TrainingError: there is nothing to learn from, or training was stopped by a guard.
         """
-        preferences = run.preferences()
-        rows = self.rows(preferences)
+        examples = self.examples(run)
         setting = run.setting()
-        trainer = self.trainer(rows, setting)
+        trainer = self.trainer(examples.rows, setting)
+        kept = len(trainer.train_dataset)
+        left_out = _left_out(len(examples.rows), kept, self.max_length)
         metrics = checkpoints.fit(trainer, run.work_dir / "checkpoints", run.step)
-        run.publish(
-            self,
-            trainer.model,
-            metrics,
-            {"preferences": len(preferences), "examples": len(rows), "updates": trainer.state.global_step},
-        )
+        alarms = [*examples.alarms, *left_out, *self.alarms(metrics)]
+        summary = {**examples.counts, "examples": kept, "updates": trainer.state.global_step}
+        run.publish(self, trainer.model, metrics, {**summary, **({"alarms": alarms} if alarms else {})})
+
+    def examples(self, run: "TrainRun") -> Examples:
+        """What it learns from in this run: by default the preferences alone.
+
+        Raises:
+            TrainingError: there is nothing to learn from.
+        """
+        preferences = run.preferences()
+        return Examples(self.rows(preferences), {"preferences": len(preferences)})
+
+    def alarms(self, metrics: Sequence[dict[str, Any]]) -> list[str]:
+        """What a reader of the report should know about how training went, a sentence each."""
+        return []
 
     def rows(self, preferences: Sequence[Preference]) -> list[dict[str, Any]]:
         """The preferences as this algorithm learns from them, one training example a row.
@@ -134,6 +157,15 @@ class AlgorithmConfig(Config):
             TrainingError: these options cannot work with these rows.
         """
         raise NotImplementedError
+
+
+def _left_out(rows: int, kept: int, max_length: int) -> list[str]:
+    """TRL's trainers drop an example in silence if no token of its answer is left within `max_length`."""
+    if not kept:
+        raise TrainingError(f"every prompt alone has max_length ({max_length}) tokens or more; raise max_length")
+    if kept == rows:
+        return []
+    return [f"{rows - kept} of {rows} examples were left out: their prompt alone fills max_length ({max_length})."]
 
 
 class TrainRun(Config):
@@ -156,6 +188,11 @@ class TrainRun(Config):
     def preferences(self) -> list[Preference]:
         """What the label step decided. The algorithm has `label` in `READS`."""
         return list(store.read_jsonl(self.inputs["label"] / "preferences.jsonl", Preference))
+
+    def thumbs(self) -> list[Thumb]:
+        """Answers that people found good or bad by themselves, if the label step has some."""
+        path = self.inputs["label"] / "thumbs.jsonl"
+        return list(store.read_jsonl(path, Thumb)) if path.exists() else []
 
     def decided(self) -> list[Preference]:
         """Every pair that has a winner, however sure the judge is. Both stages are in the algorithm's `READS`."""

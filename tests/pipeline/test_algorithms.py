@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny import END, preference_of, preferences_of, prompt_of, response_of
 
-from pipeline import views
+from pipeline import store, views
 from pipeline.algorithms import base, dpo, kto
 from pipeline.algorithms.base import AlgorithmConfig, LoraConfig, Setting, without_end
 from pipeline.errors import TrainingError
 from pipeline.models import ModelConfig, load_model
-from pipeline.records import Preference
+from pipeline.records import Preference, Thumb
 
 # ---- the end of an answer
 
@@ -153,7 +153,7 @@ def test_dpos_rows_are_one_a_preference() -> None:
 
 
 def test_ktos_labels_alternate_and_every_answer_is_there_once() -> None:
-    for count in [*range(1, 30), 64, 101]:
+    for count in [*range(2, 30), 64, 101]:
         rows = kto.Config().rows(preferences_of(count))
         assert [row["label"] for row in rows] == [True, False] * count
         assert sorted(map(repr, rows)) == sorted(map(repr, views.unpaired(preferences_of(count))))
@@ -172,7 +172,7 @@ def mismatched_to_the_same_prompt(rows: Sequence[Any], batch: int) -> list[str]:
 
 @pytest.mark.parametrize("batch", [2, 3, 4, 8, 16])
 def test_ktos_mismatched_answers_are_never_to_the_same_prompt(batch: int) -> None:
-    for count in [*range(4, 30), 64, 101]:
+    for count in (count for count in [*range(4, 30), 64, 101] if 2 * count % batch != 1):
         rows = kto.Config(per_device_train_batch_size=batch).rows(preferences_of(count))
         assert mismatched_to_the_same_prompt(rows, batch) == [], count
 
@@ -194,6 +194,142 @@ def test_ktos_mismatched_answers_are_to_other_prompts_where_prompts_have_several
 def test_nothing_to_learn_from_is_an_error(config: AlgorithmConfig) -> None:
     with pytest.raises(TrainingError, match=f"{config.name.upper()} has no preferences"):
         config.rows([])
+
+
+def thumb(question: str, answer: str, good: bool) -> Thumb:
+    return Thumb(prompt=prompt_of(question), response=response_of(answer), good=good)
+
+
+def test_kto_learns_from_the_thumbs_beside_the_preferences(tmp_path: Path, tiny: ModelConfig) -> None:
+    store.write_jsonl(tmp_path / "preferences.jsonl", preferences_of(3))
+    thumbs = [thumb(f"Thumb {n}?", f"Answer {n}", good=n < 4) for n in range(5)]
+    run = base.TrainRun(
+        step="train.kto", seed=1, model=tiny, inputs={"label": tmp_path}, work_dir=tmp_path, out=tmp_path
+    )
+    assert kto.Config().examples(run).counts == {"preferences": 3}
+    store.write_jsonl(tmp_path / "thumbs.jsonl", thumbs)
+    found = kto.Config().examples(run)
+    assert found.counts == {"preferences": 3, "thumbs": 5}
+    assert found.alarms == ()
+    labels = {row["completion"][0]["content"]: row["label"] for row in found.rows if "Answer" in str(row["completion"])}
+    assert labels == {f"Answer {n}": n < 4 for n in range(5)}
+    assert len(found.rows) == 11
+
+
+def test_ktos_good_and_bad_examples_are_evenly_mixed_however_many_there_are() -> None:
+    for good, bad in ((40, 10), (10, 40), (33, 32), (64, 1)):
+        thumbs = [thumb(f"Question {n}?", "Answer", good=n < good) for n in range(good + bad)]
+        labels = [row["label"] for row in kto.Config(per_device_train_batch_size=5).rows([], thumbs)]
+        assert sum(labels) == good
+        for end in range(len(labels) + 1):
+            assert abs(sum(labels[:end]) - end * good / (good + bad)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("given", "good", "bad", "weights"),
+    [
+        ({}, 10, 10, (1, 1)),
+        ({}, 10, 40, (4, 1)),
+        ({}, 30, 10, (1, 3)),
+        ({"desirable_weight": 2.0}, 10, 40, (2, 0.5)),
+        ({"undesirable_weight": 2.0}, 10, 40, (8, 2)),
+        ({"desirable_weight": 2.0, "undesirable_weight": 3.0}, 10, 40, (2, 3)),
+    ],
+)
+def test_ktos_weights_make_good_and_bad_answers_count_the_same_unless_they_are_given(
+    given: Any, good: int, bad: int, weights: tuple[float, float]
+) -> None:
+    assert kto.Config(**given).weights(good, bad) == pytest.approx(weights)
+
+
+def test_ktos_weights_reach_the_trainer(tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    config = kto.Config()
+    rows = config.rows(preferences_of(2), [thumb("Why?", "So.", good=True), thumb("How?", "Thus.", good=True)])
+    trainer: Any = config.trainer(rows, setting_of(tiny, tiny_tokenizer, tmp_path))
+    assert (trainer.desirable_weight, trainer.undesirable_weight) == (1.0, 2.0)
+
+
+def test_ktos_weights_outside_the_papers_range_are_told_in_the_report() -> None:
+    rows = kto.Config().rows(preferences_of(4))
+    assert kto.Config(desirable_weight=4 / 3, undesirable_weight=1.0)._imbalance(rows) == []
+    (alarm,) = kto.Config(desirable_weight=1.0, undesirable_weight=2.0)._imbalance(rows)
+    assert "is 0.50; the paper's range is 1 to 1.33" in alarm
+
+
+def test_kto_refuses_answers_of_one_kind() -> None:
+    with pytest.raises(TrainingError, match="3 good answers and 0 bad ones; it needs both kinds"):
+        kto.Config().rows([], [thumb(f"{n}?", "Yes", good=True) for n in range(3)])
+
+
+@pytest.mark.parametrize(("batch", "fitting"), [(2, 5), (4, 5), (8, 7), (12, 11)])
+def test_kto_refuses_a_last_batch_of_one_example_and_says_which_size_fits(batch: int, fitting: int) -> None:
+    thumbs = [thumb(f"{n}?", "Yes", good=n % 2 == 0) for n in range(25)]
+    with pytest.raises(TrainingError, match=f"a single one.*Set per_device_train_batch_size to {fitting}$"):
+        kto.Config(per_device_train_batch_size=batch).rows([], thumbs)
+    assert len(kto.Config(per_device_train_batch_size=fitting).rows([], thumbs)) == 25
+
+
+def test_kto_refuses_a_batch_of_answers_to_one_prompt() -> None:
+    thumbs = [thumb("Why?", f"Answer {n}", good=n % 2 == 0) for n in range(8)]
+    with pytest.raises(TrainingError, match="a batch of 4 answers that are all to one prompt"):
+        kto.Config(per_device_train_batch_size=4).rows([], thumbs)
+
+
+def test_the_report_is_told_of_mismatched_answers_that_are_to_the_same_prompt() -> None:
+    config = kto.Config(per_device_train_batch_size=4)
+    thumbs = [thumb("Why?" if n < 6 else "How?", f"Answer {n}", good=n % 2 == 0) for n in range(8)]
+    rows = config.rows([], thumbs)
+    count = len(mismatched_to_the_same_prompt(rows, 4))
+    assert count > 0
+    (alarm,) = config._neighbours(rows)
+    assert alarm.startswith(f"{count} of 8 examples have an answer to their own prompt")
+    assert config._neighbours(config.rows(preferences_of(8))) == []
+
+
+def test_kto_looks_again_at_the_batches_once_prompts_that_are_too_long_are_gone(
+    tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    config = kto.Config(per_device_train_batch_size=4, max_length=60)
+    thumbs = [thumb(f"{n}?" if n else "Long?" * 20, "Yes", good=n % 2 == 0) for n in range(6)]
+    rows = config.rows([], thumbs)
+    with pytest.raises(TrainingError, match="KTO has 5 examples in batches of 4"):
+        config.trainer(rows, setting_of(tiny, tiny_tokenizer, tmp_path))
+
+
+def test_examples_whose_prompt_leaves_no_room_for_the_answer_are_counted() -> None:
+    assert base._left_out(5, 5, 60) == []
+    assert base._left_out(5, 3, 60) == ["2 of 5 examples were left out: their prompt alone fills max_length (60)."]
+    with pytest.raises(TrainingError, match="every prompt alone has max_length \\(60\\) tokens"):
+        base._left_out(5, 0, 60)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing": 0.5}, "less than 0.5"),
+        ({"label_smoothing": 0.1, "loss_type": ("hinge",)}, "label_smoothing is read by aot, .* loss_type is hinge"),
+        (
+            {"label_smoothing": "confidence", "loss_type": ("ipo",)},
+            "confidence is for the losses sigmoid, sigmoid_norm",
+        ),
+        ({"label_smoothing": "confidence", "loss_type": ("sigmoid", "robust")}, "none of aot, .*robust"),
+        ({"loss_type": ("exo_pair",)}, "exo_pair needs a label_smoothing above 0"),
+    ],
+)
+def test_label_smoothing_that_no_loss_would_read_is_refused(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dpo.Config(**options)
+
+
+def test_chosen_answers_that_became_half_as_likely_a_token_are_told_in_the_report() -> None:
+    def lines(*last: float) -> list[dict[str, float]]:
+        return [{"logratios/chosen_per_token": value} for value in (*[0.0] * 18, *last)]
+
+    assert dpo.Config().alarms(lines(-0.69, -0.69)) == []
+    # One bad batch is not a collapse: it is the mean over the last tenth.
+    assert dpo.Config().alarms(lines(0.0, -1.3)) == []
+    (alarm,) = dpo.Config().alarms(lines(-0.7, -0.7))
+    assert "lost 0.70 nats a token" in alarm
 
 
 # ---- options
@@ -231,7 +367,8 @@ def test_every_shared_option_reaches_the_trainer_or_is_handled_elsewhere(
         assert trainer.args.beta == 0.37
         assert trainer.args.seed == 1
         assert trainer.args.output_dir == str(tmp_path)
-        assert trainer.data_collator.collator.max_length == 99
+        cut_answers = trainer.data_collator.collator if module is dpo else trainer.data_collator
+        assert cut_answers.collator.max_length == 99
         setting = setting_of(tiny, tiny_tokenizer, tmp_path)
 
 

@@ -173,6 +173,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "save_steps": "identity",
         "report_to": "runtime",
         "beta": "identity",
+        "label_smoothing": "identity",
     },
     "pipeline.algorithms.grpo.Config": {
         "name": "identity",
@@ -219,6 +220,8 @@ OPTIONS: dict[str, dict[str, str]] = {
         "save_steps": "identity",
         "report_to": "runtime",
         "beta": "identity",
+        "desirable_weight": "identity",
+        "undesirable_weight": "identity",
     },
     "pipeline.algorithms.ppo.Config": {
         "name": "identity",

@@ -387,7 +387,7 @@ def test_epochs_that_were_killed_at_any_checkpoint_leave_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # 11 or 22 examples, three a batch and two batches an update: no epoch ends with a whole batch or a whole update.
+    # 10 or 20 examples, three a batch and two batches an update: no epoch ends with a whole batch or a whole update.
     options = {"num_train_epochs": 2.0, "max_steps": -1, "per_device_train_batch_size": 3, "save_steps": 1}
     config = training(tiny, algorithm, gradient_accumulation_steps=2, lr_scheduler_type="cosine", **options)
     seal = store.seal
@@ -398,14 +398,14 @@ def test_epochs_that_were_killed_at_any_checkpoint_leave_the_same_bytes(
 
     with monkeypatch.context() as patched:
         patched.setattr(store, "seal", keep)
-        expected = trained(tmp_path / "whole", config, preferences_of(11))
+        expected = trained(tmp_path / "whole", config, preferences_of(10))
     assert lines(expected)[-1]["step"] == last
     for number in killed_after:
         step = stopped_after(tmp_path / "whole", tmp_path / str(number), checkpoints=())
         checkpoint = f"checkpoint-{number}"
         shutil.copytree(tmp_path / "kept" / checkpoint, step / "work" / "checkpoints" / checkpoint)
         assert checkpoints.newest_sound(step / "work" / "checkpoints") is not None
-        assert trained(step, config, preferences_of(11)) == expected
+        assert trained(step, config, preferences_of(10)) == expected
 
 
 def apart(job: Job) -> Any:
