@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rlaif run exam status check test test-fast bench-labels bench-faults bench-ppo bench-ppo-reward lock clean
+.PHONY: help setup rlaif run exam status annotate check test test-fast bench-labels bench-faults bench-ppo bench-ppo-reward lock clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ exam: $(READY) ## what the judge is worth: make exam GOLD=pairs.jsonl
 
 status: $(READY) ## what of a run is done: make status RUN=runs/rlaif
 	@$(BIN)/prefloop status $(or $(RUN),runs/rlaif)
+
+annotate: $(READY) ## a page where people vote: make annotate RUN=runs/rlaif
+	@$(BIN)/prefloop annotate $(or $(RUN),runs/rlaif)
 
 check: $(READY) ## lint, format, types
 	@$(BIN)/ruff check .

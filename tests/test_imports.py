@@ -23,7 +23,7 @@ LAYERS = [
     [f"pipeline.{stage}" for stage in ("generate", "label", "examine", "train", "compare", "report", "annotate*")],
     ["pipeline.run", "pipeline.plan", "pipeline.launch"],
     ["pipeline.costing"],
-    ["pipeline.cli", "pipeline.cli_judge"],
+    ["pipeline.cli", "pipeline.cli_annotate", "pipeline.cli_judge"],
 ]
 """Lowest first. A module imports from its own layer and from lower ones; who adds a module says where it belongs."""
 

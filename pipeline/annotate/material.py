@@ -1,0 +1,134 @@
+"""The pairs that people are asked about, and their order: the pairs the judge is least sure of first.
+
+A share of the pairs, drawn by a hash that knows nothing of the judge, is the control: it is mixed evenly among the
+others, in an order that is random as well, so that whenever the voting stops, the control pairs that were voted on are
+a random sample of all pairs. How far people agree with the judge, or with each other, is estimated on them alone.
+Another share is shown to two annotators.
+
+What is left out: who has seen what (`pipeline.annotate.desk`).
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pipeline import store
+from pipeline.errors import DataError
+from pipeline.records import Pair, Verdict, seed_of
+
+Sample = Literal["control", "unsure"]
+
+DATABASE = "annotations.sqlite"
+"""Where votes are kept, beside the pairs or in the run directory: reruns of steps do not touch it."""
+
+
+class Item(NamedTuple):
+    """A pair as people are asked about it."""
+
+    pair: Pair
+    sample: Sample
+    """`control`: drawn at random. `unsure`: placed by what the judge said; without a judge, by chance too."""
+    needed: int
+    """How many people shall vote on it: one or two."""
+
+
+def database_of(run: Path) -> Path:
+    """Where the votes on a run, a folder or a file of pairs are kept."""
+    return run.with_name(DATABASE) if run.is_file() else run / DATABASE
+
+
+def find(run: Path) -> tuple[Path, Path | None]:
+    """The pairs of a run, a folder or a file of pairs, and the verdicts on them if there are any.
+
+    Raises:
+        DataError: there are no pairs.
+    """
+    if run.is_file():
+        return run, None
+    if not run.is_dir():
+        raise DataError(f"{run}: no such run; name a run directory, a folder with pairs.jsonl, or a file of pairs")
+    if not (run / "steps").is_dir():
+        pairs, verdicts = run / "pairs.jsonl", run / "verdicts.jsonl"
+        if not pairs.is_file():
+            raise DataError(f"{run}: neither a run directory nor a folder with pairs.jsonl; generate or import pairs")
+        return pairs, verdicts if verdicts.is_file() else None
+    generated = _current(run, "generate", _published(run / "steps" / "generate"))
+    if generated is None:
+        raise DataError(f"{run}: no pairs yet; let its generate step finish (prefloop run), then annotate")
+    labelled = _current(run, "label", (path for path in _published(run / "steps" / "label") if _of(path, generated)))
+    return generated / "pairs.jsonl", labelled / "verdicts.jsonl" if labelled else None
+
+
+def read(pairs: Path, verdicts: Path | None, *, double: float, control: float, seed: int) -> list[Item]:
+    """All pairs in the order in which they are asked.
+
+    Args:
+        double: share of the pairs that two people shall vote on.
+        control: share of the pairs that is a random sample.
+
+    Raises:
+        DataError: there is no pair, or a line cannot be read.
+    """
+    found = {pair.id: pair for pair in store.read_jsonl(pairs, Pair)}
+    if not found:
+        raise DataError(f"{pairs}: holds no pair; generate or import some")
+    said = store.read_jsonl(verdicts, Verdict) if verdicts else ()
+    sureness = {verdict.pair_id: _sureness(verdict) for verdict in said}
+    return [
+        Item(found[name], sample, 2 if _chance(seed, "double", name) < double else 1)
+        for name, sample in order(found, sureness, control=control, seed=seed)
+    ]
+
+
+def order(
+    pairs: Iterable[str], sureness: Mapping[str, float], *, control: float, seed: int
+) -> Iterator[tuple[str, Sample]]:
+    """The pairs' ids, the unsure first, the control pairs evenly among them.
+
+    Args:
+        sureness: how far the judge's probability is from a tie; a pair that it did not decide has 0.
+        control: share of control pairs, of all pairs and of what is asked first.
+    """
+    drawn: list[str] = []
+    others: list[str] = []
+    for name in sorted(pairs, key=lambda name: seed_of(seed, "order", name)):
+        (drawn if _chance(seed, "control", name) < control else others).append(name)
+    others.sort(key=lambda name: sureness.get(name, 0.0))  # stable: equals stay in their random order
+    asked = 0
+    for number in range(1, len(drawn) + len(others) + 1):
+        due = asked < len(drawn) and (asked < control * number or number - 1 - asked >= len(others))
+        asked += due
+        yield (drawn[asked - 1], "control") if due else (others[number - 1 - asked], "unsure")
+
+
+def _chance(seed: int, what: str, name: str) -> float:
+    """A number in [0, 1) of this pair alone."""
+    return float(seed_of(seed, what, name) / 2**63)
+
+
+def _sureness(verdict: Verdict) -> float:
+    return 0.0 if verdict.p_a is None else abs(verdict.p_a - 0.5)
+
+
+# ---- the published steps of a run
+
+
+def _published(step: Path) -> list[Path]:
+    return [path for path in step.glob("*") if path.is_dir() and store.read_manifest(path) is not None]
+
+
+def _of(labelled: Path, generated: Path) -> bool:
+    """Whether these verdicts are on those pairs."""
+    manifest = store.read_manifest(labelled) or {}
+    return str(manifest["inputs"]["generate"]["fingerprint"]).startswith(generated.name)
+
+
+def _current(run: Path, step: str, published: Iterable[Path]) -> Path | None:
+    """That which the run's last command used; the newest while that is not known."""
+    try:
+        name = json.loads((run / "manifest.json").read_bytes())["steps"][step]["fingerprint"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        name = ""
+    paths = sorted(published, key=lambda path: (path / store.MANIFEST).stat().st_mtime)
+    return next((path for path in paths if name.startswith(path.name)), paths[-1] if paths else None)

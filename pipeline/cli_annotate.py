@@ -1,0 +1,57 @@
+"""`prefloop annotate RUN`: the page where people vote; `prefloop annotate RUN --export FILE`: what they said.
+
+Published steps do not change, so that a run may be at work meanwhile. What is left out: the page (`pipeline.annotate`).
+"""
+
+import argparse
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+
+
+def add_to(verbs: Any) -> None:
+    """The verb `annotate`."""
+    verb = verbs.add_parser("annotate", help="a page on this machine where people say which answer is better")
+    verb.add_argument(
+        "run", type=Path, metavar="RUN", help="a run directory, a folder with pairs.jsonl, or such a file"
+    )
+    verb.add_argument("--port", type=int, default=0, help="on 127.0.0.1 (default: a free one)")
+    verb.add_argument("--double", type=float, default=0.2, metavar="SHARE", help="of pairs for two people (0.2)")
+    verb.add_argument("--control", type=float, default=0.1, metavar="SHARE", help="of pairs drawn at random (0.1)")
+    verb.add_argument("--seed", type=int, default=0, help="of what is drawn at random (0)")
+    verb.add_argument("--export", type=Path, metavar="FILE", help="write the votes as CSV, and serve nothing")
+    verb.set_defaults(command=_annotate)
+
+
+def _annotate(options: argparse.Namespace) -> None:
+    for name in ("double", "control"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise DataError(f"--{name}: {getattr(options, name)} found; needs a share from 0 to 1")
+    # Only here, because a server is nothing that `--help` needs.
+    from pipeline.annotate import material
+    from pipeline.annotate.ballots import Ballots
+    from pipeline.annotate.desk import Desk
+    from pipeline.annotate.server import serve
+
+    database = material.database_of(options.run)
+    if options.export:
+        _export(database, options.export)
+        return
+    pairs, verdicts = material.find(options.run)
+    items = material.read(pairs, verdicts, double=options.double, control=options.control, seed=options.seed)
+    order = "the least sure first" if verdicts else "in random order: no judge has labelled them"
+    print(f"{len(items):,} pairs, {order}; votes: {database}", flush=True)
+    with closing(Ballots(database)) as ballots:
+        serve(Desk(items, ballots, options.seed), options.port, lambda address: print(address, flush=True))
+
+
+def _export(database: Path, path: Path) -> None:
+    from pipeline.annotate.ballots import Ballots
+    from pipeline.annotate.export import export
+
+    if not database.is_file():
+        raise DataError(f"{database}: not there, so nobody has voted; run prefloop annotate without --export first")
+    with closing(Ballots(database)) as ballots:
+        print(f"{path}: {export(ballots, path):,} votes")
