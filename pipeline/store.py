@@ -138,7 +138,7 @@ def sha256_file(path: Path) -> str:
 
 def write_jsonl(path: Path, records: Iterable[Record], disk: Disk = DISK) -> None:
     """Replace the file by one with these records, one a line, in order. Equal records are equal bytes."""
-    write_bytes(path, (_line(record).encode() + b"\n" for record in records), disk)
+    write_bytes(path, (line(record).encode() + b"\n" for record in records), disk)
 
 
 def read_jsonl(path: Path, record: type[R], where: Callable[[Any], bool] | None = None) -> Iterator[R]:
@@ -179,7 +179,7 @@ def count_lines(path: Path) -> int:
     return sum(1 for _ in _lines(path))
 
 
-def _line(record: Record) -> str:
+def line(record: Record) -> str:
     # Fields in the order of their declaration. What is None or an empty mapping is the default and says nothing.
     fields = record.model_dump(mode="json", exclude_none=True)
     kept = {name: value for name, value in fields.items() if value != {}}

@@ -18,18 +18,33 @@ LAYERS = [
     ["pipeline.plugins", "pipeline.store", "pipeline.progress", "pipeline.worker", "pipeline.architectures"],
     ["pipeline.decoding"],
     ["pipeline.models", "pipeline.views", "pipeline.ratings", "pipeline.agreement", "pipeline.importers*"],
+    ["pipeline.crowd", "pipeline.votes"],
     ["judges*", "pipeline.sampling*", "pipeline.algorithms*"],
     ["pipeline.recipe"],  # the stages read their blocks of it, so it knows none of them
     [f"pipeline.{stage}" for stage in ("generate", "label", "examine", "train", "compare", "report", "annotate*")],
     ["pipeline.run", "pipeline.plan", "pipeline.launch"],
     ["pipeline.costing"],
-    ["pipeline.cli", "pipeline.cli_annotate", "pipeline.cli_judge"],
+    ["pipeline.cli", "pipeline.cli_annotate", "pipeline.cli_import", "pipeline.cli_judge"],
 ]
 """Lowest first. A module imports from its own layer and from lower ones; who adds a module says where it belongs."""
 
 LIGHT = ["judges*"] + [
     f"pipeline.{name}"
-    for name in ("records", "errors", "plugins", "store", "views", "recipe", "run", "cli", "cli_judge")
+    for name in (
+        "records",
+        "errors",
+        "plugins",
+        "store",
+        "views",
+        "recipe",
+        "run",
+        "cli",
+        "cli_judge",
+        "cli_import",
+        "importers*",
+        "crowd",
+        "votes",
+    )
 ]
 """What `--help`, `status`, reading a recipe and labelling through an API need."""
 

@@ -1,0 +1,150 @@
+"""`prefloop import FILE ... --to FOLDER` and `prefloop convert FILE ... --to-format NAME --to FILE`: people's votes in,
+and in any other format out again.
+
+What is left out: formats (`pipeline.importers`), what is written (`pipeline.votes`), and training from it, for which a
+recipe names the files itself (`annotations`).
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from pipeline.errors import DataError
+from pipeline.importers.base import Options
+
+if TYPE_CHECKING:
+    from pipeline.crowd import People
+    from pipeline.importers.collect import Collected, Counts
+
+WIDTH = 100
+"""Columns where there is no terminal to ask."""
+
+MAX_BAD = 0.01
+"""Share of bad rows that is let pass unless `--max-bad` says otherwise."""
+
+
+def add_to(verbs: Any) -> None:
+    """The verbs `import` and `convert`."""
+    read = verbs.add_parser("import", help="people's votes from any of their tools, as records in a folder")
+    _add_options(read)
+    read.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where the records go")
+    read.set_defaults(command=_import)
+
+    convert = verbs.add_parser("convert", help="people's votes from one format into another")
+    _add_options(convert)
+    convert.add_argument("--to-format", required=True, metavar="NAME", help="the format that is wanted")
+    convert.add_argument("--to", type=Path, required=True, metavar="FILE", help="a .jsonl, .json, .csv or .parquet")
+    convert.set_defaults(command=_convert)
+
+
+def _add_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("files", type=Path, nargs="+", metavar="FILE", help="JSONL, JSON, CSV, TSV or Parquet; .gz too")
+    verb.add_argument("--format", default="auto", metavar="NAME", help="what the files are (default: seen from rows)")
+    verb.add_argument("--choices", default="", metavar="1=a,2=b,0=tie", help="what the values of votes mean")
+    verb.add_argument("--columns", default="", metavar="prompt=NAME,a=NAME", help="what columns are called")
+    verb.add_argument("--prompt-split", metavar="REGEX", help="where the prompt ends in texts that hold it")
+    verb.add_argument("--assume-submitted", action="store_true", help="an Argilla export has no drafts in it")
+    verb.add_argument("--max-bad", type=float, default=MAX_BAD, metavar="SHARE", help="of bad rows (default: 0.01)")
+    rules = ("dawid_skene", "majority")
+    verb.add_argument("--aggregate", choices=rules, default=rules[0], help="what several votes on a pair amount to")
+
+
+def _import(options: argparse.Namespace) -> None:
+    from pipeline import votes
+
+    found = _collect(options)
+    people = votes.write(found, options.to, options.aggregate)
+    console = _console()
+    for line in (*_told(found.counts()), *_people(people)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for each in found.quarantine[:5]:
+        console.print(f"  {each.file}:{each.place}: {each.reason}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"written: {options.to}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from pipeline import votes
+
+    written = votes.convert(_collect(options), options.to_format, options.to, options.aggregate)
+    lines = [f"{options.to}: {written.rows} rows of {options.to_format}"]
+    lines += [f"left out, {times}: {reason}" for reason, times in written.left_out.items()]
+    lines += [f"not in this format: {what}" for what in written.lost]
+    console = _console()
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _collect(options: argparse.Namespace) -> "Collected":
+    from pipeline.importers.collect import collect
+
+    return collect(options.files, options.format, _options(options), options.max_bad)
+
+
+def _options(options: argparse.Namespace) -> Options:
+    try:
+        return Options(
+            choices=_mapping(options.choices, "--choices"),
+            columns=_mapping(options.columns, "--columns"),
+            prompt_split=options.prompt_split,
+            assume_submitted=options.assume_submitted,
+        )
+    except ValidationError as error:
+        found = error.errors()[0]
+        where = "--" + ".".join(map(str, found["loc"])).replace("_", "-")
+        raise DataError(f"{where}: {found['input']!r} found; {found['msg']}") from error
+
+
+def _mapping(text: str, option: str) -> dict[str, str]:
+    """`1=a,2=b` as a mapping."""
+    found: dict[str, str] = {}
+    for part in text.split(",") if text else ():
+        name, equals, value = part.rpartition("=")
+        if not equals or not name or not value:
+            raise DataError(f"{option}: {part!r} found; needs NAME=VALUE, with commas between them")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def _told(counts: "Counts") -> list[str]:
+    """What was understood, in sentences whose numbers add up."""
+    lines = [f"{path}: read as {name}" for path, name in counts.formats.items()]
+    rows = f"{counts.rows:,} rows = {counts.imported:,} imported + {sum(counts.skipped.values()):,} skipped"
+    lines.append(f"{rows} + {counts.quarantined:,} in the quarantine")
+    lines += _reasons("skipped", counts.skipped) + _reasons("quarantine", counts.quarantine_reasons)
+    if counts.pairs:
+        chosen = ", ".join(f"{name} {times:,}" for name, times in counts.choices.items())
+        lines.append(f"{counts.prompts:,} prompts, {counts.pairs:,} pairs, {counts.votes:,} votes")
+        lines.append(f"votes as the files have them: {chosen}; {counts.votes_replaced:,} replaced by a later one")
+        lines += _reasons("votes that do not count", counts.votes_skipped)
+        lines.append(f"{counts.annotators:,} annotators, and {counts.anonymous_votes:,} votes of nobody in particular")
+    if counts.thumbs:
+        lines.append(f"{counts.thumbs:,} thumbs: {counts.thumbs_up:,} up, {counts.thumbs - counts.thumbs_up:,} down")
+    return lines
+
+
+def _reasons(what: str, reasons: Mapping[str, int]) -> list[str]:
+    return [f"  {what}, {times:,}: {reason}" for reason, times in reasons.items()]
+
+
+def _people(people: "People") -> list[str]:
+    if people.alpha is None:
+        return []
+    alpha = people.alpha
+    lines = [
+        f"{people.shared:,} pairs with two votes or more, {people.unanimous:,} unanimous; Krippendorff's alpha "
+        f"{alpha.value:.3f} [{alpha.low:.3f}, {alpha.high:.3f}]"
+    ]
+    for each in people.annotators[:20]:
+        agreement = "" if each.agreement is None else f", agrees with others in {each.agreement:.1%}"
+        left = "" if each.left is None else f", picks the left in {each.left:.1%} (p {each.left_p:.2g})"
+        lines.append(f"  {each.name}: {each.votes:,} votes{agreement}{left}")
+    return lines
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else WIDTH)

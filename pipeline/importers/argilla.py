@@ -1,0 +1,162 @@
+"""Argilla: its nested JSON export, and the flat rows of its data sets (`preference.responses`, `.users`, `.status`).
+
+Drafts and discarded answers are no votes. The nested export does not say which they are, so it is refused unless
+`assume_submitted` says that there are none. Suggestions are a model's and never count. A value is a label (`a`, `b`,
+`tie`), or a ranking of the two answers' names, the best first. Argilla 1's lists of `value`, `user_id` and `status`
+are read as well.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.importers.base import (
+    BadRow,
+    Ballot,
+    Choice,
+    Judged,
+    Options,
+    Row,
+    Skip,
+    answer_of,
+    cell,
+    choice_of,
+    column,
+    messages_of,
+    shown,
+    turns,
+)
+
+CARRIES = frozenset({"ties", "votes", "annotators"})
+
+_END = ".responses"
+
+
+def recognise(rows: Sequence[Row]) -> float:
+    """`fields` and `responses` together, or columns of responses with their status."""
+    nested = sum(isinstance(row.get("fields"), dict) and "responses" in row for row in rows)
+    flat = sum(any(f"{name}.status" in row for name in _flat(row)) or _older(row) is not None for row in rows)
+    return max(nested, flat) / max(1, len(rows))
+
+
+def read(row: Row, options: Options) -> Iterator[Judged]:
+    """The votes on one record."""
+    if isinstance(row.get("fields"), dict):
+        fields: Row = row["fields"]
+        answers = list(_nested(row, options))
+    else:
+        fields = row
+        answers = list(_columns(row, options))
+    names = {side: column(fields, side, options) or side for side in ("a", "b")}
+    votes, skipped = [], []
+    for value, who, status in answers:
+        if status != "submitted":
+            skipped.append(str(status))
+        elif (choice := _choice(value, names, options)) is None:
+            skipped.append("no vote")
+        else:
+            votes.append(Ballot(choice, annotator=who))
+    if not votes:
+        raise Skip(f"no submitted answer{f' ({skipped[0]})' if skipped else ''}")
+    a, b = (answer_of(_chat(cell(fields, side, options)), names[side]) for side in ("a", "b"))
+    yield Judged(messages_of(cell(fields, "prompt", options)), a, b, tuple(votes), skipped=tuple(skipped))
+
+
+def write(item: Judged) -> Iterator[dict[str, Any]]:
+    """Flat, as its data sets have it: the only one that says that the answers are submitted."""
+    yield {
+        "prompt": turns(item.prompt),
+        "response_a": item.a,
+        "response_b": item.b,
+        "preference.responses": [vote.choice for vote in item.votes],
+        "preference.responses.users": [vote.annotator for vote in item.votes],
+        "preference.responses.status": ["submitted"] * len(item.votes),
+    }
+
+
+def _nested(row: Row, options: Options) -> Iterator[tuple[Any, str | None, str]]:
+    for answer in _answers(_only(row["responses"], row)):
+        status = answer.get("status") or ("submitted" if options.assume_submitted else None)
+        if status is None:
+            raise BadRow("nothing says which answers are submitted; export flat, or set assume_submitted if all are")
+        who = answer.get("user_id")
+        yield answer.get("value"), None if who is None else str(who), status
+
+
+def _columns(row: Row, options: Options) -> Iterator[tuple[Any, str | None, str]]:
+    older = _older(row)
+    if older is not None:
+        yield from _older_answers(row[older])
+        return
+    name = _only({each: each for each in _flat(row)}, row)
+    values, users, statuses = row[name], row.get(f"{name}.users"), row.get(f"{name}.status")
+    values = values if isinstance(values, list | tuple) else []
+    if not isinstance(statuses, list | tuple) or len(statuses) != len(values):
+        raise BadRow(f"{name}.status: {shown(statuses)} found; needs as many as there are answers ({len(values)})")
+    users = users if isinstance(users, list | tuple) and len(users) == len(values) else [None] * len(values)
+    for value, who, status in zip(values, users, statuses, strict=True):
+        yield value, None if who is None else str(who), str(status)
+
+
+def _older_answers(value: Any) -> Iterator[tuple[Any, str | None, str]]:
+    if isinstance(value, Mapping):
+        lists = [value.get(name) or [] for name in ("value", "user_id", "status")]
+        if len({len(each) for each in lists}) > 1:
+            raise BadRow("value, user_id and status need to be lists of one length")
+        yield from ((what, None if who is None else str(who), str(status)) for what, who, status in zip(*lists))  # noqa: B905
+        return
+    for each in value:
+        who = each.get("user_id")
+        yield each.get("value"), None if who is None else str(who), str(each.get("status"))
+
+
+def _flat(row: Row) -> list[str]:
+    return [name for name in row if isinstance(name, str) and name.endswith(_END)]
+
+
+def _older(row: Row) -> str | None:
+    """The question of Argilla 1: a column of answers with a status each."""
+    for name, value in row.items():
+        first = value[0] if isinstance(value, list | tuple) and value else value
+        if isinstance(first, Mapping) and {"value", "status"} <= first.keys():
+            return str(name)
+    return None
+
+
+def _only(questions: Any, row: Row) -> Any:
+    """The answers to the one question; `preference` where there are more."""
+    if not isinstance(questions, Mapping) or not questions:
+        raise Skip("no answer")
+    for name in ("preference", f"preference{_END}"):
+        if name in questions:
+            return questions[name]
+    if len(questions) > 1:
+        raise BadRow(f"several questions ({', '.join(map(str, questions))}); call the one that counts preference")
+    return next(iter(questions.values()))
+
+
+def _answers(found: Any) -> Iterator[Row]:
+    if not isinstance(found, list | tuple) or not all(isinstance(each, Mapping) for each in found):
+        raise BadRow(f"responses: {shown(found)} found; needs a list of answers")
+    yield from found
+
+
+def _choice(value: Any, names: Mapping[str, str], options: Options) -> Choice | None:
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise BadRow(f"the ranking {shown(value)} is not JSON") from None
+    if isinstance(value, list | tuple):
+        known = {names["a"]: "a", names["b"]: "b"}
+        first = next((each for each in value if each in known), None)
+        if first is None or len([each for each in value if each in known]) < 2:
+            raise BadRow(f"the ranking {shown(value)} needs to hold {names['a']} and {names['b']}")
+        return known[first]  # type: ignore[return-value]
+    words = {names["a"]: "a", names["b"]: "b"}
+    return words[value] if value in words else choice_of(value, options)  # type: ignore[return-value]
+
+
+def _chat(value: Any) -> Any:
+    """An answer of a chat field: a list of messages, as it is."""
+    return list(value) if isinstance(value, tuple) else value

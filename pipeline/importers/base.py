@@ -1,0 +1,327 @@
+"""What a format of people's votes is, and what all of them share: reading prompts, answers and choices out of a row.
+
+A format is one file of this folder; its name is what the user types (`--format argilla`). It is three functions and a
+set, found by being there and tested by `tests/pipeline/importers/test_contract.py`:
+
+    CARRIES      what it can say beside who won: "ties", "votes" (several on a pair), "annotators", "sources" (who wrote
+                 the answers), "details" (side, strength, note, time); "thumbs" for answers that are rated alone
+    recognise    (first rows) -> how sure it is that they are its own, from 0 to 1
+    read         (one row, options) -> what the row says; raises BadRow or Skip with the reason
+    write        (one judged pair) -> the row that says the same
+
+A row is a mapping, whatever file it came from (`pipeline.importers.files`). Texts are taken as they are: nothing is
+stripped, normalised or unescaped. What is left out: putting rows together (`pipeline.importers.collect`), and what
+votes are worth (`pipeline.crowd`).
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+from pydantic import Field
+
+from pipeline.plugins import Config
+from pipeline.records import Message
+
+Row = Mapping[str, Any]
+Choice = Literal["a", "b", "tie"]
+
+IMPORTED = "imported"
+"""The source of an answer of which the file does not say who wrote it. Never `chosen`: a name must not tell sides."""
+
+WORDS: dict[str, Choice] = {
+    **dict.fromkeys(("a", "left", "model_a", "response_a", "answer_a", "response_1", "answer1", "first"), "a"),
+    **dict.fromkeys(("b", "right", "model_b", "response_b", "answer_b", "response_2", "answer2", "second"), "b"),
+    **dict.fromkeys(("tie", "equal", "same", "draw", "both", "neither", "tie (bothbad)", "both_bad"), "tie"),
+}
+"""Words that leave no doubt, in lower case. Numbers do: 1 is `a` of 1 and 2, and in SHP's 0 and 1 as well, but
+nothing says so. They need `choices`."""
+
+ROLES = {
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant",
+    "system": "system", "developer": "system",
+}  # fmt: skip
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "prompt": ("prompt", "instruction", "question", "query", "messages"),
+    "a": ("response_a", "answer_a", "response_1", "answer_1", "response1", "answer1", "completion_a", "output_a", "a"),
+    "b": ("response_b", "answer_b", "response_2", "answer_2", "response2", "answer2", "completion_b", "output_b", "b"),
+    "vote": ("choice", "vote", "preference", "preferred", "winner", "label"),
+    "annotator": ("annotator", "rater", "annotator_id", "rater_id", "worker", "worker_id", "user"),
+}
+"""What columns are called, the likelier first; `columns` of the options comes before all of them."""
+
+
+class BadRow(ValueError):
+    """A row that cannot be used. It goes to the quarantine; the message says what was found and what to do."""
+
+
+class Skip(Exception):
+    """A row that says nothing yet, and rightly so: a draft, a task that nobody has voted on."""
+
+
+class Options(Config):
+    """How rows are to be understood where they do not say it themselves."""
+
+    choices: dict[str, Literal["a", "b", "tie", "none"]] = Field(default_factory=dict)
+    """A value of the votes -> what it means; `none` is no vote. Words such as `left`, `A` or `tie` are known. Numbers
+    are not: 1 is the first answer in one file and the second in another."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """prompt, a, b, vote or annotator -> the name it has in the file. `votes: alice+bob` names several columns of
+    votes, one of each annotator."""
+    prompt_split: str | None = None
+    """Regular expression at whose last match, within what both texts share, the prompt ends. For files that have whole
+    texts and no prompt."""
+    assume_submitted: bool = False
+    """Argilla's nested export does not say which answers are drafts or discarded. True: there are none."""
+
+
+class Ballot(NamedTuple):
+    """One vote, in the terms of the file: `a` is its first answer."""
+
+    choice: Choice
+    annotator: str | None = None
+    """None: the file does not say who."""
+    shown: Literal["ab", "ba"] | None = None
+    strength: float | None = None
+    note: str = ""
+    at: str = ""
+
+
+class Judged(NamedTuple):
+    """Two answers as a file has them, and the votes on them."""
+
+    prompt: tuple[Message, ...]
+    a: str
+    b: str
+    votes: tuple[Ballot, ...]
+    sources: tuple[str, str] = (IMPORTED, IMPORTED)
+    skipped: tuple[str, ...] = ()
+    """The reason of each vote of the row that does not count."""
+
+
+class Thumbed(NamedTuple):
+    """One answer that somebody found good or bad."""
+
+    prompt: tuple[Message, ...]
+    answer: str
+    good: bool
+    votes: int = 1
+
+
+class Format(Protocol):
+    """The functions of a format's module."""
+
+    CARRIES: frozenset[str]
+
+    def recognise(self, rows: Sequence[Row]) -> float:
+        """How sure it is that these first rows of a file are its own, from 0 to 1."""
+        ...
+
+    def read(self, row: Row, options: Options) -> Iterator[Judged | Thumbed]:
+        """What one row says.
+
+        Raises:
+            BadRow: it cannot be used.
+            Skip: it says nothing.
+        """
+        ...
+
+    def write(self, item: Any) -> Iterator[dict[str, Any]]:
+        """The rows that say the same. It is given no more than it `CARRIES`: one vote, for one that has no "votes".
+
+        Raises:
+            BadRow: this item would be read back as something else.
+        """
+        ...
+
+
+# ---- prompts and answers
+
+
+def messages_of(value: Any, what: str = "prompt") -> tuple[Message, ...]:
+    """A conversation out of a text (one user turn), or out of turns under any of their usual names.
+
+    Raises:
+        BadRow: it is neither.
+    """
+    value = _unpacked(value)
+    if isinstance(value, str):
+        return (Message(role="user", content=value),)
+    if isinstance(value, dict) and isinstance(value.get("messages"), list | tuple):
+        value = value["messages"]
+    if not isinstance(value, list | tuple) or not value:
+        raise BadRow(f"{what}: {shown(value)} found; needs a text or a list of messages")
+    return tuple(_message(turn, what) for turn in value)
+
+
+def answer_of(value: Any, what: str) -> str:
+    """One answer: its text, or a message or a list of one message that holds it.
+
+    Raises:
+        BadRow: it is none, or has several turns.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list | tuple) or not value:
+        raise BadRow(f"{what}: {shown(value)} found; needs a text or a message")
+    turns = messages_of(value, what)
+    if len(turns) > 1 or turns[0].role != "assistant":
+        raise BadRow(f"{what}: {len(turns)} messages, the first by {turns[0].role}; needs one of the assistant")
+    return turns[0].content
+
+
+def last_turn(turns: tuple[Message, ...], what: str) -> tuple[tuple[Message, ...], str]:
+    """A whole conversation as its prompt and its last answer.
+
+    Raises:
+        BadRow: it does not end with the assistant's turn.
+    """
+    if len(turns) < 2 or turns[-1].role != "assistant":
+        raise BadRow(f"{what}: the last of {len(turns)} messages needs to be the assistant's, after a user's")
+    return turns[:-1], turns[-1].content
+
+
+def same_prompt(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The prompt of two whole conversations.
+
+    Raises:
+        BadRow: they part before the last answer, so that the answers are not to one prompt.
+    """
+    if chosen != rejected:
+        raise BadRow("the two sides part before the last answer: they do not answer one prompt")
+    return chosen
+
+
+def packed(prompt: tuple[Message, ...]) -> str:
+    """A prompt in one cell: the text of a single user turn, JSON otherwise. `messages_of` reads both back."""
+    alone = len(prompt) == 1 and prompt[0].role == "user"
+    if alone and isinstance(_unpacked(prompt[0].content), str):
+        return prompt[0].content
+    return json.dumps(turns(prompt), ensure_ascii=False)
+
+
+def turns(prompt: tuple[Message, ...]) -> list[dict[str, str]]:
+    """Messages as most formats write them."""
+    return [{"role": message.role, "content": message.content} for message in prompt]
+
+
+def assistant(text: str) -> list[dict[str, str]]:
+    """One answer as a list of messages."""
+    return [{"role": "assistant", "content": text}]
+
+
+def _unpacked(value: Any) -> Any:
+    # A cell of a table can hold a conversation as JSON. Any other text, JSON or not, is what somebody said.
+    if isinstance(value, str) and re.match(r"\s*\[\s*\{", value):
+        try:
+            found = json.loads(value)
+        except ValueError:
+            return value
+        keys = ({"role", "content"}, {"from", "value"})
+        if isinstance(found, list) and all(isinstance(turn, dict) and set(turn) in keys for turn in found):
+            return found
+    return value
+
+
+def _message(turn: Any, what: str) -> Message:
+    if isinstance(turn, Message):
+        return turn
+    if not isinstance(turn, dict):
+        raise BadRow(f"{what}: {shown(turn)} found among the messages; needs a role and a content")
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if isinstance(content, list):  # parts, as in OpenAI's API
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+            raise BadRow(f"{what}: a message has parts that are not text; only text can be trained on")
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise BadRow(f"{what}: a message's content is {shown(content)}; needs a text")
+    if str(role) not in ROLES:
+        raise BadRow(f"{what}: a message is by {shown(role)}; there are user, assistant and system")
+    return Message(role=ROLES[str(role)], content=content)
+
+
+# ---- columns and choices
+
+
+def column(row: Row, what: str, options: Options) -> str | None:
+    """The name of the column that holds the prompt, an answer, the vote or the annotator; None: there is none."""
+    if what in options.columns:
+        return options.columns[what]
+    known = {name.lower(): name for name in row if isinstance(name, str)}
+    return next((known[name] for name in COLUMNS[what] if name in known), None)
+
+
+def cell(row: Row, what: str, options: Options) -> Any:
+    """The value of such a column.
+
+    Raises:
+        BadRow: there is none, or it is empty.
+    """
+    name = column(row, what, options)
+    if name is None or row.get(name) is None:
+        raise BadRow(f"no {what}: the row has {', '.join(map(str, row))}; say which it is with columns ({what}=NAME)")
+    return row[name]
+
+
+def text(row: Row, name: str) -> str:
+    """A text of a row.
+
+    Raises:
+        BadRow: it is missing or something else.
+    """
+    if not isinstance(row.get(name), str):
+        raise BadRow(f"{name}: {shown(row.get(name))} found; needs a text")
+    found: str = row[name]
+    return found
+
+
+def choice_of(value: Any, options: Options) -> Choice | None:
+    """What a value of a vote means; None: no vote.
+
+    Raises:
+        BadRow: nothing says what it means.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of whole numbers with gaps comes as floats
+    word = "" if value is None else str(value).strip()
+    if word in options.choices:
+        meant = options.choices[word]
+        return None if meant == "none" else meant
+    if not word:
+        return None
+    if word.lower() in WORDS:
+        return WORDS[word.lower()]
+    raise BadRow(f"the vote {shown(value)} can mean anything; say what with choices, such as {word}=a")
+
+
+def number(value: Any) -> float | None:
+    """A finite number out of a cell; None: it is empty or "N/A".
+
+    Raises:
+        BadRow: it is something else.
+    """
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("", "n/a", "na", "none", "null")):
+        return None
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        raise BadRow(f"{shown(value)} found; needs a number") from None
+    if found != found or found in (float("inf"), float("-inf")):
+        return None
+    return found
+
+
+def share(rows: Sequence[Row], *names: str) -> float:
+    """The share of rows that have all these fields, for `recognise`."""
+    return sum(all(name in row for name in names) for row in rows) / len(rows) if rows else 0.0
+
+
+def shown(value: Any) -> str:
+    """A value, short enough for a sentence."""
+    found = repr(value)
+    return found if len(found) <= 60 else found[:57] + "..."

@@ -1,0 +1,86 @@
+"""LLaMA-Factory: Alpaca preference (`instruction`, `input`, `chosen`, `rejected`), ShareGPT preference
+(`conversations`), and its KTO sets (messages and a boolean).
+
+The prompt of an Alpaca row is the instruction, a line break and the input; `system` and `history` come before it.
+Names that a `dataset_info.json` gives other columns are named with `columns`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.importers.base import (
+    BadRow,
+    Ballot,
+    Judged,
+    Options,
+    Row,
+    Thumbed,
+    answer_of,
+    last_turn,
+    messages_of,
+    share,
+    shown,
+    text,
+)
+from pipeline.records import Message
+
+CARRIES: frozenset[str] = frozenset()
+
+LABELS = ("label", "kto_tag")
+
+
+def recognise(rows: Sequence[Row]) -> float:
+    """An instruction and both sides are Alpaca's; `conversations` with both sides are ShareGPT's."""
+    alpaca, sharegpt = share(rows, "instruction", "chosen", "rejected"), share(rows, "conversations", "chosen")
+    kto = sum(_conversation(row) is not None and _label(row) is not None for row in rows) / max(1, len(rows))
+    return 0.9 * max(alpaca, sharegpt, kto)
+
+
+def read(row: Row, options: Options) -> Iterator[Judged | Thumbed]:
+    """The chosen answer is the first."""
+    label = _label(row)
+    if label is not None:
+        prompt, answer = last_turn(messages_of(_conversation(row), "messages"), "messages")
+        yield Thumbed(_with_system(row, prompt), answer, label)
+        return
+    a, b = answer_of(row.get("chosen"), "chosen"), answer_of(row.get("rejected"), "rejected")
+    turns = messages_of(row["conversations"], "conversations") if "conversations" in row else _alpaca(row)
+    yield Judged(_with_system(row, turns), a, b, (Ballot("a"),))
+
+
+def write(item: Judged) -> Iterator[dict[str, Any]]:
+    """ShareGPT preference: Alpaca's has no place for a conversation that begins with the assistant."""
+    (vote,) = item.votes
+    chosen, rejected = (item.a, item.b) if vote.choice == "a" else (item.b, item.a)
+    names = {"user": "human", "assistant": "gpt", "system": "system"}
+    yield {
+        "conversations": [{"from": names[message.role], "value": message.content} for message in item.prompt],
+        "chosen": {"from": "gpt", "value": chosen},
+        "rejected": {"from": "gpt", "value": rejected},
+    }
+
+
+def _alpaca(row: Row) -> tuple[Message, ...]:
+    before: list[Message] = []
+    for turn in row.get("history") or ():
+        if not isinstance(turn, list | tuple) or len(turn) != 2 or not all(isinstance(each, str) for each in turn):
+            raise BadRow(f"history: {shown(turn)} found; needs pairs of what the user and the assistant said")
+        before += [Message(role="user", content=turn[0]), Message(role="assistant", content=turn[1])]
+    asked = text(row, "instruction")
+    if row.get("input"):
+        asked += "\n" + text(row, "input")
+    return (*before, Message(role="user", content=asked))
+
+
+def _with_system(row: Row, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    return (Message(role="system", content=text(row, "system")), *prompt) if row.get("system") else prompt
+
+
+def _conversation(row: Row) -> Any:
+    found = row.get("messages", row.get("conversations"))
+    return found if isinstance(found, list | tuple) else None
+
+
+def _label(row: Row) -> bool | None:
+    found = next((row[name] for name in LABELS if name in row), None)
+    return found if isinstance(found, bool) and "chosen" not in row else None

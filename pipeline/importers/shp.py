@@ -1,0 +1,51 @@
+"""Stanford Human Preferences: `history`, `human_ref_A`, `human_ref_B`, and `labels`, where 1 is A and 0 is B.
+
+The ratio of the scores is kept as strength. The crowd of a forum is one anonymous vote.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.importers.base import (
+    BadRow,
+    Ballot,
+    Choice,
+    Judged,
+    Options,
+    Row,
+    messages_of,
+    number,
+    packed,
+    share,
+    shown,
+    text,
+)
+
+CARRIES: frozenset[str] = frozenset()
+
+
+def recognise(rows: Sequence[Row]) -> float:
+    """Nobody else has these names."""
+    return share(rows, "history", "human_ref_A", "human_ref_B", "labels")
+
+
+def read(row: Row, options: Options) -> Iterator[Judged]:
+    """A is the first answer."""
+    sides: dict[float, Choice] = {1.0: "a", 0.0: "b"}
+    label = number(row.get("labels"))
+    if label not in sides:
+        raise BadRow(f"labels: {shown(row.get('labels'))} found; needs 1 (A is better) or 0 (B is)")
+    vote = Ballot(sides[label], strength=number(row.get("score_ratio")))
+    prompt = messages_of(text(row, "history"), "history")
+    yield Judged(prompt, text(row, "human_ref_A"), text(row, "human_ref_B"), (vote,))
+
+
+def write(item: Judged) -> Iterator[dict[str, Any]]:
+    """The columns that decide; ids and scores of the forum are nobody's."""
+    (vote,) = item.votes
+    yield {
+        "history": packed(item.prompt),
+        "human_ref_A": item.a,
+        "human_ref_B": item.b,
+        "labels": int(vote.choice == "a"),
+    }

@@ -1,0 +1,79 @@
+"""A table with one row a vote: prompt, two answers, who voted, and for which. CSV, Parquet or JSON lines.
+
+Rows of one pair belong together by their texts, in whichever order they stand: an id of the file's own is not needed,
+and one that two pairs share does no harm. `shown` (`ab` or `ba`), `strength`, `note` and `at` may be there. A prompt
+that is a conversation is JSON in its cell.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.importers.base import (
+    IMPORTED,
+    BadRow,
+    Ballot,
+    Judged,
+    Options,
+    Row,
+    Skip,
+    cell,
+    choice_of,
+    column,
+    messages_of,
+    number,
+    packed,
+    shown,
+)
+from pipeline.records import digest
+
+CARRIES = frozenset({"ties", "votes", "annotators", "sources", "details"})
+
+
+def recognise(rows: Sequence[Row]) -> float:
+    """Two answers, one vote, and somebody who cast it."""
+    needed = ("prompt", "a", "b", "vote", "annotator")
+    return 0.9 * sum(all(column(row, each, Options()) for each in needed) for row in rows) / max(1, len(rows))
+
+
+def read(row: Row, options: Options) -> Iterator[Judged]:
+    """One vote a row."""
+    choice = choice_of(cell(row, "vote", options), options)
+    if choice is None:
+        raise Skip("no vote")
+    who = column(row, "annotator", options)
+    order = row.get("shown") or None
+    if order not in (None, "ab", "ba"):
+        raise BadRow(f"shown: {shown(order)} found; needs ab, ba or nothing")
+    vote = Ballot(
+        choice,
+        annotator=str(row[who]) if who is not None and row.get(who) not in (None, "") else None,
+        shown=order,
+        strength=number(row.get("strength")),
+        note=str(row.get("note") or ""),
+        at=str(row.get("at") or row.get("ts") or ""),
+    )
+    a, b = cell(row, "a", options), cell(row, "b", options)
+    if not isinstance(a, str) or not isinstance(b, str):
+        raise BadRow("an answer is not a text")
+    sources = (str(row.get("source_a") or IMPORTED), str(row.get("source_b") or IMPORTED))
+    yield Judged(messages_of(cell(row, "prompt", options)), a, b, (vote,), sources)
+
+
+def write(item: Judged) -> Iterator[dict[str, Any]]:
+    """A row for each vote."""
+    prompt = packed(item.prompt)
+    for vote in item.votes:
+        yield {
+            "pair_id": digest([prompt, item.a, item.b]),
+            "prompt": prompt,
+            "response_a": item.a,
+            "response_b": item.b,
+            "rater": vote.annotator,
+            "choice": vote.choice,
+            "shown": vote.shown,
+            "strength": vote.strength,
+            "note": vote.note,
+            "at": vote.at,
+            "source_a": item.sources[0],
+            "source_b": item.sources[1],
+        }

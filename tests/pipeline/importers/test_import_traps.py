@@ -1,0 +1,263 @@
+"""What goes wrong with people's files, each by the name of its trap."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import votes
+from pipeline.errors import DataError
+from pipeline.importers.base import Options
+from pipeline.importers.collect import Collected, collect, recognised
+
+AB = {"prompt": "P?", "response_a": "one", "response_b": "two"}
+
+
+def read(tmp_path: Path, rows: Any, name: str = "auto", max_bad: float = 1.0, **options: Any) -> Collected:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return collect([path], name, Options(**options), max_bad)
+
+
+def reasons(found: Collected) -> str:
+    return "\n".join(each.reason for each in found.quarantine)
+
+
+def test_numbers_are_never_guessed_and_the_message_says_what_to_do(tmp_path: Path) -> None:
+    rows = [{**AB, "rater": "ana", "choice": value} for value in (1, 2, 0)]
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: the vote 1 can mean anything; say what with choices"):
+        read(tmp_path, rows, max_bad=0.01)
+    choices = {"1": "a", "2": "b", "0": "tie"}
+    # Votes of one person on one pair replace each other, so each row here has its own prompt.
+    rows = [{**row, "prompt": f"P{n}?"} for n, row in enumerate(rows)]
+    assert read(tmp_path, rows, choices=choices).counts().choices == {"a": 1, "b": 1, "tie": 1}
+
+
+def test_a_map_of_1_and_2_does_not_silently_misread_0_and_1(tmp_path: Path) -> None:
+    rows = [{**AB, "prompt": f"P{n}?", "rater": "ana", "choice": n % 2} for n in range(20)]
+    with pytest.raises(DataError, match="of 20 votes not one is for b"):
+        read(tmp_path, rows, choices={"1": "a", "2": "b", "0": "tie"})
+
+
+def test_shp_says_1_for_a_and_0_for_b(tmp_path: Path) -> None:
+    rows = [{"history": "P?", "human_ref_A": "one", "human_ref_B": "two", "labels": label} for label in (0, 2)]
+    found = read(tmp_path, rows)
+    assert found.counts().choices == {"a": 0, "b": 1, "tie": 0}
+    assert "needs 1 (A is better) or 0 (B is)" in reasons(found)
+
+
+def test_identical_answers_are_put_into_the_quarantine(tmp_path: Path) -> None:
+    found = read(tmp_path, [{**AB, "response_b": "one", "winner": "a"}, {**AB, "winner": "a"}])
+    assert found.counts().quarantined == 1
+    assert "same text" in reasons(found)
+
+
+def test_a_swapped_pair_is_the_same_pair_and_its_votes_are_exchanged(tmp_path: Path) -> None:
+    swapped = {"prompt": "P?", "response_a": "two", "response_b": "one"}
+    rows = [{**AB, "rater": "ana", "choice": "a"}, {**swapped, "rater": "ben", "choice": "a", "shown": "ba"}]
+    ((pair, (ana, ben)),) = read(tmp_path, rows).judgements()
+    text = {"a": pair.a.text, "b": pair.b.text}
+    assert (text[ana.choice], text[ben.choice]) == ("one", "two")
+    assert text[str(ben.shown)[0]] == "one"  # ben saw the file's b, which is `one`, on the left
+
+
+def test_the_later_vote_of_a_person_counts_whatever_the_order_of_the_rows(tmp_path: Path) -> None:
+    late, early = {"choice": "b", "at": "2026-01-02T00:00:00Z"}, {"choice": "a", "at": "2026-01-01T00:00:00Z"}
+    for rows in ([early, late], [late, early]):
+        found = read(tmp_path, [{**AB, "rater": "ana", **row} for row in rows])
+        ((pair, (vote,)),) = found.judgements()
+        assert {"a": pair.a.text, "b": pair.b.text}[vote.choice] == "two"
+        assert found.counts().votes_replaced == 1
+
+
+def test_hh_sides_that_part_early_have_no_one_prompt_and_an_empty_answer_is_one(tmp_path: Path) -> None:
+    sides = [
+        ("Human: Hi|Assistant: Hello.", "Human: Hi|Assistant:"),
+        ("Human: Hi|Assistant: A|Human: x|Assistant: C", "Human: Hi|Assistant: B|Human: x|Assistant: D"),
+        ("Human: Hi|Human: Ho|Assistant: A", "Human: Hi|Human: Ho|Assistant: B"),
+        ("Human: He said Human: hi|Assistant: A", "Human: He said Human: hi|Assistant: B"),
+        ("Human: Hi", "Human: Hi"),
+    ]
+    turns = [["".join(f"\n\n{turn}" for turn in side.split("|")) for side in both] for both in sides]
+    found = read(tmp_path, [{"chosen": chosen, "rejected": rejected} for chosen, rejected in turns])
+    pairs = [pair for pair, _ in found.judgements()]
+    assert {pairs[0].a.text, pairs[0].b.text} == {"Hello.", ""}
+    assert [message.content for message in pairs[1].prompt.messages] == ["Hi", "Ho"]
+    assert pairs[2].prompt.text == "He said Human: hi"
+    assert [each.place for each in found.quarantine] == [2, 5]
+
+
+def test_texts_without_a_prompt_are_refused_until_somebody_says_where_it_ends(tmp_path: Path) -> None:
+    row = {"chosen": "Q: sky?\nA: It is blue.", "rejected": "Q: sky?\nA: It is green."}
+    assert "prompt_split" in reasons(read_bad(tmp_path, [row]))
+    ((pair, _),) = read(tmp_path, [row], prompt_split=r"\nA:").judgements()
+    # What both answers begin with stays with the answers.
+    assert pair.prompt.text == "Q: sky?\nA:"
+    assert {pair.a.text, pair.b.text} == {" It is blue.", " It is green."}
+
+
+def read_bad(tmp_path: Path, rows: Any, **options: Any) -> Collected:
+    """As `read`, with a good row after the bad ones, so that something is left."""
+    good = {"prompt": "P?", "chosen": "one", "rejected": "two"}
+    return read(tmp_path, [*rows, good], **options)
+
+
+def test_a_prompt_keeps_its_blanks_and_an_answer_its_own(tmp_path: Path) -> None:
+    ((pair, _),) = read(tmp_path, [{"prompt": "The sky is", "chosen": " blue.", "rejected": " green.\n"}]).judgements()
+    assert {pair.a.text, pair.b.text} == {" blue.", " green.\n"}
+
+
+def test_conversations_that_part_early_and_several_turns_are_no_answer(tmp_path: Path) -> None:
+    user, bot = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
+    rows = [
+        {"chosen": [user, bot, user, bot], "rejected": [user, {**bot, "content": "z"}, user, {**bot, "content": "w"}]},
+        {"prompt": "P?", "chosen": [bot], "rejected": [user]},
+        {"prompt": [{"role": "tool", "content": "x"}], "chosen": "a", "rejected": "b"},
+        {"prompt": "", "chosen": "a", "rejected": "b"},
+    ]
+    found = read_bad(tmp_path, rows)
+    assert [each.place for each in found.quarantine] == [1, 2, 3, 4]
+    assert "part before the last answer" in reasons(found)
+    assert "must not be empty" in reasons(found)
+
+
+def test_argilla_drafts_discards_and_suggestions_are_no_votes(tmp_path: Path) -> None:
+    flat = {
+        "prompt": "P?", "response_a": "one", "response_b": "two",
+        "preference.responses": ["a", "b", "b"], "preference.responses.users": ["1", "2", "3"],
+        "preference.responses.status": ["submitted", "discarded", "draft"], "preference.suggestion": "b",
+    }  # fmt: skip
+    counts = read(tmp_path, [flat]).counts()
+    assert counts.choices == {"a": 1, "b": 0, "tie": 0}
+    assert counts.votes_skipped == {"discarded": 1, "draft": 1}
+
+
+def test_argillas_nested_export_does_not_say_what_is_submitted_so_somebody_must(tmp_path: Path) -> None:
+    fields = {"prompt": "P?", "response_a": "one", "response_b": "two"}
+    nested = {"fields": fields, "responses": {"preference": [{"value": ["response_b", "response_a"], "user_id": "1"}]}}
+    with pytest.raises(DataError, match="assume_submitted"):
+        read(tmp_path, [nested], max_bad=0)
+    found = read(tmp_path, [nested], assume_submitted=True)
+    assert found.counts().choices == {"a": 0, "b": 1, "tie": 0}  # a ranking names the best first
+
+
+def task(*annotations: Any) -> dict[str, Any]:
+    return {"data": {"prompt": "P?", "answer1": "one", "answer2": "two"}, "annotations": list(annotations)}
+
+
+def test_label_studio_cancelled_empty_and_contradicting_annotations_are_no_votes(tmp_path: Path) -> None:
+    left = {"type": "pairwise", "value": {"selected": "left"}}
+    tie = {"type": "choices", "value": {"choices": ["tie"]}}
+    rows = [
+        task({"completed_by": 1, "was_cancelled": True, "result": [left]}, {"completed_by": 2, "result": []}),
+        task({"completed_by": {"id": 3, "email": "x@example.org"}, "result": [left]}),
+        task({"completed_by": 4, "result": [left, tie]}),
+    ]
+    found = read(tmp_path, rows)
+    assert found.counts().skipped == {"cancelled": 1}
+    assert [vote.annotator for _, votes_ in found.judgements() for vote in votes_] == ["3"]
+    assert "one annotation says a and tie" in reasons(found)
+
+
+def test_an_address_is_nobodys_name(tmp_path: Path) -> None:
+    ((_, (vote,)),) = read(tmp_path, [{**AB, "rater": "ana@example.org", "choice": "a"}]).judgements()
+    assert "@" not in vote.annotator and vote.annotator.startswith("annotator-")
+
+
+def test_the_mean_of_fine_ratings_decides_and_a_rating_that_is_no_number_is_none(tmp_path: Path) -> None:
+    def completion(text: str, rating: str, overall: float) -> dict[str, Any]:
+        return {"response": text, "annotations": {"honesty": {"Rating": rating}}, "overall_score": overall}
+
+    row = {"instruction": "P?", "completions": [completion("one", "5", 1.0), completion("two", "2", 10.0)]}
+    assert read(tmp_path, [row]).counts().choices == {"a": 1, "b": 0, "tie": 0}
+    unrated = {"instruction": "P?", "completions": [completion("one", "5", 1.0), {"response": "two"}]}
+    found = read(tmp_path, [row, unrated])
+    assert found.counts().skipped == {"fewer than two rated answers": 1}
+
+
+def test_no_thumb_is_not_a_thumb_down_and_stars_are_not_guessed(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "P?", "completion": f"answer {n}", "rating": value} for n, value in enumerate(("👍", -1, None, 5))
+    ]
+    found = read(tmp_path, rows)
+    assert [thumb.good for thumb in found.thumbs] == [True, False]
+    assert found.counts().skipped == {"no thumb": 1}
+    assert "5=a is good" in reasons(found)
+
+
+def test_the_same_thumb_twice_is_one_line_of_two_people(tmp_path: Path) -> None:
+    (thumb,) = read(tmp_path, [{"prompt": "P?", "completion": "x", "label": True}] * 2).thumbs
+    assert thumb.votes == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_spreadsheets_save_csv_with_marks_other_encodings_and_crlf(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "votes.csv"
+    text = 'prompt,answer_a,answer_b,annotator,vote\r\n"Où?\r\nIci",=1+1,"say ""hi""",ana,A\r\n'
+    path.write_bytes(text.encode(encoding))
+    ((pair, _),) = collect([path], "auto", Options(), 0).judgements()
+    assert pair.prompt.text == "Où?\r\nIci"
+    assert {pair.a.text, pair.b.text} == {"=1+1", 'say "hi"'}
+
+
+def test_a_bad_row_is_told_by_file_and_line_and_the_rest_is_imported(tmp_path: Path) -> None:
+    path = tmp_path / "votes.csv"
+    head = 'prompt,answer_a,answer_b,annotator,vote\n"P\nQ?",one,two,ana,A\n'
+    path.write_text(f"{head}P?,one,two,ben\nP?,one,two,ben,maybe\n", encoding="utf-8")
+    found = collect([path], "auto", Options(), 1)
+    assert [(each.place, each.reason[:20]) for each in found.quarantine] == [
+        (4, "4 cells, and the hea"), (5, "the vote 'maybe' can")
+    ]  # fmt: skip
+    counts = found.counts()
+    assert counts.rows == counts.imported + counts.quarantined == 3
+
+
+def test_more_bad_rows_than_allowed_stop_with_examples_of_each_reason(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1 of 2 rows are bad, and max_bad allows 10\.0%(.|\n)*rows\.jsonl:2: "):
+        read(tmp_path, [{**AB, "winner": "a"}, {**AB, "winner": "?"}], max_bad=0.1)
+
+
+def test_half_a_character_is_a_bad_row_that_can_be_written_down(tmp_path: Path) -> None:
+    found = read(tmp_path, [{**AB, "winner": "a"}, {**AB, "response_a": "\ud800", "winner": "a"}])
+    assert found.counts().quarantined == 1
+    votes.write(found, tmp_path / "out", "majority")
+    assert "?" in (tmp_path / "out" / "quarantine.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_json_list_is_read_object_by_object_with_line_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    good = json.dumps({**AB, "winner": "b"}, indent=1)
+    path.write_text(f"[\n{good},\n 7,\n{good}\n]\n", encoding="utf-8")
+    found = collect([path], "pairs", Options(), 1)
+    assert [each.place for each in found.quarantine] == [8]
+    assert found.counts().imported == 2
+    path.write_text(f"[\n{good},\n" + '{"prompt": ', encoding="utf-8")
+    assert "not JSON" in reasons(collect([path], "pairs", Options(), 1))
+
+
+def test_a_file_that_nobody_knows_or_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no format knows the fields x; name one"):
+        read(tmp_path, [{"x": 1}])
+    with pytest.raises(DataError, match="no such file"):
+        recognised(tmp_path / "absent.csv")
+    with pytest.raises(DataError, match=r"needs to end in one of \.jsonl"):
+        recognised(tmp_path / "votes.xlsx")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 1000)[:-30])
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        collect([tmp_path / "cut.jsonl.gz"], "pairs", Options(), 1)
+    with pytest.raises(DataError, match="no format is called 'argila'"):
+        read(tmp_path, [AB], name="argila")
+
+
+def test_importing_twice_is_importing_once(tmp_path: Path) -> None:
+    rows = [{**AB, "prompt": f"P{n}?", "rater": who, "choice": "a"} for n in range(3) for who in ("ana", "ben")]
+    written = []
+    for _ in range(2):
+        votes.write(read(tmp_path, rows), tmp_path / "out", "dawid_skene")
+        written.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
+    assert written[0] == written[1]
+    twice = read(tmp_path, [*rows, *rows])
+    assert twice.counts().votes == 6
+    assert list(twice.votes()) == list(read(tmp_path, rows).votes())

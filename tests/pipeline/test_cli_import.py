@@ -1,0 +1,46 @@
+"""`prefloop import` and `prefloop convert` as they are typed."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli, store
+from pipeline.records import Pair, Thumb, Verdict, Vote
+
+EXAMPLES = Path(__file__).parents[2] / "data" / "annotations"
+
+
+def test_import_says_what_it_understood_and_leaves_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["import", str(EXAMPLES / "votes.csv"), "--to", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "votes.csv: read as votes" in said
+    assert "6 rows = 6 imported + 0 skipped + 0 in the quarantine" in said
+    assert "votes as the files have them: a 2, b 3, tie 1; 1 replaced by a later one" in said
+    assert "2 pairs with two votes or more, 1 unanimous" in said
+    pairs = list(store.read_jsonl(tmp_path / "out" / "pairs.jsonl", Pair))
+    verdicts = list(store.read_jsonl(tmp_path / "out" / "verdicts.jsonl", Verdict))
+    assert [verdict.pair_id for verdict in verdicts] == [pair.id for pair in pairs]
+    assert len(list(store.read_jsonl(tmp_path / "out" / "votes.jsonl", Vote))) == 5
+    assert not (tmp_path / "out" / "thumbs.jsonl").exists()
+
+
+def test_thumbs_are_left_beside_the_pairs(tmp_path: Path) -> None:
+    files = [str(EXAMPLES / "thumbs.jsonl"), str(EXAMPLES / "openai.jsonl")]
+    assert cli.main(["import", *files, "--to", str(tmp_path)]) == 0
+    assert [thumb.good for thumb in store.read_jsonl(tmp_path / "thumbs.jsonl", Thumb)] == [True, False]
+
+
+def test_a_value_of_choices_that_is_no_choice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for choices, problem in (("1=c", "--choices.1: 'c' found"), ("1", "needs NAME=VALUE")):
+        words = ["import", str(EXAMPLES / "votes.csv"), "--to", str(tmp_path), "--choices", choices]
+        assert cli.main(words) == 2
+        assert problem in capsys.readouterr().err
+
+
+def test_convert_says_what_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "f.jsonl"
+    words = ["convert", str(EXAMPLES / "votes.csv"), "--to-format", "openai", "--to", str(target)]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "2 rows of openai" in said and "not in this format: who voted" in said
+    assert len(target.read_text(encoding="utf-8").splitlines()) == 2
