@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rlaif run exam status annotate check test test-fast bench-labels bench-faults bench-ppo bench-ppo-reward bench-import lock clean
+.PHONY: help setup rlaif rlhf run exam status annotate check test test-fast bench-labels bench-faults bench-ppo bench-ppo-reward bench-import lock clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -26,6 +26,10 @@ $(READY): pyproject.toml constraints.txt model.txt
 
 rlaif: $(READY) ## from prompts to a report: recipes/rlaif.yaml into runs/rlaif
 	@$(BIN)/prefloop run recipes/rlaif.yaml $(if $(JUDGE),--judge $(JUDGE)) $(SET)
+
+rlhf: $(READY) ## the same from people's votes, in any format: make rlhf ANNOTATIONS=votes.csv
+	@test -n "$(ANNOTATIONS)" || { echo 'name the votes: make rlhf ANNOTATIONS=votes.csv'; exit 2; }
+	@$(BIN)/prefloop run recipes/rlhf.yaml annotations.files=$(ANNOTATIONS) $(SET)
 
 run: $(READY) ## any recipe: make run RECIPE=recipes/smoke.yaml
 	@$(BIN)/prefloop run $(RECIPE) $(if $(JUDGE),--judge $(JUDGE)) $(SET)

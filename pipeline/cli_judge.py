@@ -79,6 +79,8 @@ def _exam(options: argparse.Namespace) -> None:
     from pipeline import plan
     from pipeline.report import exam_sheet, gold_sheet, place_sheet, sheet_table
 
+    if recipe.judge is None:
+        raise RecipeError("annotations: people label, and sit no exam; name a recipe that has a judge")
     if not plan.examines(recipe):
         raise RecipeError("exam: nothing to ask; set exam.prompts above 0, or name a gold file with --gold")
     states = plan.open_run(recipe, options.run or RUNS / options.recipe.stem).execute(until="exam")

@@ -13,7 +13,8 @@ from typing import Any
 from judges.base import AnyJudge
 from judges.grading import ExamReport
 from judges.ledger import Spent
-from pipeline import generate, label, report, store
+from pipeline import crowd, generate, label, people, report, store
+from pipeline.agreement import AgreementReport
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.algorithms.scoring import FACTS
 from pipeline.generate import Answer, Sampling
@@ -54,7 +55,8 @@ class Comparing(Config):
 
     seed: int
     judges: tuple[AnyJudge, ...]
-    labelling_judge: AnyJudge
+    labelling_judge: AnyJudge | None
+    """None: people labelled."""
     confidence: float
     algorithms: dict[str, str]
     """Checkpoint -> algorithm, in the order of the report."""
@@ -122,7 +124,7 @@ def _results(
     config: Comparing, pairs: Sequence[Pair], verdicts: dict[str, list[Verdict]], answers: Sequence[Answer]
 ) -> Results:
     described = [_describe(name, algorithm, answers, config) for name, algorithm in config.algorithms.items()]
-    labelling = config.labelling_judge.fingerprint()
+    labelling = config.labelling_judge.fingerprint() if config.labelling_judge else None
     judges: list[JudgeInfo] = []
     comparisons: list[Comparison] = []
     for judge, name in zip(config.judges, judge_names(config.judges), strict=True):
@@ -143,7 +145,7 @@ def _results(
         comparisons=comparisons,
         prompts=len({pair.prompt.id for pair in pairs}),
         confidence=config.confidence,
-        labelling_judge=config.labelling_judge.name,
+        labelling_judge=config.labelling_judge.name if config.labelling_judge else crowd.NAME,
     )
 
 
@@ -206,13 +208,15 @@ def report_finish(job: Job) -> None:
         results=results.model_copy(update={"exam": exam.model_dump(mode="json") if exam else None}),
         exam=exam,
         labels=_labels(job),
+        people=people.of(job),
+        against_people=people.agreement_of(job),
         curves={name: _curve(path) for name, path in trained.items()},
         reward_models=held_out,
         steps=tuple(_step_time(name, job.inputs[name]) for name in config.steps),
         spending=tuple(_spending(job.inputs[name] for name in config.steps)),
         **_environment(job),
         alarms=(*_alarms(exam), *_training_alarms(trained, held_out)),
-        warnings=tuple(_warnings(results, exam)),
+        warnings=(*_warnings(results, exam), *_against_people(people.agreement_of(job))),
         samples=tuple(_samples(job, results)),
     )
     for name, text in report.render(data).items():
@@ -233,7 +237,8 @@ def _labels(job: Job) -> report.Labels:
     return report.Labels(
         judge=summary["judge"],
         prompts=summary["prompts"],
-        candidates=round(generated["answers"] / generated["prompts"]),
+        # People's pairs are as they came: nobody drew a number of answers.
+        candidates=round(generated["answers"] / generated["prompts"]) if "answers" in generated else None,
         pairs=summary["pairs"],
         decided=summary["decided"],
         ties=summary["ties"],
@@ -253,13 +258,23 @@ def _alarms(exam: ExamReport | None) -> Iterator[str]:
 
 
 def _warnings(results: Results, exam: ExamReport | None) -> Iterator[str]:
-    if exam is None:
+    if exam is None and results.labelling_judge != crowd.NAME:
         yield f"{results.labelling_judge} was not examined before it labelled."
     if any(judge.labelled for judge in results.judges):
         name = next(judge.name for judge in results.judges if judge.labelled)
         yield f"{name} labelled the training data and also compares: trust it less than a judge that did not."
     if all(judge.labelled for judge in results.judges):
         yield "Every comparing judge labelled the training data: the policy is graded by what it was trained on."
+
+
+def _against_people(found: AgreementReport | None) -> Iterator[str]:
+    for name, accuracy in found.accuracy.items() if found else ():
+        if accuracy.low <= 0.5:
+            yield (
+                f"{name} is right in {percent(accuracy.value)} {interval(accuracy.low, accuracy.high)} of the "
+                f"{accuracy.n} held-out pairs that people decided, which is not better than chance: its win rates do "
+                "not say what these people want."
+            )
 
 
 def _training_alarms(trained: dict[str, Path], held_out: dict[str, HeldOut]) -> Iterator[str]:

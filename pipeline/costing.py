@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from judges import exam
 from judges.base import Cost
 from judges.exam import GoldPair
-from pipeline import generate, plan, store
+from pipeline import generate, people, plan, store
 from pipeline.recipe import Recipe
 from pipeline.records import Pair, Prompt, Response
 
@@ -36,18 +36,24 @@ def lines(recipe: Recipe, generated: Path | None) -> Iterator[Line]:
     Args:
         generated: the folder that the generate step published; None: it has not run.
     """
-    pairs = list(store.read_jsonl(generated / "pairs.jsonl", Pair) if generated else _imagined(recipe))
-    if plan.examines(recipe):
-        gold = store.read_jsonl(recipe.exam.gold, GoldPair) if recipe.exam.gold else ()
-        asked = [each.pair for each in exam.questions(pairs, gold, recipe.exam.prompts, recipe.seed)]
-        yield Line("exam", recipe.judge.name, len(asked), recipe.judge.cost(asked))
-    yield Line("label", recipe.judge.name, len(pairs), recipe.judge.cost(pairs))
+    if recipe.judge is not None:
+        pairs = list(store.read_jsonl(generated / "pairs.jsonl", Pair) if generated else _imagined(recipe))
+        if plan.examines(recipe):
+            gold = store.read_jsonl(recipe.exam.gold, GoldPair) if recipe.exam.gold else ()
+            asked = [each.pair for each in exam.questions(pairs, gold, recipe.exam.prompts, recipe.seed)]
+            yield Line("exam", recipe.judge.name, len(asked), recipe.judge.cost(asked))
+        yield Line("label", recipe.judge.name, len(pairs), recipe.judge.cost(pairs))
+    if recipe.annotations is not None:
+        held_out = people.held_out_pairs(recipe.annotations, recipe.seed)
+        for judge in recipe.compare.judges:
+            yield Line("people", judge.name, len(held_out), judge.cost(held_out))
     matches = list(_matches(recipe))
     for judge in recipe.compare.judges:
         yield Line("compare", judge.name, len(matches), judge.cost(matches))
 
 
 def _imagined(recipe: Recipe) -> Iterator[Pair]:
+    assert recipe.generate is not None
     for prompt in generate.read_prompts(recipe.generate.prompts):
         answers = _answers(recipe.generate.sampler, (("base", n) for n in range(recipe.generate.candidates)))
         yield from generate.pairs_of(prompt, answers, recipe.generate.pairing, recipe.seed)
@@ -55,7 +61,7 @@ def _imagined(recipe: Recipe) -> Iterator[Pair]:
 
 def _matches(recipe: Recipe) -> Iterator[Pair]:
     prompts: Sequence[Prompt] = generate.read_prompts(recipe.compare.prompts)
-    sampler, names = recipe.compare.sampler or recipe.generate.sampler, plan.checkpoints(recipe)
+    sampler, names = plan.sampler_of(recipe), plan.checkpoints(recipe)
     for prompt, sample in itertools.product(prompts, range(recipe.compare.samples)):
         answers = _answers(sampler, ((name, sample) for name in names))
         yield from (Pair.of(prompt, *both) for both in itertools.combinations(answers, 2))

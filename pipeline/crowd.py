@@ -15,12 +15,13 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.agreement import LABELS, alpha_of, alpha_rows, clustered
+from pipeline.importers.base import Aggregate
 from pipeline.ratings import Estimate
 from pipeline.records import Record, Verdict, Vote, digest
 
@@ -29,8 +30,6 @@ VERSION = 1
 
 NAME = "human"
 """Whose verdicts these are called."""
-
-Aggregate = Literal["dawid_skene", "majority"]
 
 ROUNDS = 200
 """Of expectation maximisation at most; it stops as soon as no posterior moves by `TOLERANCE`."""
@@ -195,7 +194,8 @@ class People(Record):
 
     annotators: tuple[Annotator, ...]
     alpha: Estimate | None
-    """Krippendorff's, nominal, over pairs with two votes or more; the interval resamples prompts."""
+    """Krippendorff's, nominal, over pairs with two votes or more; the interval resamples prompts. Of a and b as our
+    pairs have them, which is by chance: how often a file's first answer won does not enter."""
     shared: int
     """Pairs with two votes or more."""
     unanimous: int

@@ -72,19 +72,35 @@ def finish(job: Job) -> None:
     config = Labelling.model_validate(job.options["config"])
     exam = examined(job)
     _admit(exam, config)
-    pairs, verdicts = job.inputs["generate"] / "pairs.jsonl", job.out / "verdicts.jsonl"
-    said = judge_all(config.judge, _pairs(pairs), job, config.budget_usd)
-    store.write_jsonl(verdicts, map(exam.calibrate, said) if exam else said)
-    summary = _summary(config, _judged(pairs, verdicts))
-    _check(views.Counts.model_validate({name: summary[name] for name in views.Counts.model_fields}), config.label)
-    kept = _Counted(_preferences(config, _judged(pairs, verdicts)))
-    store.write_jsonl(job.out / "preferences.jsonl", kept)
-    if not kept.count:
+    said = judge_all(config.judge, _pairs(job.inputs["generate"] / "pairs.jsonl"), job, config.budget_usd)
+    told = keep(job, map(exam.calibrate, said) if exam else said, config.label, config.pairing)
+    if not told["preferences"]:
         raise JudgeError(f"judge {config.judge.name}: it preferred no answer to another; nothing could be trained on")
-    found = config.judge.summary(store.read_jsonl(verdicts, Verdict))
-    told = {**summary, "preferences": kept.count, "judge_summary": found}
-    store.write_json(job.out / "summary.json", told)
+    judge = {
+        "judge": config.judge.name,
+        "judge_fingerprint": config.judge.fingerprint(),
+        "judge_summary": config.judge.summary(store.read_jsonl(job.out / "verdicts.jsonl", Verdict)),
+    }
+    store.write_json(job.out / "summary.json", {**told, **judge})
     tell_spending(job)
+
+
+def keep(job: Job, said: Iterable[Verdict], config: LabelConfig, pairing: str) -> dict[str, Any]:
+    """Write verdicts.jsonl and preferences.jsonl, and say in numbers what became of the pairs.
+
+    Args:
+        said: a verdict on each pair of the generate step, in its order.
+
+    Raises:
+        JudgeError: more pairs were left open than the recipe allows.
+    """
+    pairs, verdicts = job.inputs["generate"] / "pairs.jsonl", job.out / "verdicts.jsonl"
+    store.write_jsonl(verdicts, said)
+    summary = _summary(config.min_confidence, _judged(pairs, verdicts))
+    _check(views.Counts.model_validate({name: summary[name] for name in views.Counts.model_fields}), config)
+    kept = _Counted(_preferences(config.min_confidence, pairing, _judged(pairs, verdicts)))
+    store.write_jsonl(job.out / "preferences.jsonl", kept)
+    return {**summary, "preferences": kept.count}
 
 
 def examined(job: Job) -> ExamReport | None:
@@ -214,21 +230,19 @@ def _judged(pairs: Path, verdicts: Path) -> Iterator[tuple[list[Pair], list[Verd
         yield group, list(itertools.islice(answers, len(group)))
 
 
-def _summary(config: Labelling, judged: Iterable[tuple[list[Pair], list[Verdict]]]) -> dict[str, object]:
+def _summary(min_confidence: float, judged: Iterable[tuple[list[Pair], list[Verdict]]]) -> dict[str, object]:
     """What became of the pairs, and what it took."""
     counted, prompts = views.Counts(pairs=0, decided=0, ties=0, below_confidence=0), 0
     confidence = views.confidence_histogram([])
     tokens_in, tokens_out, cost_usd = 0, 0, 0.0
     for pairs, verdicts in judged:
         confidence = [sum(bars) for bars in zip(confidence, views.confidence_histogram(verdicts), strict=True)]
-        counted, prompts = counted + views.count(pairs, verdicts, config.label.min_confidence), prompts + 1
+        counted, prompts = counted + views.count(pairs, verdicts, min_confidence), prompts + 1
         tokens_in += sum(verdict.tokens_in for verdict in verdicts)
         tokens_out += sum(verdict.tokens_out for verdict in verdicts)
         cost_usd += sum(verdict.cost_usd for verdict in verdicts)
     return {
         **counted.model_dump(mode="json"),
-        "judge": config.judge.name,
-        "judge_fingerprint": config.judge.fingerprint(),
         "prompts": prompts,
         "confidence": confidence,
         "tokens_in": tokens_in,
@@ -237,12 +251,14 @@ def _summary(config: Labelling, judged: Iterable[tuple[list[Pair], list[Verdict]
     }
 
 
-def _preferences(config: Labelling, judged: Iterable[tuple[list[Pair], list[Verdict]]]) -> Iterator[Preference]:
+def _preferences(
+    min_confidence: float, pairing: str, judged: Iterable[tuple[list[Pair], list[Verdict]]]
+) -> Iterator[Preference]:
     for pairs, verdicts in judged:
-        if config.pairing == "best_worst":
+        if pairing == "best_worst":
             extremes = views.best_worst(pairs, verdicts)
             pairs, verdicts = [pair for pair, _ in extremes], [verdict for _, verdict in extremes]
-        yield from views.decided(pairs, verdicts, config.label.min_confidence)
+        yield from views.decided(pairs, verdicts, min_confidence)
 
 
 class _Counted(Iterable[T]):

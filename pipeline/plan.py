@@ -2,7 +2,11 @@
 
     generate -> exam -> label -> train.* -> answers -> compare -> report
 
-What is left out: running them (`pipeline.run`), and what they do (`generate`, `examine`, `label`, `train`, `compare`).
+From people's votes, `generate` and `label` do their work without a policy and a judge, and in the place of an exam
+`people` checks the comparing judges against the votes that nobody trains on.
+
+What is left out: running them (`pipeline.run`), and what they do (`generate`, `examine`, `label`, `people`, `train`,
+`compare`).
 """
 
 import os
@@ -11,10 +15,10 @@ from pathlib import Path
 
 from judges import exam, grading
 from judges.base import JudgeConfig
-from pipeline import compare, examine, generate, label, train
+from pipeline import compare, crowd, examine, generate, label, people, train, votes
 from pipeline.models import processes_for
 from pipeline.plugins import Config
-from pipeline.recipe import BASE, Recipe, dump, policies
+from pipeline.recipe import BASE, AnnotationsConfig, AnySampler, GenerateConfig, Recipe, dump, policies
 from pipeline.run import Run, Step
 
 
@@ -22,9 +26,7 @@ def steps(recipe: Recipe, title: str) -> list[Step]:
     """The graph of a recipe, in the order of its work."""
     trained = [f"train.{name}" for name in recipe.train if name in checkpoints(recipe)]
     return [
-        _generate(recipe),
-        *([_exam(recipe)] if examines(recipe) else []),
-        _label(recipe),
+        *_labels(recipe),
         *[_train(recipe, name) for name in recipe.train],
         _answers(recipe, trained),
         _compare(recipe),
@@ -43,27 +45,69 @@ def checkpoints(recipe: Recipe) -> tuple[str, ...]:
     return recipe.compare.checkpoints or (BASE, *policies(recipe.train))
 
 
-def _generate(recipe: Recipe) -> Step:
+def _labels(recipe: Recipe) -> list[Step]:
+    """Everything up to the labels: from people's votes, or from the policy and a judge."""
+    if recipe.annotations is not None:
+        checked = [_check(recipe)] if recipe.annotations.held_out else []
+        return [_import(recipe, recipe.annotations), *checked, _count(recipe, recipe.annotations)]
+    assert recipe.generate is not None and recipe.judge is not None  # or the recipe would have been refused
+    exams = [_exam(recipe, recipe.judge)] if examines(recipe) else []
+    return [_generate(recipe, recipe.generate), *exams, _label(recipe, recipe.judge, recipe.generate)]
+
+
+def _generate(recipe: Recipe, config: GenerateConfig) -> Step:
     return _step(
         "generate",
-        generate.Pairing.of(recipe.seed, recipe.model, recipe.generate),
+        generate.Pairing.of(recipe.seed, recipe.model, config),
         [generate.VERSION],
-        files=recipe.generate.prompts.files,
+        files=config.prompts.files,
         work="pipeline.generate:work",
         finish="pipeline.generate:finish",
-        processes=recipe.generate.processes,
+        processes=config.processes,
+    )
+
+
+def _import(recipe: Recipe, annotations: AnnotationsConfig) -> Step:
+    return _step(
+        "generate",
+        people.Importing(seed=recipe.seed, annotations=annotations),
+        [votes.VERSION, crowd.VERSION, people.VERSION],
+        files=annotations.files,
+        finish="pipeline.people:import_finish",
+    )
+
+
+def _count(recipe: Recipe, annotations: AnnotationsConfig) -> Step:
+    return _step(
+        "label",
+        people.Counting(aggregate=annotations.aggregate, label=recipe.label),
+        [crowd.VERSION, label.VERSION, people.VERSION],
+        inputs=("generate",),
+        finish="pipeline.people:label_finish",
+    )
+
+
+def _check(recipe: Recipe) -> Step:
+    return _step(
+        "people",
+        people.Checking(seed=recipe.seed, judges=recipe.compare.judges, budget_usd=recipe.budget_usd),
+        [label.VERSION, people.VERSION],
+        inputs=("generate",),
+        work="pipeline.people:check_work",
+        finish="pipeline.people:check_finish",
+        processes=_judging(recipe.compare.judges, recipe.label.processes),
     )
 
 
 def examines(recipe: Recipe) -> bool:
-    """Whether the judge has anything to sit."""
-    return recipe.exam.prompts > 0 or recipe.exam.gold is not None
+    """Whether there is a judge, and it has anything to sit."""
+    return recipe.judge is not None and (recipe.exam.prompts > 0 or recipe.exam.gold is not None)
 
 
-def _exam(recipe: Recipe) -> Step:
+def _exam(recipe: Recipe, judge: JudgeConfig) -> Step:
     config = examine.Examining(
         seed=recipe.seed,
-        judge=recipe.judge,
+        judge=judge,
         prompts=recipe.exam.prompts,
         gold=recipe.exam.gold,
         floors=recipe.exam.floors,
@@ -77,15 +121,15 @@ def _exam(recipe: Recipe) -> Step:
         files=(recipe.exam.gold,) if recipe.exam.gold else (),
         work="pipeline.examine:work",
         finish="pipeline.examine:finish",
-        processes=_judging([recipe.judge], recipe.label.processes),
+        processes=_judging([judge], recipe.label.processes),
     )
 
 
-def _label(recipe: Recipe) -> Step:
+def _label(recipe: Recipe, judge: JudgeConfig, generated: GenerateConfig) -> Step:
     config = label.Labelling(
-        judge=recipe.judge,
+        judge=judge,
         label=recipe.label,
-        pairing=recipe.generate.pairing,
+        pairing=generated.pairing,
         enforce=recipe.exam.enforce,
         budget_usd=recipe.budget_usd,
     )
@@ -96,7 +140,7 @@ def _label(recipe: Recipe) -> Step:
         inputs=("generate", "exam") if examines(recipe) else ("generate",),
         work="pipeline.label:work",
         finish="pipeline.label:finish",
-        processes=_judging([recipe.judge], recipe.label.processes),
+        processes=_judging([judge], recipe.label.processes),
     )
 
 
@@ -108,11 +152,19 @@ def _train(recipe: Recipe, name: str) -> Step:
     return _step(f"train.{name}", config, [train.VERSION], inputs=inputs, finish="pipeline.train:finish")
 
 
+def sampler_of(recipe: Recipe) -> AnySampler:
+    """How held-out answers are drawn."""
+    if recipe.compare.sampler is not None:
+        return recipe.compare.sampler
+    assert recipe.generate is not None  # or the recipe would have been refused
+    return recipe.generate.sampler
+
+
 def _answers(recipe: Recipe, trained: list[str]) -> Step:
     sampling = generate.Sampling(
         seed=recipe.seed,
         model=recipe.model,
-        sampler=recipe.compare.sampler or recipe.generate.sampler,
+        sampler=sampler_of(recipe),
         prompts=recipe.compare.prompts,
         samples=recipe.compare.samples,
         purpose="heldout",
@@ -151,9 +203,7 @@ def _compare(recipe: Recipe) -> Step:
 
 def _report(recipe: Recipe, title: str) -> Step:
     before = (
-        "generate",
-        *(["exam"] if examines(recipe) else []),
-        "label",
+        *[step.name for step in _labels(recipe)],
         *[f"train.{name}" for name in recipe.train],
         "answers",
         "compare",

@@ -30,6 +30,7 @@ from judges.base import AnyJudge, JudgeConfig
 from judges.exam import ExamConfig, GoldPair
 from pipeline.algorithms.base import AlgorithmConfig
 from pipeline.errors import RecipeError
+from pipeline.importers.base import Source
 from pipeline.models import ModelConfig
 from pipeline.plugins import FOLDERS, Config, Plugin, config_class, names
 from pipeline.sampling.base import SamplerConfig
@@ -105,6 +106,15 @@ class GenerateConfig(Config):
     """Processes that generate side by side. None: chosen for the machine."""
 
 
+class AnnotationsConfig(Source):
+    """In the place of `generate` and `judge`: pairs and labels from people's votes."""
+
+    limit: int | None = Field(default=None, ge=1)
+    """The first so many prompts of all files together. None: all."""
+    held_out: float = Field(default=0.2, ge=0, le=0.5)
+    """Share of the prompts whose pairs nobody trains on: the comparing judges are checked against people on them."""
+
+
 class LabelConfig(Config):
     """Stage 2: the judge says which answer of each pair is better."""
 
@@ -143,14 +153,17 @@ class Recipe(Config):
     """One experiment: from prompts to which of its train steps made the policy better."""
 
     RUNTIME: ClassVar[frozenset[str]] = frozenset({"budget_usd"})
+    ONE_OF: ClassVar[frozenset[str]] = frozenset({"generate", "annotations"})
 
     seed: int = Field(default=1, ge=0, lt=2**63)
     """Every random choice is a function of this and of what it is about, never of time or order."""
     model: ModelConfig
     """The policy before training, and how it is loaded and adapted."""
-    generate: GenerateConfig
+    annotations: AnnotationsConfig | None = None
+    """People's votes, which bring pairs and labels: there is neither `generate` nor `judge` then."""
+    generate: GenerateConfig | None = Field(default=None, validate_default=True)
     """Stage 1: answers, in pairs."""
-    judge: FairJudge
+    judge: FairJudge | None = Field(default=None, validate_default=True)
     """Who labels. May also be among `compare.judges`; the report then says that it judged its own pupils."""
     exam: ExamConfig = ExamConfig()
     """What the judge must show before it labels."""
@@ -163,6 +176,17 @@ class Recipe(Config):
     budget_usd: float | None = Field(default=None, ge=0)
     """What all judges of this run together may be charged, in US dollars. The call that would pass it is not made:
     the run stops, and goes on when this is raised. None: no limit."""
+
+    @field_validator("generate", "judge", mode="after")
+    @classmethod
+    def _there_unless_people_voted(cls, block: Any, info: ValidationInfo) -> Any:
+        if info.data.get("annotations") is None:
+            if block is None and "annotations" in info.data:
+                remedy = f"one of: {', '.join(names('judge'))}" if info.field_name == "judge" else "it has no default"
+                raise PydanticCustomError("recipe", "missing; {remedy}", {"remedy": remedy})
+        elif block is not None:
+            raise PydanticCustomError("recipe", "annotations has pairs and their labels; leave one of the two out", {})
+        return block
 
     @field_validator("train", mode="before")
     @classmethod
@@ -184,8 +208,10 @@ class Recipe(Config):
         mistakes: list[InitErrorDetails] = []
         if "train" in info.data:
             mistakes += _wrong_checkpoints(compare, info.data["train"])
-        if "generate" in info.data:
+        if info.data.get("generate") is not None:
             mistakes += _trained_on(compare, info.data["generate"])
+        if info.data.get("annotations") is not None and compare.sampler is None:
+            mistakes.append(_mistake(("sampler",), "missing; with annotations there is no generate.sampler to take"))
         if mistakes:
             raise ValidationError.from_exception_data("compare", mistakes)
         return compare
@@ -308,17 +334,21 @@ def schema() -> dict[str, Any]:
 
 
 def check_files(recipe: Recipe) -> None:
-    """Looks for the prompt files, which `load` does not, so that a recipe can be read away from its data; reads gold.
+    """Looks for the data files, which `load` does not, so that a recipe can be read away from its data; reads gold.
 
     Raises:
         RecipeError: naming every one that is missing.
         DataError: a row of the gold file cannot be read.
     """
-    blocks = {"generate": recipe.generate.prompts, "compare": recipe.compare.prompts}
+    files = {
+        "annotations.files": recipe.annotations.files if recipe.annotations else (),
+        "generate.prompts.files": recipe.generate.prompts.files if recipe.generate else (),
+        "compare.prompts.files": recipe.compare.prompts.files,
+    }
     mistakes = [
-        f"{stage}.prompts.files: there is no file {file.absolute()}"
-        for stage, prompts in blocks.items()
-        for file in prompts.files
+        f"{option}: there is no file {file.absolute()}"
+        for option, named in files.items()
+        for file in named
         if not os.path.isfile(file)
     ]
     gold = recipe.exam.gold
@@ -337,7 +367,9 @@ def check_judges(recipe: Recipe) -> None:
     Raises:
         RecipeError: naming everything that is missing.
     """
-    judges = {"judge": recipe.judge} | {f"compare.judges.{n}": each for n, each in enumerate(recipe.compare.judges)}
+    judges = {f"compare.judges.{n}": each for n, each in enumerate(recipe.compare.judges)}
+    if recipe.judge is not None:
+        judges = {"judge": recipe.judge, **judges}
     mistakes = [f"{path}: {lacking}" for path, judge in judges.items() for lacking in judge.lacks()]
     if mistakes:
         raise _all_of(mistakes, "")
@@ -436,7 +468,7 @@ def _located(block: type[Config], location: tuple[str | int, ...]) -> tuple[list
         if len(alternatives) > 1:
             here = next((each for each in alternatives if getattr(each, "__name__", "") == part), Any)
         elif part != "[key]":
-            owner = _block_class(here, None) or owner
+            owner = _block_class(alternatives[0], None) or owner
             here = _type_under(here, None, part)
             path.append(str(part))
     return path, owner

@@ -25,7 +25,9 @@ from rich.text import Text
 
 from judges.grading import ExamReport, GoldReport, Position, shown, wanted
 from judges.ledger import Spent
+from pipeline.agreement import AgreementReport
 from pipeline.algorithms.held_out import HeldOut
+from pipeline.crowd import People
 from pipeline.ratings import Checkpoint, Comparison, Estimate, JudgeInfo, Results, interval, percent
 from pipeline.records import Message, Record
 
@@ -50,7 +52,8 @@ class Labels(Record):
 
     judge: str
     prompts: int
-    candidates: int
+    candidates: int | None = None
+    """Answers to each prompt. None: the pairs are people's."""
     pairs: int
     decided: int
     ties: int
@@ -104,6 +107,10 @@ class ReportData(Record):
     hardware: dict[str, str] = Field(default_factory=dict)
     exam: ExamReport | None = None
     """What the labelling judge's exam found. None: it was not examined."""
+    people: People | None = None
+    """Who voted, where people labelled."""
+    against_people: AgreementReport | None = None
+    """How the comparing judges do on votes that nobody was trained on."""
     alarms: tuple[str, ...] = ()
     """What makes the whole run doubtful; above the warnings, and louder."""
     warnings: tuple[str, ...] = ()
@@ -176,6 +183,8 @@ def _sheets(data: ReportData) -> dict[str, Sheet]:
         "exam": exam_sheet(data.exam),
         "place": place_sheet(data.exam.position if data.exam else None),
         "gold": gold_sheet(data.exam.gold if data.exam else None),
+        "people": _people_sheet(data.people),
+        "against_people": _against_people_sheet(data.against_people),
         "steps": _step_sheet(data.steps),
         "spending": _spending_sheet(data.spending),
         "reward_models": _reward_sheet(data.reward_models),
@@ -254,7 +263,8 @@ def _label_sheet(labels: Labels | None) -> Sheet:
     if labels is None:
         return Sheet("Labels", (), ())
     names = ("judge", "prompts", "candidates", "pairs", "decided", "ties", "abstained")
-    counts = (labels.prompts, labels.candidates, labels.pairs, labels.decided, labels.ties)
+    candidates = NOTHING if labels.candidates is None else labels.candidates
+    counts = (labels.prompts, candidates, labels.pairs, labels.decided, labels.ties)
     told = _findings(labels)
     columns = (*names, *(name for name, _ in told))
     row = (labels.judge, *map(str, counts), _reasons(labels.abstained), *(value for _, value in told))
@@ -325,6 +335,42 @@ def gold_sheet(gold: GoldReport | None) -> Sheet:
         ("abstained", _reasons(gold.abstained)),
     )
     return Sheet("The judge against people", ("what", "found"), rows)
+
+
+def _people_sheet(people: People | None) -> Sheet:
+    """Who voted, and how far they agree."""
+    columns = ("annotator", "votes", "ties", "agrees with others", "right by Dawid-Skene", "picks the left", "p")
+    rows = tuple(
+        (
+            each.name,
+            str(each.votes),
+            str(each.ties),
+            _share(each.agreement),
+            _share(each.accuracy),
+            _share(each.left),
+            _p(each.left_p) if each.left_p is not None else NOTHING,
+        )
+        for each in (people.annotators if people else ())
+    )
+    return Sheet("Annotators", columns, rows)
+
+
+def _against_people_sheet(found: AgreementReport | None) -> Sheet:
+    """The comparing judges on the held-out votes."""
+    columns = ("judge", "right where people decided", "pairs", "says the same of a, b and tie", "Cohen's kappa")
+    couples = {couple.one: couple for couple in found.couples if couple.other == "people"} if found else {}
+    rows = tuple(
+        (
+            name,
+            _estimate(found.accuracy.get(name)),
+            str(found.accuracy[name].n) if name in found.accuracy else NOTHING,
+            _estimate(couple.agreement),
+            _kappa(couple.kappa),
+        )
+        for name, couple in couples.items()
+        if found
+    )
+    return Sheet("Comparing judges against people", columns, rows)
 
 
 def _estimate(found: Estimate | None) -> str:

@@ -12,12 +12,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import crowd, store
-from pipeline.crowd import Aggregate
 from pipeline.errors import DataError
 from pipeline.importers import files
-from pipeline.importers.base import BadRow, Ballot, Choice, Format, Judged, Thumbed
-from pipeline.importers.collect import ANONYMOUS, Collected, Judgement, format_of
+from pipeline.importers.base import Aggregate, BadRow, Ballot, Choice, Format, Judged, Source, Thumbed
+from pipeline.importers.collect import ANONYMOUS, Collected, Judgement, collect, format_of
 from pipeline.records import Verdict
+
+VERSION = 1
+"""Raised when a change of the importers or of this file changes what comes out."""
+
+
+def read(source: Source) -> Collected:
+    """All that the files say.
+
+    Raises:
+        DataError: a file cannot be read, too many rows are bad, or nothing is left.
+    """
+    return collect(source.files, source.format, source, source.max_bad)
 
 
 def write(found: Collected, folder: Path, rule: Aggregate) -> crowd.People:

@@ -21,7 +21,10 @@ LAYERS = [
     ["pipeline.crowd", "pipeline.votes"],
     ["judges*", "pipeline.sampling*", "pipeline.algorithms*"],
     ["pipeline.recipe"],  # the stages read their blocks of it, so it knows none of them
-    [f"pipeline.{stage}" for stage in ("generate", "label", "examine", "train", "compare", "report", "annotate*")],
+    [
+        f"pipeline.{stage}"
+        for stage in ("generate", "label", "examine", "train", "compare", "report", "people", "annotate*")
+    ],
     ["pipeline.run", "pipeline.plan", "pipeline.launch"],
     ["pipeline.costing"],
     ["pipeline.cli", "pipeline.cli_annotate", "pipeline.cli_import", "pipeline.cli_judge"],

@@ -17,15 +17,17 @@ votes are worth (`pipeline.crowd`).
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pipeline.plugins import Config
 from pipeline.records import Message
 
 Row = Mapping[str, Any]
 Choice = Literal["a", "b", "tie"]
+Aggregate = Literal["dawid_skene", "majority"]
 
 IMPORTED = "imported"
 """The source of an answer of which the file does not say who wrote it. Never `chosen`: a name must not tell sides."""
@@ -76,6 +78,23 @@ class Options(Config):
     texts and no prompt."""
     assume_submitted: bool = False
     """Argilla's nested export does not say which answers are drafts or discarded. True: there are none."""
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str | Path) else value
+
+
+class Source(Options):
+    """Files of people's votes, and how they are read."""
+
+    files: Annotated[tuple[Path, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+    """In any format that `prefloop import` knows; a single path is enough. Relative to the current directory."""
+    format: str = "auto"
+    """The format's name, a file of `pipeline/importers`. auto: seen from the first rows of each file."""
+    max_bad: float = Field(default=0.01, ge=0, le=1)
+    """Share of rows that may be unusable. More stop the run, with an example of each reason."""
+    aggregate: Aggregate = "dawid_skene"
+    """What several votes on a pair amount to; `pipeline/crowd.py` has both rules."""
 
 
 class Ballot(NamedTuple):

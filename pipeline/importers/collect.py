@@ -245,33 +245,35 @@ class Collected:
         """One for each answer and opinion, with the number of people."""
         return list(self._thumbs.values())
 
-    def judgements(self, prompts: Iterable[str] | None = None) -> Iterator[Judgement]:
-        """Pairs with their votes, those of a prompt one after the other.
+    def judgements(self) -> Iterator[Judgement]:
+        """Pairs with their votes, those of a prompt one after the other."""
+        for pair_id, entry in self._entries():
+            yield Judgement(Pair.model_validate_json(entry.line), tuple(_votes(pair_id, entry)))
+
+    def lines(self, prompts: Iterable[str] | None = None) -> Iterator[bytes]:
+        """Pairs as lines of pairs.jsonl.
 
         Args:
-            prompts: ids of prompts whose pairs are wanted; None: all.
+            prompts: ids of the prompts whose pairs are wanted; None: all.
         """
-        for name in self.by_prompt if prompts is None else prompts:
-            for pair_id, entry in self.by_prompt.get(name, {}).items():
-                yield Judgement(Pair.model_validate_json(entry.line), tuple(_votes(pair_id, entry)))
-
-    def lines(self) -> Iterator[bytes]:
-        """Every pair as its line of pairs.jsonl."""
-        return (entry.line + b"\n" for entries in self.by_prompt.values() for entry in entries.values())
+        return (entry.line + b"\n" for _, entry in self._entries(prompts))
 
     def prompt_of(self) -> dict[str, str]:
         """Pair id -> prompt id."""
         return {pair: prompt for prompt, entries in self.by_prompt.items() for pair in entries}
 
-    def votes(self) -> Iterator[Vote]:
-        """Every vote, in the order of the pairs."""
-        for entries in self.by_prompt.values():
-            for pair_id, entry in entries.items():
-                yield from _votes(pair_id, entry)
+    def votes(self, prompts: Iterable[str] | None = None) -> Iterator[Vote]:
+        """The votes, in the order of `lines`."""
+        for pair_id, entry in self._entries(prompts):
+            yield from _votes(pair_id, entry)
+
+    def _entries(self, prompts: Iterable[str] | None = None) -> Iterator[tuple[str, _Entry]]:
+        for name in self.by_prompt if prompts is None else prompts:
+            yield from self.by_prompt.get(name, {}).items()
 
     def counts(self) -> Counts:
         """What became of the rows."""
-        entries = [entry for pairs in self.by_prompt.values() for entry in pairs.values()]
+        entries = [entry for _, entry in self._entries()]
         names = {name for entry in entries for name in entry.votes if not name.startswith(ANONYMOUS)}
         return Counts(
             formats=self._formats,

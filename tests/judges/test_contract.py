@@ -20,7 +20,10 @@ from judges.base import Judge, JudgeConfig, Session
 from pipeline import plugins
 from pipeline.records import Message, Pair, Prompt, Response, Verdict
 
+VOTES = Path(__file__).parents[2] / "data" / "annotations"
+
 EXAMPLES: dict[str, dict[str, Any]] = {
+    "human": {"votes": {"files": str(VOTES / "votes.csv")}, "otherwise": "rules"},
     "both_orders": {"of": "rules"},
     "cascade": {"cheap": "rules", "dear": "length"},
     "panel": {"of": [{"judge": "rules", "accuracy": 0.7}, {"judge": "length", "accuracy": 0.6}]},
@@ -47,6 +50,7 @@ LOADS_A_MODEL = {"likelihood", "local_llm"}
 
 OTHER_VALUES: dict[tuple[str, str], Any] = {
     ("cascade", "threshold"): 0.9,
+    ("human", "votes"): {"files": str(VOTES / "pairs.csv")},
     ("llm", "api_key_env"): "HOME",
     ("llm", "base_url"): "https://example.org/v1",
     ("llm", "batch"): {},

@@ -49,6 +49,11 @@ OPTIONS: dict[str, dict[str, str]] = {
         "position": "identity",
         "accuracy": "identity",
     },
+    "judges.human.Config": {
+        "name": "identity",
+        "votes": "identity",
+        "otherwise": "identity",
+    },
     "judges.length.Config": {
         "name": "identity",
         "prefer": "identity",
@@ -347,6 +352,28 @@ OPTIONS: dict[str, dict[str, str]] = {
         "dtype": "identity",
         "trust_remote_code": "identity",
     },
+    "pipeline.recipe.AnnotationsConfig": {
+        "choices": "identity",
+        "columns": "identity",
+        "prompt_split": "identity",
+        "assume_submitted": "identity",
+        "files": "identity",
+        "format": "identity",
+        "max_bad": "identity",
+        "aggregate": "identity",
+        "limit": "identity",
+        "held_out": "identity",
+    },
+    "pipeline.importers.base.Source": {
+        "choices": "identity",
+        "columns": "identity",
+        "prompt_split": "identity",
+        "assume_submitted": "identity",
+        "files": "identity",
+        "format": "identity",
+        "max_bad": "identity",
+        "aggregate": "identity",
+    },
     "pipeline.recipe.CompareConfig": {
         "prompts": "identity",
         "checkpoints": "identity",
@@ -376,6 +403,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "pipeline.recipe.Recipe": {
         "seed": "identity",
         "model": "identity",
+        "annotations": "identity",
         "generate": "identity",
         "judge": "identity",
         "exam": "identity",

@@ -17,9 +17,11 @@ from rich.console import Console
 
 from judges.grading import Check, ExamReport, GoldReport, Position
 from judges.ledger import Spent
+from pipeline import crowd
+from pipeline.agreement import Rater, agree
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.ratings import Estimate, JudgeInfo, Results, compare_checkpoints, describe
-from pipeline.records import Message, Response
+from pipeline.records import Message, Response, Vote
 from pipeline.report import (
     MAX_POINTS,
     Labels,
@@ -468,3 +470,19 @@ def test_a_judge_that_passed_without_gold_keeps_its_own_confidence() -> None:
     page = render(example().model_copy(update={"exam": passed}))["report.html"]
     assert "passed." in page and "no gold file calibrated it" in page
     assert "Position bias" not in page
+
+
+def test_who_voted_and_how_far_the_judges_agree_with_them_is_told_in_the_place_of_an_exam() -> None:
+    votes = [
+        Vote(pair_id=f"p{n}", annotator=who, choice="a" if n % 3 else "b", shown="ab")
+        for n in range(6)
+        for who in ("ana", HOSTILE[0])
+    ]
+    people = crowd.people(votes, {f"p{n}": f"p{n}" for n in range(6)})
+    length = Rater(name="length", p={f"p{n}": 1.0 for n in range(6)}, asked=6)
+    found = agree([length], {f"p{n}": f"p{n}" for n in range(6)}, {f"p{n}": "a" if n % 3 else "b" for n in range(6)})
+    files = render(example().model_copy(update={"exam": None, "people": people, "against_people": found}))
+    for text in (files["report.html"], files["report.md"]):
+        assert "ana" in text and HOSTILE[0] not in text
+        assert re.search(r"length\D.*?66\.7[\s\u202f\xa0]*%", text, flags=re.DOTALL)
+    assert "Krippendorff’s alpha is 1.000" in files["report.html"]

@@ -1,0 +1,157 @@
+"""People, by the votes that they cast: a verdict on every pair that somebody voted on, and none on the others.
+
+With `otherwise`, another judge answers where nobody voted: people label some of the pairs (those that the judge is
+least sure of, if they voted on `prefloop annotate`), the judge the rest. It is asked about every pair all the same,
+because how far it agrees with people is what its other labels are worth; the summary says so.
+
+A vote is found by the texts of the prompt and of the two answers, so it counts whichever run the pair came from. What
+is left out: formats (`pipeline.importers`), and what several votes amount to (`pipeline.crowd`).
+"""
+
+import functools
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from judges import cached
+from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask
+from pipeline.importers.base import Source
+from pipeline.records import Message, Pair, Verdict, digest
+from pipeline.store import sha256_file
+
+NAME = "people"
+"""Who decided, where they did."""
+
+
+class Config(JudgeConfig):
+    name: Literal["human"] = "human"
+    votes: Source
+    """Where the votes are."""
+    otherwise: AnyJudge | None = None
+    """Who answers where nobody voted. None: those pairs stay open."""
+
+    @property
+    def order_free(self) -> bool:
+        return self.otherwise is None or self.otherwise.order_free
+
+    @property
+    def remote(self) -> bool:
+        return self.otherwise is None or self.otherwise.remote
+
+    @property
+    def window(self) -> int:
+        return super().window if self.otherwise is None else self.otherwise.window
+
+    def cost(self, pairs: Sequence[Pair]) -> Cost:
+        return Cost() if self.otherwise is None else self.otherwise.cost(pairs)
+
+    def lacks(self) -> Iterable[str]:
+        missing = [
+            f"votes.files: there is no file {file.absolute()}" for file in self.votes.files if not file.is_file()
+        ]
+        return (*missing, *(self.otherwise.lacks() if self.otherwise else ()))
+
+    def identity(self) -> dict[str, Any]:
+        """The votes themselves, and not where they are."""
+        from pipeline import crowd, votes  # NumPy: not where a recipe is read
+
+        found = super().identity()
+        found["votes"]["files"] = [_hash(file) for file in self.votes.files]
+        return {**found, "versions": [votes.VERSION, crowd.VERSION]}
+
+    def build(self, session: Session) -> "HumanJudge":
+        return HumanJudge(self, cached.member(self.otherwise, session) if self.otherwise else None)
+
+    def summary(self, verdicts: Iterable[Verdict]) -> dict[str, float]:
+        """The share of the pairs that people labelled, and in how many of those the judge says the same."""
+        from pipeline.agreement import says
+
+        seen = people = both = same = 0
+        for verdict in verdicts:
+            seen += 1
+            people += verdict.evidence.get("decided_by") == NAME
+            if {"people", "otherwise"} <= verdict.evidence.keys() and verdict.evidence["otherwise"]["p_a"] is not None:
+                both += 1
+                same += says(verdict.evidence["people"]["p_a"]) == says(verdict.evidence["otherwise"]["p_a"])
+        found = {"people_rate": people / seen} if seen else {}
+        return {**found, "agreement_rate": same / both} if both else found
+
+
+class HumanJudge:
+    """See `judges.base.Judge`."""
+
+    def __init__(self, config: Config, otherwise: Judge | None) -> None:
+        self.config = config
+        self.fingerprint = config.fingerprint()
+        self.otherwise = otherwise
+        self.said = _said(config.votes)
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        others = ask(self.otherwise, pairs) if self.otherwise else [None] * len(pairs)
+        return [self._verdict(pair, other) for pair, other in zip(pairs, others, strict=True)]
+
+    def _verdict(self, pair: Pair, other: Verdict | None) -> Verdict:
+        mark, a_first = _mark(pair)
+        p_first = self.said.get(mark)
+        p = None if p_first is None else p_first if a_first else 1.0 - p_first
+        evidence: dict[str, Any] = {} if p is None else {"decided_by": NAME, "people": {"p_a": p}}
+        if other is not None:
+            evidence["otherwise"] = {"judge": other.judge, "p_a": other.p_a, "abstained": other.abstained}
+            if p is None:
+                evidence["decided_by"] = other.judge
+        decided = other.p_a if p is None and other is not None else p
+        reason = "no_vote" if other is None else other.abstained
+        return Verdict(
+            pair_id=pair.id,
+            judge=self.config.name,
+            fingerprint=self.fingerprint,
+            p_a=decided,
+            abstained=reason if decided is None else None,
+            evidence=evidence,
+            tokens_in=other.tokens_in if other else 0,
+            tokens_out=other.tokens_out if other else 0,
+            cost_usd=other.cost_usd if other else 0.0,
+        )
+
+
+def _said(source: Source) -> dict[str, float]:
+    """Mark of a pair -> probability that its first text, in alphabetical order, is the better one."""
+    from pipeline import crowd, votes
+
+    found = votes.read(source)
+    p = {verdict.pair_id: verdict.p_a for verdict in crowd.verdicts(found.votes(), source.aggregate)}
+    said: dict[str, float] = {}
+    for pair, _ in found.judgements():
+        mark, a_first = _mark(pair)
+        p_a = p[pair.id]
+        assert p_a is not None
+        said[mark] = p_a if a_first else 1.0 - p_a
+    return said
+
+
+def _mark(pair: Pair) -> tuple[str, bool]:
+    """What the pair is to people, whoever wrote its answers, and whether `a` is the first text of the two."""
+    texts = sorted((pair.a.text, pair.b.text))
+    # The same prompt may have a system message in the run that people were not shown, or the other way round.
+    messages = [_told(message) for message in pair.prompt.messages if message.role != "system"]
+    return digest([messages, texts], 32), pair.a.text == texts[0]
+
+
+def _told(message: Message) -> list[str]:
+    return [message.role, message.content]
+
+
+def _hash(file: Path) -> str:
+    """Of the file's bytes; of one that is not there, nothing: `lacks` will say so."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return "missing"
+    return _hash_of(file, found.st_mtime_ns, found.st_size)
+
+
+@functools.lru_cache
+def _hash_of(file: Path, changed: int, size: int) -> str:
+    # A fingerprint is asked for often, and a file of votes can be large.
+    return sha256_file(file)
