@@ -25,8 +25,8 @@ import pipeline.importers
 from pipeline import store
 from pipeline.errors import DataError
 from pipeline.importers import files
-from pipeline.importers.base import BadRow, Ballot, Format, Judged, Options, Skip, Thumbed
-from pipeline.records import Message, Pair, Prompt, Record, Response, Thumb, Vote, digest
+from pipeline.importers.base import IMPORTED, BadRow, Ballot, Format, Judged, Options, Skip, Thumbed
+from pipeline.records import Pair, Prompt, Record, Response, Thumb, Vote, digest
 
 FIRST = 50
 """Rows by which a format is recognised."""
@@ -123,6 +123,17 @@ class _Entry:
     """Annotator -> the fields of a Vote after `annotator`."""
 
 
+class _Checked(NamedTuple):
+    """An item that can be kept: a pair with votes, or a thumb."""
+
+    item: Judged | Thumbed
+    mark: bytes = b""
+    """What tells the pair, with its sides, from every other."""
+    pair: Pair | None = None
+    """None: it is known already."""
+    thumb: Thumb | None = None
+
+
 class Judgement(NamedTuple):
     """A pair with its votes, as records."""
 
@@ -170,48 +181,66 @@ class Collected:
             if raw.value is None:
                 raise BadRow(raw.problem)
             # All of the row before any of it is kept: a row is imported whole or not at all.
-            items = [self._known(item) for item in reader.read(raw.value, options)]
+            items = [self._checked(item) for item in reader.read(raw.value, options)]
             if not items:
                 raise Skip("no two answers that differ")
         except Skip as reason:
             self._skipped[str(reason)] += 1
         except (BadRow, ValidationError, UnicodeError) as error:
-            reason_ = _reason(error)
+            told = _reason(error)
             row = raw.value if raw.value is not None else raw.source
-            self.quarantine.append(Quarantined(file=str(path), place=raw.place, reason=reason_, row=_kept(row)))
-            self._reasons[_kind(reason_)] += 1
+            self.quarantine.append(Quarantined(file=str(path), place=raw.place, reason=told, row=_kept(row)))
+            self._reasons[_kind(told)] += 1
         else:
             self._tally["imported"] += 1
-            for item in items:
-                self._thumb(item) if isinstance(item, Thumbed) else self._vote(*item)
+            for each in items:
+                self._keep(each)
 
-    def _known(self, item: Judged | Thumbed) -> Thumbed | tuple[Judged, _Entry, bool]:
-        """The pair that an item is about, made if it is new, and whether the item's `a` is the pair's."""
+    def _checked(self, item: Judged | Thumbed) -> "_Checked":
+        """What the item is about, as records that can be written down.
+
+        Raises:
+            BadRow, ValidationError, UnicodeError: it cannot.
+        """
+        told = [[turn.role, turn.content] for turn in item.prompt]
         if isinstance(item, Thumbed):
-            self._prompt(item.prompt)
-            item.answer.encode()
-            return item
-        told = [[[turn.role, turn.content] for turn in item.prompt], item.a, item.b, item.sources]
-        mark = bytes.fromhex(digest(told, 32))
-        if mark not in self._known_pairs:
-            self._known_pairs[mark] = self._made(item)
-        return item, *self._known_pairs[mark]
-
-    def _made(self, item: Judged) -> tuple[_Entry, bool]:
+            thumb = _thumb(Prompt(id=digest(told), messages=item.prompt), item)
+            store.line(thumb).encode()
+            return _Checked(item, thumb=thumb)
+        for vote in item.votes:
+            said = (vote.annotator or ANONYMOUS, *vote[2:])
+            digest(said)  # which needs texts that can be encoded, and finite numbers
+            if vote.strength is not None and vote.strength < 0:
+                raise BadRow(f"a strength of {vote.strength:g}; needs to be 0 or more, and the vote says for whom")
+        mark = bytes.fromhex(digest([told, item.a, item.b, item.sources], 32))
+        if mark in self._known_pairs:
+            return _Checked(item, mark)
         if item.a == item.b:
             raise BadRow("the two answers are the same text: nothing could be preferred")
-        prompt = self._prompt(item.prompt)
-        one, other = Response(text=item.a, source=item.sources[0]), Response(text=item.b, source=item.sources[1])
-        pair = Pair.of(prompt, one, other)
-        entry = _Entry(store.line(pair).encode())
-        found = self.by_prompt.setdefault(prompt.id, {}).setdefault(pair.id, entry)
-        return found, pair.a.key == one.key
+        prompt = Prompt(id=digest(told), messages=item.prompt)
+        one, other = (Response(text=text, source=who) for text, who in zip(item[1:3], item.sources, strict=True))
+        return _Checked(item, mark, Pair.of(prompt, one, other))
 
-    def _prompt(self, turns: tuple[Message, ...]) -> Prompt:
-        prompt = Prompt(id=digest([[message.role, message.content] for message in turns]), messages=turns)
+    def _keep(self, checked: "_Checked") -> None:
+        item, mark, pair, thumb = checked
+        if isinstance(item, Thumbed):
+            assert thumb is not None
+            self._keep_prompt(thumb.prompt)
+            key = (thumb.prompt.id, item.answer, item.good)
+            before = self._thumbs[key].votes if key in self._thumbs else 0
+            self._thumbs[key] = thumb.model_copy(update={"votes": before + thumb.votes})
+            return
+        if mark not in self._known_pairs:
+            assert pair is not None
+            self._keep_prompt(pair.prompt)
+            entry = _Entry(store.line(pair).encode())
+            entry = self.by_prompt.setdefault(pair.prompt.id, {}).setdefault(pair.id, entry)
+            self._known_pairs[mark] = entry, pair.a.text == item.a
+        self._vote(item, *self._known_pairs[mark])
+
+    def _keep_prompt(self, prompt: Prompt) -> None:
         if prompt.id not in self.prompts:
             self.prompts[prompt.id] = store.line(prompt).encode()
-        return prompt
 
     def _vote(self, item: Judged, entry: _Entry, same_sides: bool) -> None:
         for vote in item.votes:
@@ -230,13 +259,6 @@ class Collected:
                     continue  # what is there was said later
             entry.votes[who] = said
         self._votes_skipped.update(item.skipped)
-
-    def _thumb(self, item: Thumbed) -> None:
-        prompt = self._prompt(item.prompt)
-        key = (prompt.id, item.answer, item.good)
-        votes = item.votes + (self._thumbs[key].votes if key in self._thumbs else 0)
-        response = Response(text=item.answer, source="imported")
-        self._thumbs[key] = Thumb(prompt=prompt, response=response, good=item.good, votes=votes)
 
     # ---- giving records out
 
@@ -328,12 +350,16 @@ def _votes(pair_id: str, entry: _Entry) -> Iterator[Vote]:
         yield Vote(pair_id=pair_id, annotator=who, choice=choice, shown=order, strength=strength, note=note, at=at)
 
 
+def _thumb(prompt: Prompt, item: Thumbed) -> Thumb:
+    return Thumb(prompt=prompt, response=Response(text=item.answer, source=IMPORTED), good=item.good, votes=item.votes)
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors()[:3])
     if isinstance(error, UnicodeError):
-        return "a text holds half of a character (a lone surrogate); write the file again as UTF-8"
-    return str(error)
+        return "a text holds a byte that is not UTF-8, or half of a character; write the file again as UTF-8"
+    return str(error).encode(errors="replace").decode()
 
 
 def _kind(reason: str) -> str:

@@ -43,7 +43,7 @@ def rows(path: Path) -> Iterator[Raw]:
     """The rows of a file, in order.
 
     Raises:
-        DataError: the file is missing, cannot be unpacked or is of no known kind.
+        DataError: the file is missing or of no known kind, or cannot be read to its end.
     """
     kind = kind_of(path)
     try:
@@ -52,9 +52,9 @@ def rows(path: Path) -> Iterator[Raw]:
             return
         with _opened(path) as file:
             if kind in (".csv", ".tsv"):
-                yield from _table(file, "\t" if kind == ".tsv" else ",")
+                yield from _table(path, file, "\t" if kind == ".tsv" else ",")
             elif kind == ".json":
-                yield from _list(file)
+                yield from _list(path, file)
             else:
                 yield from _lines(file)
     except FileNotFoundError as error:
@@ -110,7 +110,8 @@ def _opened(path: Path) -> IO[str]:
         start = file.read(2)
     # Spreadsheets save "Unicode text" as UTF-16, and CSV with a byte order mark.
     encoding = "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-    return opened(path, "rt", encoding=encoding, newline="")
+    # A byte that is not UTF-8 becomes what cannot be written again, so that its row alone is bad.
+    return opened(path, "rt", encoding=encoding, errors="surrogateescape", newline="")
 
 
 def _lines(file: IO[str]) -> Iterator[Raw]:
@@ -130,7 +131,7 @@ def _object(place: int, line: str) -> Raw:
     return Raw(place, value)
 
 
-def _list(file: IO[str]) -> Iterator[Raw]:
+def _list(path: Path, file: IO[str]) -> Iterator[Raw]:
     """The objects of a JSON list, each decoded when it is reached; a file of JSON lines called `.json` as well."""
     decoder, text, line, ended = json.JSONDecoder(), "", 1, False
     first = True
@@ -140,14 +141,14 @@ def _list(file: IO[str]) -> Iterator[Raw]:
         first, text = first and not stripped, stripped
         if text and (text[0] == "]" or (text[0] != "{" and ended)):
             if text[0] != "]":
-                yield Raw(line, None, "needs to be a list of objects", text[:1000])
+                raise DataError(f"{path}:{line}: needs to be a list of objects; call a file of JSON lines .jsonl")
             return
         try:
             value, end = decoder.raw_decode(text) if text else (None, 0)
         except (ValueError, RecursionError) as error:
             if ended:
-                yield Raw(line, None, f"not JSON ({error})", text[:1000])
-                return
+                # Where the next object begins nobody knows: whatever follows would be lost in silence.
+                raise DataError(f"{path}:{line}: not JSON ({error}); mend it there") from error
             end = 0
         if end:
             yield Raw(line, value) if isinstance(value, dict) else Raw(line, None, "needs to be an object", value)
@@ -161,14 +162,14 @@ def _list(file: IO[str]) -> Iterator[Raw]:
             text += more
 
 
-def _table(file: IO[str], separator: str) -> Iterator[Raw]:
-    reader = csv.reader(file, delimiter=separator, strict=True)
+def _table(path: Path, file: IO[str], separator: str) -> Iterator[Raw]:
+    reader, place = csv.reader(file, delimiter=separator, strict=True), 1
     try:
         header = next(reader, None)
         if header is None:
             return
         if len(set(header)) < len(header):
-            raise DataError(f"{file.name}:1: two columns have one name; give each its own")
+            raise DataError(f"{path}:1: two columns have one name; give each its own")
         place = reader.line_num + 1
         for cells in reader:
             if cells:
@@ -178,7 +179,8 @@ def _table(file: IO[str], separator: str) -> Iterator[Raw]:
                     yield Raw(place, None, f"{len(cells)} cells, and the header has {len(header)}", cells)
             place = reader.line_num + 1
     except csv.Error as error:
-        yield Raw(reader.line_num, None, f"not CSV ({error}); what follows was not read")
+        # A quote that is not closed holds the rest of the file.
+        raise DataError(f"{path}:{place}: not CSV ({error}); mend the quotes in this row") from error
 
 
 def _parquet(path: Path) -> Iterator[Raw]:

@@ -234,7 +234,8 @@ def test_a_json_list_is_read_object_by_object_with_line_numbers(tmp_path: Path) 
     assert [each.place for each in found.quarantine] == [8]
     assert found.counts().imported == 2
     path.write_text(f"[\n{good},\n" + '{"prompt": ', encoding="utf-8")
-    assert "not JSON" in reasons(collect([path], "pairs", Options(), 1))
+    with pytest.raises(DataError, match=r"rows\.json:8: not JSON"):
+        collect([path], "pairs", Options(), 1)
 
 
 def test_a_file_that_nobody_knows_or_that_is_not_there_says_so(tmp_path: Path) -> None:
@@ -261,3 +262,36 @@ def test_importing_twice_is_importing_once(tmp_path: Path) -> None:
     twice = read(tmp_path, [*rows, *rows])
     assert twice.counts().votes == 6
     assert list(twice.votes()) == list(read(tmp_path, rows).votes())
+
+
+def test_a_row_is_imported_whole_or_not_at_all(tmp_path: Path) -> None:
+    def rated(*texts: Any) -> dict[str, Any]:
+        return {"instruction": "P?", "completions": [{"response": text, "rating": n} for n, text in enumerate(texts)]}
+
+    found = read(tmp_path, [rated("one", "two", 3), {**rated("one", "four"), "instruction": "Q?"}], name="ratings")
+    assert found.counts().quarantined == 1
+    assert [(pair.prompt.text, len(cast)) for pair, cast in found.judgements()] == [("Q?", 1)]
+    assert len(found.prompts) == 1
+
+
+def test_one_byte_that_is_not_utf8_spoils_its_row_alone(tmp_path: Path) -> None:
+    path = tmp_path / "votes.csv"
+    path.write_bytes("prompt,answer_a,answer_b,annotator,vote\nP?,one,two,ana,A\nP?,café,two,ben,A\n".encode("latin-1"))
+    found = collect([path], "auto", Options(), 1)
+    assert [each.place for each in found.quarantine] == [3]
+    assert "not UTF-8" in reasons(found) and found.counts().imported == 1
+    votes.write(found, tmp_path / "out", "majority")
+
+
+def test_a_quote_that_is_not_closed_stops_the_import_because_it_swallows_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "votes.csv"
+    path.write_text('prompt,answer_a,answer_b,annotator,vote\nP?,one,two,ana,A\nP?,"one,two,ben,A\nP?,one,two,cy,A\n')
+    with pytest.raises(DataError, match=r"votes\.csv:3: not CSV"):
+        collect([path], "votes", Options(), 1)
+
+
+def test_a_strength_below_zero_is_a_bad_row_and_not_a_crash_later(tmp_path: Path) -> None:
+    rows = [{**AB, "rater": "ana", "choice": "a", "strength": strength} for strength in (2, -3)]
+    found = read(tmp_path, rows)
+    assert "a strength of -3" in reasons(found)
+    assert [vote.strength for vote in found.votes()] == [2.0]

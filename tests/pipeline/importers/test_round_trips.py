@@ -43,8 +43,7 @@ def collected(items: list[Judged | Thumbed]) -> Collected:
     """The items as if a file had held them."""
     found = Collected()
     for item in items:
-        known = found._known(item)
-        found._thumb(known) if isinstance(known, Thumbed) else found._vote(*known)
+        found._keep(found._checked(item))
     return found
 
 
