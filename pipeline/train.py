@@ -5,9 +5,8 @@ out: what is learned and how (`pipeline.algorithms`), checkpoints included.
 """
 
 from pipeline.algorithms.base import TrainRun
-from pipeline.errors import TrainingError
 from pipeline.label import session_of
-from pipeline.models import ModelConfig, has_encoder
+from pipeline.models import ModelConfig
 from pipeline.plugins import Config
 from pipeline.recipe import AnyAlgorithm
 from pipeline.worker import Job
@@ -34,12 +33,6 @@ def finish(job: Job) -> None:
         TrainingError: there is nothing to learn from, the model cannot be trained here, or a guard stopped it.
     """
     config = Training.model_validate(job.options["config"])
-    # TRL's trainers would give the encoder prompt and answer as one text.
-    if config.algorithm.MAKES == "policy" and has_encoder(config.model):
-        raise TrainingError(
-            f"{job.step}: model.base: {config.model.base} is an encoder-decoder, which answers and is compared here, "
-            "and which no algorithm trains; name a causal model (a ...ForCausalLM)"
-        )
     run = TrainRun(
         step=job.step,
         seed=config.seed,

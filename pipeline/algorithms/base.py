@@ -15,7 +15,7 @@ from judges.base import Session
 from pipeline import architectures, store, views
 from pipeline.algorithms import checkpoints
 from pipeline.errors import TrainingError
-from pipeline.models import ModelConfig, load_model, load_tokenizer
+from pipeline.models import ModelConfig, has_encoder, load_model, load_tokenizer
 from pipeline.plugins import Config
 from pipeline.records import Pair, Preference, Prompt, Thumb, Verdict
 
@@ -208,7 +208,17 @@ class TrainRun(Config):
         return self.inputs[f"train.{step}"]
 
     def setting(self) -> "Setting":
-        """What a trainer needs, with the base loaded for an adapter to be trained on it."""
+        """What a trainer needs, with the base loaded for an adapter to be trained on it.
+
+        Raises:
+            TrainingError: no algorithm trains a model of this kind. It is not loaded.
+        """
+        # TRL's trainers would give the encoder prompt and answer as one text.
+        if has_encoder(self.model):
+            raise TrainingError(
+                f"{self.step}: model.base: {self.model.base} is an encoder-decoder, which answers and is compared "
+                "here, and which no algorithm trains; name a causal model (a ...ForCausalLM)"
+            )
         return Setting(
             model=load_model(self.model, training=True),
             tokenizer=load_tokenizer(self.model),

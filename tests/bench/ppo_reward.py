@@ -54,7 +54,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 
 
-def share_of_e(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float | None]:
+def share_of_e(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
     """The share of e among the letters; 0 for an answer without letters."""
     letters = [[each for each in response.text.lower() if each.isalpha()] for response in responses]
     return [each.count("e") / len(each) if each else 0.0 for each in letters]

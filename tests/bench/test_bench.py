@@ -31,7 +31,7 @@ def test_the_contrived_reward_is_learned_with_options_that_there_are(name: str) 
 
 def test_the_contrived_reward_is_a_share_of_letters() -> None:
     answers = [Response(text=text, source="s") for text in ("See!", "E", "no", "12")]
-    assert ppo_reward.share_of_e([], answers) == [2 / 3, 1.0, 0.0, None]
+    assert ppo_reward.share_of_e([], answers) == [2 / 3, 1.0, 0.0, 0.0]
 
 
 def test_the_benchmark_has_its_prompts_and_our_side_names_options_that_there_are(tiny_tokenizer: object) -> None:
