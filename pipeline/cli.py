@@ -1,6 +1,7 @@
 """The command line: `prefloop run RECIPE [key.path=value ...]`, `prefloop status RUN`, `prefloop schema`,
-`prefloop judge exam | cost | agree` (`pipeline.cli_judge`), `prefloop annotate RUN` (`pipeline.cli_annotate`), and
-`prefloop import | convert` (`pipeline.cli_import`).
+`prefloop judge exam | cost | agree` (`pipeline.cli_judge`), `prefloop annotate RUN` (`pipeline.cli_annotate`),
+`prefloop import | convert` (`pipeline.cli_import`), `prefloop doctor RECIPE` (`pipeline.cli_doctor`), and
+`prefloop export RUN STEP` (`pipeline.cli_export`).
 
 Exit codes: 0 done; 2 the recipe, the data or a judge needs mending (the message says where and how); 3 another process
 is at work in the run directory; 4 a step failed (the same command continues); 5 the next paid call could pass the
@@ -16,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import cli_annotate, cli_import, cli_judge
+from pipeline import cli_annotate, cli_doctor, cli_export, cli_import, cli_judge
 from pipeline import recipe as recipes
 from pipeline.errors import DataError, PrefloopError
 from pipeline.run import Run, State
@@ -62,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     cli_judge.add_to(verbs)
     cli_annotate.add_to(verbs)
     cli_import.add_to(verbs)
+    cli_doctor.add_to(verbs)
+    cli_export.add_to(verbs)
 
     schema = verbs.add_parser("schema", help="print the JSON schema of recipes")
     schema.set_defaults(command=_schema)

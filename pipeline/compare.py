@@ -13,7 +13,7 @@ from typing import Any
 from judges.base import AnyJudge
 from judges.grading import ExamReport
 from judges.ledger import Spent
-from pipeline import crowd, generate, label, people, report, store
+from pipeline import crowd, doctor, generate, label, people, report, store
 from pipeline.agreement import AgreementReport
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.algorithms.scoring import FACTS
@@ -208,6 +208,7 @@ def report_finish(job: Job) -> None:
         results=results.model_copy(update={"exam": exam.model_dump(mode="json") if exam else None}),
         exam=exam,
         labels=_labels(job),
+        findings=tuple(each for name in ("doctor", "doctor.labels") for each in doctor.read(job.inputs[name])),
         people=people.of(job),
         against_people=people.agreement_of(job),
         curves={name: _curve(path) for name, path in trained.items()},

@@ -116,7 +116,7 @@ def load_tokenizer(config: ModelConfig, *, chat: bool = True) -> "PreTrainedToke
         tokenizer = AutoTokenizer.from_pretrained(
             path_of(config), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    if chat and tokenizer.chat_template is None and not _told(config).is_encoder_decoder:
+    if chat and tokenizer.chat_template is None and not told_of(config).is_encoder_decoder:
         raise ModelError(f"model.base: {config.base} has no chat template; name an instruction-tuned model")
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
@@ -139,7 +139,7 @@ def load_model(config: ModelConfig, *, training: bool = False) -> "PreTrainedMod
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    told = _told(config)
+    told = told_of(config)
     kinds = list(getattr(told, "architectures", None) or [])
     # transformers would put a random head on it, say so in a warning, and write with it.
     if kinds and all(kind.endswith(SPEECHLESS) for kind in kinds):
@@ -158,7 +158,7 @@ def load_model(config: ModelConfig, *, training: bool = False) -> "PreTrainedMod
 
 def has_encoder(config: ModelConfig) -> bool:
     """Whether this is an encoder-decoder (T5, BART). Reads its config.json alone."""
-    return config.base != BUILT_IN and bool(_told(config).is_encoder_decoder)
+    return config.base != BUILT_IN and bool(told_of(config).is_encoder_decoder)
 
 
 def load_scorer(config: ModelConfig, *, seed: int, training: bool = False) -> "PreTrainedModel":
@@ -178,7 +178,7 @@ def load_scorer(config: ModelConfig, *, seed: int, training: bool = False) -> "P
     import torch
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification, set_seed
 
-    told = _told(config)
+    told = told_of(config)
     if told.is_encoder_decoder or type(told) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise ModelError(
             f"model.base: {config.base} is a {told.model_type}, which cannot be a reward model here; name a decoder or "
@@ -208,7 +208,7 @@ def load_classifier(config: ModelConfig) -> "PreTrainedModel":
     """
     from transformers import AutoModelForSequenceClassification
 
-    told = _told(config)
+    told = told_of(config)
     kinds = list(getattr(told, "architectures", None) or [])
     # transformers would put a random head on a language model, say so in a warning, and score with it.
     if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
@@ -226,7 +226,7 @@ def load_classifier(config: ModelConfig) -> "PreTrainedModel":
     return _loaded(AutoModelForSequenceClassification, config, training=False, quantization_config=quantized)
 
 
-def _told(config: ModelConfig) -> Any:
+def told_of(config: ModelConfig) -> Any:
     """What the folder's config.json says."""
     from transformers import AutoConfig
 
@@ -234,6 +234,12 @@ def _told(config: ModelConfig) -> Any:
         return AutoConfig.from_pretrained(
             path_of(config), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
+
+
+def weight_bytes(config: ModelConfig) -> int | None:
+    """Bytes of the weights' files of a local folder. None: it is on the hub, or has no safetensors."""
+    folder = Path(path_of(config))
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) or None
 
 
 def _loaded(kind: Any, config: ModelConfig, *, training: bool, **more: Any) -> "PreTrainedModel":

@@ -1,6 +1,8 @@
 """The steps of a recipe: what each reads, and which functions do it. The line of data of the whole project.
 
-    generate -> exam -> label -> train.* -> answers -> compare -> report
+    doctor -> generate -> exam -> label -> doctor.labels -> train.* -> answers -> compare -> report
+
+The two doctors look and change nothing: no step but the report reads what they found.
 
 From people's votes, `generate` and `label` do their work without a policy and a judge, and in the place of an exam
 `people` checks the comparing judges against the votes that nobody trains on.
@@ -15,7 +17,7 @@ from pathlib import Path
 
 from judges import exam, grading
 from judges.base import JudgeConfig
-from pipeline import compare, crowd, examine, generate, label, people, train, votes
+from pipeline import compare, crowd, doctor, examine, generate, label, people, train, votes
 from pipeline.models import processes_for
 from pipeline.plugins import Config
 from pipeline.recipe import BASE, AnnotationsConfig, AnySampler, GenerateConfig, Recipe, dump, policies
@@ -26,7 +28,9 @@ def steps(recipe: Recipe, title: str) -> list[Step]:
     """The graph of a recipe, in the order of its work."""
     trained = [f"train.{name}" for name in recipe.train if name in checkpoints(recipe)]
     return [
+        _doctor(recipe),
         *_labels(recipe),
+        _doctor_of_labels(recipe),
         *[_train(recipe, name) for name in recipe.train],
         _answers(recipe, trained),
         _compare(recipe),
@@ -53,6 +57,28 @@ def _labels(recipe: Recipe) -> list[Step]:
     assert recipe.generate is not None and recipe.judge is not None  # or the recipe would have been refused
     exams = [_exam(recipe, recipe.judge)] if examines(recipe) else []
     return [_generate(recipe, recipe.generate), *exams, _label(recipe, recipe.judge, recipe.generate)]
+
+
+def _doctor(recipe: Recipe) -> Step:
+    prompts = recipe.generate.prompts.files if recipe.generate else ()
+    return _step(
+        "doctor",
+        doctor.Examining.of(recipe),
+        [doctor.VERSION],
+        files=(*prompts, *recipe.compare.prompts.files),
+        finish="pipeline.doctor:finish",
+    )
+
+
+def _doctor_of_labels(recipe: Recipe) -> Step:
+    return _step(
+        "doctor.labels",
+        doctor.Examining.of(recipe),
+        [doctor.VERSION],
+        inputs=("generate", "label"),
+        files=recipe.compare.prompts.files if recipe.annotations else (),
+        finish="pipeline.doctor:labels_finish",
+    )
 
 
 def _generate(recipe: Recipe, config: GenerateConfig) -> Step:
@@ -203,7 +229,9 @@ def _compare(recipe: Recipe) -> Step:
 
 def _report(recipe: Recipe, title: str) -> Step:
     before = (
+        "doctor",
         *[step.name for step in _labels(recipe)],
+        "doctor.labels",
         *[f"train.{name}" for name in recipe.train],
         "answers",
         "compare",

@@ -28,6 +28,7 @@ from judges.ledger import Spent
 from pipeline.agreement import AgreementReport
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.crowd import People
+from pipeline.findings import Finding
 from pipeline.ratings import Checkpoint, Comparison, Estimate, JudgeInfo, Results, interval, percent
 from pipeline.records import Message, Record
 
@@ -107,6 +108,8 @@ class ReportData(Record):
     hardware: dict[str, str] = Field(default_factory=dict)
     exam: ExamReport | None = None
     """What the labelling judge's exam found. None: it was not examined."""
+    findings: tuple[Finding, ...] = ()
+    """What the doctor found before anything was loaded or trained."""
     people: People | None = None
     """Who voted, where people labelled."""
     against_people: AgreementReport | None = None
@@ -185,6 +188,7 @@ def _sheets(data: ReportData) -> dict[str, Sheet]:
         "gold": gold_sheet(data.exam.gold if data.exam else None),
         "people": _people_sheet(data.people),
         "against_people": _against_people_sheet(data.against_people),
+        "doctor": doctor_sheet(data.findings),
         "steps": _step_sheet(data.steps),
         "spending": _spending_sheet(data.spending),
         "reward_models": _reward_sheet(data.reward_models),
@@ -335,6 +339,17 @@ def gold_sheet(gold: GoldReport | None) -> Sheet:
         ("abstained", _reasons(gold.abstained)),
     )
     return Sheet("The judge against people", ("what", "found"), rows)
+
+
+def doctor_sheet(findings: Sequence[Finding]) -> Sheet:
+    """What the doctor found, errors first."""
+    order = {"error": 0, "warning": 1, "info": 2}
+    columns = ("level", "check", "where", "found", "what to do")
+    rows = tuple(
+        (each.level, each.check, each.where, each.what, each.remedy or NOTHING)
+        for each in sorted(findings, key=lambda each: order[each.level])
+    )
+    return Sheet("Doctor", columns, rows, names=5)
 
 
 def _people_sheet(people: People | None) -> Sheet:

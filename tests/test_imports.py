@@ -17,17 +17,43 @@ LAYERS = [
     ["pipeline.errors", "pipeline.records"],
     ["pipeline.plugins", "pipeline.store", "pipeline.progress", "pipeline.worker", "pipeline.architectures"],
     ["pipeline.decoding"],
-    ["pipeline.models", "pipeline.views", "pipeline.ratings", "pipeline.agreement", "pipeline.importers*"],
+    [
+        "pipeline.models",
+        "pipeline.views",
+        "pipeline.ratings",
+        "pipeline.agreement",
+        "pipeline.importers*",
+        "pipeline.findings",
+        "pipeline.memory",
+    ],
     ["pipeline.crowd", "pipeline.votes"],
     ["judges*", "pipeline.sampling*", "pipeline.algorithms*"],
     ["pipeline.recipe"],  # the stages read their blocks of it, so it knows none of them
     [
         f"pipeline.{stage}"
-        for stage in ("generate", "label", "examine", "train", "compare", "report", "people", "annotate*")
+        for stage in (
+            "generate",
+            "label",
+            "examine",
+            "train",
+            "compare",
+            "report",
+            "people",
+            "annotate*",
+            "doctor*",
+            "export*",
+        )
     ],
     ["pipeline.run", "pipeline.plan", "pipeline.launch"],
     ["pipeline.costing"],
-    ["pipeline.cli", "pipeline.cli_annotate", "pipeline.cli_import", "pipeline.cli_judge"],
+    [
+        "pipeline.cli",
+        "pipeline.cli_annotate",
+        "pipeline.cli_doctor",
+        "pipeline.cli_export",
+        "pipeline.cli_import",
+        "pipeline.cli_judge",
+    ],
 ]
 """Lowest first. A module imports from its own layer and from lower ones; who adds a module says where it belongs."""
 
@@ -44,6 +70,9 @@ LIGHT = ["judges*"] + [
         "cli",
         "cli_judge",
         "cli_import",
+        "cli_doctor",
+        "cli_export",
+        "findings",
         "importers*",
         "crowd",
         "votes",

@@ -34,8 +34,20 @@ def test_only_policies_answer_the_held_out_prompts(tmp_path: Path) -> None:
 
 
 def test_the_report_tells_of_every_step(tmp_path: Path) -> None:
-    expected = ("generate", "exam", "label", "train.dpo", "train.scorer", "train.late", "answers", "compare")
+    before = ("doctor", "generate", "exam", "label", "doctor.labels")
+    expected = (*before, "train.dpo", "train.scorer", "train.late", "answers", "compare")
     assert inputs(tmp_path)["report"] == expected
+
+
+def test_the_doctors_look_before_anything_loads_and_before_anything_trains_and_nothing_is_redone_for_them(
+    tmp_path: Path,
+) -> None:
+    found = inputs(tmp_path)
+    order = list(found)
+    assert order[0] == "doctor"
+    assert order.index("label") < order.index("doctor.labels") < order.index("train.dpo")
+    readers = {name for name, read in found.items() if {"doctor", "doctor.labels"} & set(read)}
+    assert readers == {"report"}
 
 
 def test_the_judge_is_examined_before_it_labels_and_on_gold_alone_without_the_policys_answers(tmp_path: Path) -> None:

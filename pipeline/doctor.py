@@ -1,0 +1,162 @@
+"""What can be known before a model loads: does it fit, what of a conversation is trained on, is the data clean.
+
+Two steps of every run. `doctor` comes first, and reads prompts, tokenizer and config.json; `doctor.labels` comes after
+the labels, before anything trains. Both leave doctor.json, which the report shows; a finding that is an error stops
+the run. Nothing that trains depends on them: a finding changes no weights.
+
+What is left out: the checks (`doctor_data`, `doctor_rendering`, `doctor_memory`) and the command (`cli_doctor`).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
+
+from pipeline import store
+from pipeline.algorithms.reward_model import Config as RewardModel
+from pipeline.doctor_data import label_findings, length_findings, prompt_findings
+from pipeline.doctor_memory import memory_findings
+from pipeline.doctor_rendering import rendering_findings
+from pipeline.errors import ModelError
+from pipeline.findings import Finding, refuse_errors
+from pipeline.generate import read_prompts
+from pipeline.memory import machine_bytes
+from pipeline.models import chat_ids, has_encoder, load_tokenizer
+from pipeline.plugins import Config
+from pipeline.recipe import Recipe
+from pipeline.records import Message, Prompt, Thumb
+from pipeline.worker import Job
+
+VERSION = 1
+"""Raised when a change of this file or of the checks changes what is found."""
+
+FILE = "doctor.json"
+
+MEASURED = 500
+"""Prompts whose tokens are counted, those with the most characters first: the longest is among them."""
+
+EXAMPLE = Prompt(id="example", messages=(Message(role="user", content="What is asked?"),))
+"""Shown where the prompts are not there yet."""
+
+
+class Examining(Config):
+    """The identity of both steps."""
+
+    recipe: Recipe
+    order: tuple[str, ...]
+    """Of the train steps: what a worker is told has its keys sorted, and a step reads earlier ones."""
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Examining":
+        """Both steps of a recipe."""
+        return cls(recipe=recipe, order=tuple(recipe.train))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_order(cls, value: Any) -> Any:
+        if isinstance(value.get("recipe"), dict):
+            steps = value["recipe"]["train"]
+            value = {**value, "recipe": {**value["recipe"], "train": {name: steps[name] for name in value["order"]}}}
+        return value
+
+
+def finish(job: Job) -> None:
+    """Look at what is there before the first model loads, and write doctor.json.
+
+    Raises:
+        RecipeError: something would spoil the run.
+    """
+    recipe = Examining.model_validate(job.options["config"]).recipe
+    _publish(job, before(recipe))
+
+
+def labels_finish(job: Job) -> None:
+    """Look at the labels, and write doctor.json.
+
+    Raises:
+        RecipeError: a step that trains would have nothing to learn from.
+    """
+    recipe = Examining.model_validate(job.options["config"]).recipe
+    _publish(job, after_labels(recipe, job.inputs["generate"], job.inputs["label"]))
+
+
+def before(recipe: Recipe, memory: tuple[int, bool] | None = None) -> list[Finding]:
+    """The findings of `doctor`.
+
+    Args:
+        memory: bytes, and whether they are a GPU's. None: what this machine has.
+
+    Raises:
+        DataError: a prompt file cannot be read.
+    """
+    trained = read_prompts(recipe.generate.prompts) if recipe.generate else []
+    held_out = read_prompts(recipe.compare.prompts)
+    found = prompt_findings(trained, held_out, "generate.prompts.files") if recipe.generate else []
+    try:
+        found += _of_models(recipe, trained, held_out, memory or machine_bytes())
+    except ModelError as error:
+        where, _, what = str(error).partition(": ")
+        remedy = "mend it before the run, which would stop there"
+        found.append(Finding(level="error", check="tokenizer", where=where, what=what or str(error), remedy=remedy))
+    return found
+
+
+def after_labels(recipe: Recipe, generated: Path, labelled: Path) -> list[Finding]:
+    """The findings of `doctor.labels`, of the folders of two steps."""
+    summary = json.loads((labelled / "summary.json").read_text(encoding="utf-8"))
+    thumbs = labelled / "thumbs.jsonl"
+    good = [thumb.good for thumb in store.read_jsonl(thumbs, Thumb)] if thumbs.exists() else []
+    found = label_findings(summary, (sum(good), len(good) - sum(good)), recipe.train)
+    if recipe.annotations is not None:
+        trained = list(store.read_jsonl(generated / "prompts.jsonl", Prompt))
+        found += prompt_findings(trained, read_prompts(recipe.compare.prompts), "annotations.files")
+    return found
+
+
+def _of_models(
+    recipe: Recipe, trained: Sequence[Prompt], held_out: Sequence[Prompt], memory: tuple[int, bool]
+) -> Iterator[Finding]:
+    prompts: dict[str, int] = {}
+    if not has_encoder(recipe.model):
+        tokenizer = load_tokenizer(recipe.model)
+        yield from rendering_findings(tokenizer, trained[0] if trained else EXAMPLE)
+        lengths = {"train": _lengths(tokenizer, trained), "heldout": _lengths(tokenizer, held_out)}
+        yield from length_findings(lengths["train"], recipe.train)
+        prompts = {name: max(found) for name, found in lengths.items() if found}
+    yield from _reward_models(recipe)
+    yield from memory_findings(recipe, prompts, memory[0], gpu=memory[1])
+
+
+def _lengths(tokenizer: Any, prompts: Sequence[Prompt]) -> list[int]:
+    longest = sorted(prompts, key=lambda each: -sum(len(turn.content) for turn in each.messages))[:MEASURED]
+    return [len(chat_ids(tokenizer, prompt.messages)) for prompt in longest]
+
+
+def _reward_models(recipe: Recipe) -> Iterator[Finding]:
+    """What a reward model on a base of its own makes of the policy's answers."""
+    for name, algorithm in recipe.train.items():
+        if not isinstance(algorithm, RewardModel) or algorithm.base in (None, recipe.model):
+            continue
+        assert algorithm.base is not None
+        own = load_tokenizer(algorithm.base, chat=False)
+        same = own.get_vocab() == load_tokenizer(recipe.model).get_vocab()
+        what = f"{algorithm.base.base} has {'the same' if same else 'another'} vocabulary as the policy's base"
+        what += "; answers reach it as text, which its own tokenizer encodes"
+        yield Finding(level="info", check="tokenizer", where=f"train.{name}.base", what=what)
+
+
+def _publish(job: Job, found: Sequence[Finding]) -> None:
+    store.write_json(job.out / FILE, [each.model_dump(mode="json") for each in found])
+    counts = {level: sum(each.level == level for each in found) for level in ("error", "warning", "info")}
+    store.write_json(job.out / "summary.json", counts)
+    for each in found:
+        if each.level == "warning":
+            print(f"{job.step}: {each.where}: {each.what}; {each.remedy}", flush=True)
+    refuse_errors(found)
+
+
+def read(folder: Path) -> list[Finding]:
+    """The findings that one of the two steps left."""
+    return [Finding.model_validate(each) for each in json.loads((folder / FILE).read_text(encoding="utf-8"))]

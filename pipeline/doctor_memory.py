@@ -1,0 +1,236 @@
+"""The memory plan of a recipe: what each step that loads a model will take, and what would fit where it does not.
+
+A plan is for the longest rows that the recipe allows, so a step may stay below it. What is left out: the formulas
+(`pipeline.memory`), judges behind a server, and algorithms and samplers that are not of this project.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any, NamedTuple
+
+from judges.base import JudgeConfig
+from pipeline.algorithms import kto, ppo, reward_model
+from pipeline.algorithms.base import AlgorithmConfig
+from pipeline.algorithms.groups import GroupConfig
+from pipeline.findings import Finding, Level
+from pipeline.memory import Change, Sizes, Work, nearest, number_of, peak, sizes_of
+from pipeline.models import ModelConfig, processes_for
+from pipeline.plugins import Config
+from pipeline.recipe import Recipe
+
+OWN = frozenset({"dpo", "kto", "reward_model", "ppo", "rloo", "grpo"})
+"""Algorithms whose work is known."""
+
+CLOSE = 0.85
+"""A plan may be 15 % off: from this share of the memory on it is close."""
+
+JUDGED_TOKENS = 8192
+"""Tokens of a forward pass of a judge that does not say how many it reads at once."""
+
+
+class Loaded(NamedTuple):
+    """A model that a step loads, and what is done with it there."""
+
+    step: str
+    model: ModelConfig
+    work: Work
+    options: dict[str, str]
+    """`memory.Change.option` -> the key path that sets it. What is not in it cannot be set."""
+    processes: int = 1
+
+
+def memory_findings(recipe: Recipe, prompts: dict[str, int], memory: int, *, gpu: bool) -> Iterator[Finding]:
+    """The plan of each step, against so many bytes.
+
+    Args:
+        prompts: tokens of the longest prompt, of `train` and of `heldout`; what is missing is not known yet.
+    """
+    counted = cache(sizes_of)
+    for each in loads(recipe, prompts, gpu=gpu):
+        yield _finding(each, counted(each.model), memory, gpu=gpu)
+
+
+def loads(recipe: Recipe, prompts: dict[str, int], *, gpu: bool) -> Iterator[Loaded]:
+    """Every model that a step of this recipe loads."""
+    for each in _loads(recipe, prompts):
+        yield each._replace(work=replace(each.work, number=number_of(each.model, gpu=gpu)))
+
+
+def _loads(recipe: Recipe, prompts: dict[str, int]) -> Iterator[Loaded]:
+    longest = {"answer": 0, "candidates": 2, **prompts}
+    if recipe.generate is not None:
+        sampler = recipe.generate.sampler
+        longest |= {"answer": getattr(sampler, "max_new_tokens", 0), "candidates": recipe.generate.candidates}
+        yield from _sampling("generate", recipe.model, sampler, longest.get("train"), recipe.generate.processes, 0)
+    if recipe.judge is not None:
+        yield from _judging("label", recipe.judge, recipe.label.processes)
+    for name, algorithm in recipe.train.items():
+        yield from _training(name, algorithm, recipe, longest)
+    drawn = recipe.compare.sampler or (recipe.generate and recipe.generate.sampler)
+    adapters = max((step.lora.r for step in recipe.train.values()), default=0)
+    yield from _sampling("answers", recipe.model, drawn, longest.get("heldout"), recipe.compare.processes, adapters)
+    for number, judge in enumerate(recipe.compare.judges):
+        yield from _judging("compare", judge, recipe.compare.processes, f"compare.judges.{number}")
+
+
+def work_of(
+    algorithm: AlgorithmConfig, model: ModelConfig, *, prompt: int | None, answer: int, candidates: int
+) -> Work:
+    """What a train step does with its base.
+
+    Args:
+        prompt: tokens of the longest prompt. None: not known, so that only `max_length` bounds a row.
+        answer: tokens of the longest answer.
+        candidates: answers to a prompt.
+    """
+    samples = isinstance(algorithm, ppo.Config | GroupConfig)
+    if isinstance(algorithm, ppo.Config):
+        answer = algorithm.max_new_tokens
+    elif isinstance(algorithm, GroupConfig):
+        answer = algorithm.max_completion_length
+    length = algorithm.max_length if prompt is None else min(algorithm.max_length, prompt + answer)
+    scores = isinstance(algorithm, reward_model.Config)
+    each = 2 if algorithm.name == "dpo" else 1
+    if isinstance(algorithm, reward_model.Config):
+        each = candidates if algorithm.pairs == "all" else 2
+    return Work(
+        kind="ppo" if isinstance(algorithm, ppo.Config) else "train",
+        batch=algorithm.per_device_train_batch_size,
+        each=each,
+        length=length,
+        answer=0 if scores else min(answer, length) if samples else length,
+        quantization=model.quantization,
+        double=model.double_quantization,
+        rank=algorithm.lora.r,
+        frozen=_further_adapters(algorithm),
+        checkpointing=algorithm.gradient_checkpointing,
+        rollout=_rollout(algorithm),
+        least=2 if isinstance(algorithm, kto.Config) else 1,
+    )
+
+
+def _training(name: str, algorithm: AlgorithmConfig, recipe: Recipe, longest: dict[str, int]) -> Iterator[Loaded]:
+    if algorithm.name not in OWN:
+        return
+    model = getattr(algorithm, "base", None) or recipe.model
+    work = work_of(
+        algorithm,
+        model,
+        prompt=longest.get("train"),
+        answer=longest["answer"],
+        candidates=longest["candidates"],
+    )
+    at = f"train.{name}"
+    options = {
+        "batch": f"{at}.per_device_train_batch_size",
+        "max_length": f"{at}.max_length",
+        "gradient_checkpointing": f"{at}.gradient_checkpointing",
+        "quantization": "model.quantization" if model == recipe.model else f"{at}.base.quantization",
+    }
+    yield Loaded(at, model, work, options)
+
+
+def _further_adapters(algorithm: AlgorithmConfig) -> int:
+    if not isinstance(algorithm, ppo.Config):
+        return 0
+    return bool(algorithm.reward.step) + bool(algorithm.start_from) + 4 * (algorithm.critic == "own")
+
+
+def _rollout(algorithm: AlgorithmConfig) -> int:
+    if isinstance(algorithm, ppo.Config):
+        return algorithm.rollout_batch_size
+    return algorithm.per_device_train_batch_size * algorithm.passes if isinstance(algorithm, GroupConfig) else 0
+
+
+def _sampling(
+    step: str, model: ModelConfig, sampler: Any, prompt: int | None, processes: int | None, rank: int
+) -> Iterator[Loaded]:
+    answer = getattr(sampler, "max_new_tokens", None)
+    if getattr(sampler, "name", "") != "local" or answer is None or prompt is None:
+        return
+    work = Work(
+        kind="sample",
+        batch=sampler.batch_size,
+        each=1,
+        length=prompt + answer,
+        answer=answer,
+        quantization=model.quantization,
+        double=model.double_quantization,
+        rank=rank,
+        frozen=1 if rank else 0,
+        rollout=sampler.batch_size,
+    )
+    block = "generate.sampler" if step == "generate" else "compare.sampler"
+    options = {"batch": f"{block}.batch_size", "quantization": "model.quantization"}
+    yield Loaded(step, model, work, options, processes_for(processes))
+
+
+def _judging(step: str, judge: JudgeConfig, processes: int | None, path: str = "judge") -> Iterator[Loaded]:
+    for at, owner, model in _models(judge, path):
+        tokens = getattr(owner, "batch_tokens", JUDGED_TOKENS)
+        work = Work(
+            kind="read",
+            batch=tokens,
+            each=1,
+            length=1,
+            answer=0,
+            quantization=model.quantization,
+            double=model.double_quantization,
+        )
+        options = {"quantization": f"{at}.quantization"}
+        if hasattr(owner, "batch_tokens"):
+            options["batch"] = f"{at.rpartition('.')[0]}.batch_tokens"
+        yield Loaded(step, model, work, options, processes_for(processes))
+
+
+def _models(config: Config, path: str) -> Iterator[tuple[str, Config, ModelConfig]]:
+    """The models that stand in a block, with their key paths and the blocks that they stand in."""
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, ModelConfig):
+            yield f"{path}.{name}", config, value
+        elif isinstance(value, Config):
+            yield from _models(value, f"{path}.{name}")
+        elif isinstance(value, tuple):
+            for number, item in enumerate(value):
+                if isinstance(item, Config):
+                    yield from _models(item, f"{path}.{name}.{number}")
+
+
+def _finding(each: Loaded, sizes: Sizes, memory: int, *, gpu: bool) -> Finding:
+    share = 1 if gpu else each.processes
+    found = peak(sizes, each.work, gpu=gpu)
+    total = found.total * share
+    level: Level = "error" if total > memory else "warning" if total > CLOSE * memory else "info"
+    parts = ", ".join(f"{name} {_gb(size)}" for name, size in found.parts.items() if size > 0.005 * found.total)
+    several = f" in each of {share} processes" if share > 1 else ""
+    what = f"about {_gb(found.total)} GB{several} of {_gb(memory)} ({parts}; while loading {_gb(found.loading)})"
+    if gpu:
+        what += "; on a GPU this is a prediction that was not measured"
+    remedy = "" if level == "info" else _remedy(each, sizes, memory // share, gpu=gpu)
+    if level == "warning":
+        what += "; the plan may be 15 % off"
+    return Finding(level=level, check="memory", where=each.step, what=what, remedy=remedy)
+
+
+def _remedy(each: Loaded, sizes: Sizes, memory: int, *, gpu: bool) -> str:
+    fixed = each.work if "batch" in each.options else replace(each.work, least=each.work.batch)
+    changes = nearest(sizes, fixed, int(CLOSE * memory), gpu=gpu)
+    if changes is None:
+        fewer = f", fewer than {each.processes} processes" if each.processes > 1 and not gpu else ""
+        return f"no smaller batch, shorter row or quantisation is enough: take a smaller model{fewer} or more memory"
+    told = [_told(each, change) for change in changes if change.option in each.options]
+    return f"this fits: {' '.join(told)}" if told else "take more memory"
+
+
+def _told(each: Loaded, change: Change) -> str:
+    value = str(change.value).lower()
+    more = ""
+    if change.option == "batch" and each.step.startswith("train."):
+        more = f" (and as many times more gradient_accumulation_steps: {each.work.batch // int(change.value)} x)"
+    return f"{each.options[change.option]}={value}{more}"
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f}" if size < 1e11 else f"{size / 1e9:.0f}"

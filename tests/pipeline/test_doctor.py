@@ -1,0 +1,226 @@
+"""What the doctor finds, and that its errors stop a run before a model loads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import END, make_model, make_tokenizer, preferences_of, prompt_of
+
+from pipeline import cli, doctor
+from pipeline.algorithms import dpo, kto
+from pipeline.algorithms.base import Setting
+from pipeline.doctor_data import folded, label_findings, length_findings, prompt_findings
+from pipeline.doctor_memory import memory_findings
+from pipeline.doctor_rendering import ANSWER, CLOSE, OPEN, rendering_findings
+from pipeline.findings import Finding
+from pipeline.models import ModelConfig, load_model, load_tokenizer
+from pipeline.recipe import load
+from pipeline.records import Prompt
+
+EIGHT = "please write down a short poem about the"
+"""A run of eight words."""
+
+
+def levels(found: list[Finding]) -> list[str]:
+    return [each.level for each in found]
+
+
+# ---- prompts
+
+
+def test_prompts_are_the_same_whatever_their_case_and_spacing_and_system_message() -> None:
+    assert folded(prompt_of("What  IS\nit?")) == folded(prompt_of("what is it?", system="Be brief."))
+    assert folded(prompt_of("What is it?")) != folded(prompt_of("What was it?"))
+
+
+def test_a_held_out_prompt_that_is_trained_on_is_an_error_that_names_both() -> None:
+    (found,) = prompt_findings([prompt_of("Why?", "t1")], [prompt_of("why?", "h1"), prompt_of("How?", "h2")], "at")
+    assert (found.level, found.where) == ("error", "compare.prompts.files")
+    assert found.what == "1 of 2 held-out prompts are trained on, such as 'h1' (as 't1')"
+
+
+def test_a_repeated_prompt_is_a_warning_on_its_own_side() -> None:
+    twice = [prompt_of("Why?", "a"), prompt_of("Why?", "b"), prompt_of("Who?", "c")]
+    (found,) = prompt_findings(twice, [prompt_of("How?")], "at")
+    assert (found.level, found.where) == ("warning", "at")
+    assert found.what == "1 of 3 prompts repeat another, such as 'b' (as 'a')"
+
+
+@pytest.mark.parametrize(("more", "level"), [(8, "warning"), (9, "info")])
+def test_a_held_out_prompt_is_near_if_more_than_half_of_its_words_are_in_shared_runs(more: int, level: str) -> None:
+    # Who speaks counts as a word: 9 of 9 + `more` words are shared.
+    trained = [prompt_of(EIGHT + " sea", "t"), prompt_of("Something else altogether", "u")]
+    assert levels(prompt_findings(trained, [prompt_of(EIGHT + " other" * more, "h")], "at")) == [level]
+
+
+def test_clean_prompts_are_said_to_be_clean() -> None:
+    found = prompt_findings([prompt_of("Why?")], [prompt_of("How?")], "at")
+    assert levels(found) == ["info"]
+
+
+def test_prompts_that_fill_max_length_are_counted_and_all_of_them_are_an_error() -> None:
+    steps = {"dpo": dpo.Config(max_length=64)}
+    (some,) = length_findings([10, 64, 70], steps)
+    assert (some.level, some.where) == ("warning", "train.dpo.max_length")
+    assert some.what == "2 of 3 prompts alone have 64 tokens or more"
+    assert levels(list(length_findings([64, 70], steps))) == ["error"]
+    assert not list(length_findings([10, 63], steps))
+
+
+# ---- labels
+
+
+def summary_of(**counts: Any) -> dict[str, Any]:
+    return {"pairs": 100, "decided": 90, "ties": 5, "abstained": {"empty": 5}, "preferences": 90, **counts}
+
+
+def test_labels_are_counted_and_so_are_the_updates_that_they_are_good_for() -> None:
+    steps = {"dpo": dpo.Config(per_device_train_batch_size=2, gradient_accumulation_steps=2)}
+    labels, step = label_findings(summary_of(), (0, 0), steps)
+    assert labels.what == "90 of 100 pairs are decided, 5 ties, 5 left open"
+    assert (step.level, step.what) == ("info", "90 examples, about 23 updates")
+
+
+def test_too_few_labels_and_too_many_ties_are_warnings_and_none_is_an_error() -> None:
+    few = label_findings(summary_of(ties=60, decided=35, preferences=35), (0, 0), {"dpo": dpo.Config()})
+    assert levels(few) == ["warning", "warning"]
+    none = label_findings(summary_of(decided=0, preferences=0), (0, 0), {"dpo": dpo.Config()})
+    assert (none[1].level, none[1].where) == ("error", "train.dpo")
+
+
+def test_kto_needs_both_kinds_of_thumbs_and_a_rare_kind_is_named() -> None:
+    steps = {"kto": kto.Config()}
+    assert levels(label_findings(summary_of(decided=0, preferences=0), (500, 0), steps))[1:] == ["error"]
+    rare = label_findings(summary_of(decided=0, preferences=0), (500, 100), steps)
+    assert [each.what for each in rare[1:]] == ["500 good answers and 100 bad ones", "600 examples, about 19 updates"]
+
+
+# ---- the template
+
+
+def test_what_is_shown_as_trained_on_is_what_trl_trains_on(tiny: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    (preference,) = preferences_of(1)
+    found = rendering_findings(tiny_tokenizer, preference.prompt)[0]
+    assert found.level == "info"
+    trained = found.what.rpartition(OPEN)[2].partition(CLOSE)[0]
+    same = preference.model_copy(update={"chosen": preference.chosen.model_copy(update={"text": ANSWER})})
+    config = dpo.Config(max_length=256)
+    setting = Setting(model=load_model(tiny), tokenizer=tiny_tokenizer, output_dir=tmp_path, seed=1)
+    trainer = config.trainer(config.rows([same]), setting)
+    ids = trainer.train_dataset[0]["chosen_ids"]
+    assert tiny_tokenizer.decode(ids) == trained
+    assert END in ids
+
+
+def test_an_end_token_that_the_template_never_writes_is_an_error(tmp_path: Path) -> None:
+    make_model(tmp_path)
+    make_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(ModelConfig(base=str(tmp_path), quantization="none"))
+    tokenizer.eos_token = "<|endoftext|>"
+    (found,) = rendering_findings(tokenizer, prompt_of("Why?"))
+    assert found.level == "error"
+    assert "the end token '<|endoftext|>' is not in it: the model would never learn to stop" in found.what
+
+
+def test_a_template_that_rewrites_the_answer_is_an_error(tiny: Any) -> None:
+    tokenizer = load_tokenizer(tiny)
+    tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "message['content'] | upper")
+    (found,) = rendering_findings(tokenizer, prompt_of("WHY?"))
+    assert found.level == "error"
+    assert "THIS IS THE ANSWER." in found.what
+
+
+def test_with_the_end_token_as_padding_the_end_is_still_trained_on(tiny: Any) -> None:
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    tokenizer = load_tokenizer(tiny)
+    tokenizer.pad_token = tokenizer.eos_token
+    assert any("ends are not masked" in each.what for each in rendering_findings(tokenizer, prompt_of("Why?")))
+    rows = [{"prompt_ids": [5], "chosen_ids": [6, END], "rejected_ids": [6, 7, 8, END]}]
+    batch = DataCollatorForPreference(pad_token_id=END)(rows)
+    assert batch["completion_mask"].tolist() == [[0, 1, 1, 0, 0], [0, 1, 1, 1, 1]]
+
+
+# ---- memory
+
+
+def test_what_does_not_fit_is_an_error_with_the_key_paths_of_what_would() -> None:
+    recipe = load("recipes/rlaif.yaml")
+    found = {
+        each.where: each for each in memory_findings(recipe, {"train": 60, "heldout": 60}, 1_700_000_000, gpu=False)
+    }
+    assert found["train.dpo"].level == "error"
+    assert found["train.dpo"].remedy.startswith("this fits: train.dpo.per_device_train_batch_size=1")
+    hopeless = memory_findings(recipe, {"train": 60, "heldout": 60}, 600_000_000, gpu=False)
+    assert all("take a smaller model" in each.remedy for each in hopeless if each.where == "train.dpo")
+
+
+def test_a_plan_for_a_gpu_says_that_it_was_not_measured() -> None:
+    found = list(memory_findings(load("recipes/rlaif.yaml"), {"train": 60}, 24_000_000_000, gpu=True))
+    assert {each.level for each in found} == {"info"}
+    assert all("a prediction that was not measured" in each.what for each in found)
+
+
+# ---- the whole
+
+
+def recipe_of(folder: Path, base: Path, held_out: str = "How?") -> Path:
+    for name, text in (("train", "Why?"), ("heldout", held_out)):
+        (folder / f"{name}.jsonl").write_text(
+            Prompt(id=name, messages=prompt_of(text).messages).model_dump_json() + "\n"
+        )
+    path = folder / "recipe.yaml"
+    path.write_text(
+        f"model: {{base: {base}, quantization: none, dtype: fp32}}\n"
+        f"generate: {{prompts: {{files: {folder}/train.jsonl}}, sampler: {{name: local, max_new_tokens: 8}}}}\n"
+        "judge: length\ntrain: {dpo: {}}\n"
+        f"compare: {{prompts: {{files: {folder}/heldout.jsonl}}, judges: [rules]}}\n"
+    )
+    return path
+
+
+def test_the_command_tells_as_json_and_ends_with_0(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(tmp_path, tiny_folder)
+    assert cli.main(["doctor", str(recipe), "--run", str(tmp_path / "run"), "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {each["check"] for each in found} == {"data", "template", "memory"}
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_little_memory_ends_the_command_with_2(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["doctor", str(recipe_of(tmp_path, tiny_folder)), "--run", str(tmp_path / "run"), "--memory"]
+    assert cli.main([*command, "100MB"]) == 2
+    assert "doctor: " in capsys.readouterr().err
+    assert cli.main([*command, "lots"]) == 2
+    assert "'lots' found; needs to be a size such as 24GB" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_whose_held_out_prompt_is_trained_on_stops_before_it_generates(
+    tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(tmp_path, tiny_folder, held_out="why?")
+    assert cli.main(["run", str(recipe), "--run", str(tmp_path / "run")]) == 2
+    told = capfd.readouterr().err
+    assert "compare.prompts.files: 1 of 1 held-out prompts are trained on" in told
+    assert not (tmp_path / "run" / "steps" / "generate").exists()
+
+
+def test_a_tokenizer_without_a_template_is_a_finding_and_no_traceback(tmp_path: Path) -> None:
+    make_model(tmp_path / "model")
+    make_tokenizer(tmp_path / "model", template=None)
+    found = doctor.before(load(recipe_of(tmp_path, tmp_path / "model")), (10**11, False))
+    (error,) = [each for each in found if each.level == "error"]
+    assert (error.check, error.where) == ("tokenizer", "model.base")
+    assert "has no chat template" in error.what
+
+
+def test_a_step_that_reads_an_earlier_one_is_told_to_the_worker_in_its_order() -> None:
+    recipe = load("recipes/rlaif.yaml")
+    told = json.loads(json.dumps(doctor.Examining.of(recipe).model_dump(mode="json"), sort_keys=True))
+    assert list(doctor.Examining.model_validate(told).recipe.train) == list(recipe.train)

@@ -1,0 +1,174 @@
+"""What is exported loads without this project and answers as it did in the run; what cannot be served is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_adapter, make_model, make_tokenizer, prompt_of
+
+from pipeline import cli, plan, store
+from pipeline.export import licence_of
+from pipeline.models import BUILT_IN, ModelConfig
+from pipeline.recipe import load
+from pipeline.sampling.base import Batch
+from pipeline.sampling.local import Config as Local
+
+PLAIN = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, base, text = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(base or folder, dtype=torch.float32)
+if base:
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(model, folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+turns = [{"role": "user", "content": text}]
+ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+found = model.generate(**ids, do_sample=False, max_new_tokens=12)[0, ids["input_ids"].shape[1]:].tolist()
+assert not [name for name in sys.modules if name.startswith(("pipeline", "judges"))]
+print(json.dumps(tokenizer.decode(found, skip_special_tokens=True)))
+"""
+"""Transformers and PEFT alone, in a process that cannot see this project."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose card names a licence. Its layers are wide enough for NF4."""
+    folder = tmp_path_factory.mktemp("bases") / "base"
+    make_model(folder, hidden=64)
+    make_tokenizer(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    return folder
+
+
+def run_of(top: Path, base: Path, model: str, **config: Any) -> Path:
+    """A run whose steps `one` and `two` are done: adapters with random weights."""
+    for name in ("train", "heldout"):
+        (top / f"{name}.jsonl").write_text(f'{{"id": "{name}", "prompt": "{name}?"}}\n')
+    run = top / "run"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text(
+        f"model: {{base: {base}, {model}}}\n"
+        f"generate: {{prompts: {{files: {top}/train.jsonl}}, sampler: local}}\n"
+        "judge: length\ntrain: {one: {name: dpo}, two: {name: dpo}, three: {name: dpo}}\n"
+        f"compare: {{prompts: {{files: {top}/heldout.jsonl}}, judges: [rules]}}\n"
+    )
+    for state in plan.open_run(load(run / "recipe.yaml"), run).states():
+        name = state.step.name.partition(".")[2]
+        inputs = {each: {"fingerprint": "", "digest": None} for each in state.step.inputs}
+        if name in ("one", "two"):
+            staging = top / f"{name}.staging"
+            make_adapter(base, staging, seed=len(name) + (name == "two"))
+            adapter = staging / "adapter_config.json"
+            adapter.write_text(json.dumps({**json.loads(adapter.read_text()), **config}))
+            (staging / "training_args.bin").write_bytes(b"a pickle")
+            (staging / "summary.json").write_text('{"examples": 8, "updates": 2}')
+            store.publish(staging, state.path, {"inputs": inputs, "data": []})
+    return run
+
+
+def answer(base: Path, adapter: Path, model: ModelConfig) -> str:
+    """What the run's own code says, greedily."""
+    sampler = Local(temperature=0.0, max_new_tokens=12).build(model, {"one": adapter}, reference=False)
+    return sampler.sample(Batch((prompt_of("What is it?"),), 1, seed=1), "one")[0].text
+
+
+def plain(folder: Path, base: str = "") -> str:
+    command = [sys.executable, "-c", PLAIN, str(folder), base, "What is it?"]
+    environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def adapter_of(run: Path, name: str = "one") -> Path:
+    (folder,) = [each for each in (run / "steps" / f"train.{name}").iterdir() if each.is_dir()]
+    return folder
+
+
+@pytest.mark.slow
+def test_a_model_merged_from_an_nf4_run_answers_in_plain_transformers_as_it_did_in_the_run(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(tmp_path, base, "quantization: nf4, dtype: fp32")
+    out = tmp_path / "out"
+    assert cli.main(["export", str(run), "one", "--to", str(out), "--merge", "--dtype", "fp32"]) == 0
+    assert "vllm serve one" in capsys.readouterr().out
+    model = ModelConfig(base=str(base), quantization="nf4", dtype="fp32")
+    said = answer(base, adapter_of(run), model)
+    assert plain(out / "one") == said
+    # On the original weights the adapter is another model, which is why it is not merged into those.
+    assert answer(base, adapter_of(run), model.model_copy(update={"quantization": "none"})) != said
+    card = (out / "README.md").read_text()
+    assert 'license: "mit"' in card
+    gap = float(card.partition("its logits within ")[2].partition(" ")[0])
+    assert gap < 1e-3
+
+
+@pytest.mark.slow
+def test_several_adapters_are_served_on_one_base_and_load_in_plain_peft(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(tmp_path, base, "quantization: none, dtype: fp32")
+    out = tmp_path / "out"
+    assert cli.main(["export", str(run), "one", "two", "--to", str(out)]) == 0
+    told = capsys.readouterr().out
+    served = f"vllm serve {base} --enable-lora --max-lora-rank 8 --max-loras 2 --lora-modules one=one two=two"
+    assert served in told
+    assert served in (out / "README.md").read_text()
+    said = answer(base, adapter_of(run), ModelConfig(base=str(base), quantization="none", dtype="fp32"))
+    assert plain(out / "one", str(base)) == said
+    assert json.loads((out / "one" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    assert not store.verify(out, hashes=True)
+    names = {path.name for path in out.rglob("*") if path.is_file()}
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+    assert "tokenizer.json" in names
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"use_dora": True}, "is a DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "has whole layers beside its LoRA"),
+        ({"r": 1024}, "has rank 1024, more than 512"),
+    ],
+)
+def test_an_adapter_that_vllm_would_refuse_is_refused_with_the_remedy(
+    config: dict[str, Any], reason: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(tmp_path, base, "quantization: none", **config)
+    assert cli.main(["export", str(run), "one", "--to", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert f"train.one: {reason}" in told
+    assert "add --merge" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_something_in_it_is_not_touched(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(tmp_path, base, "quantization: none")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    assert cli.main(["export", str(run), "one", "--to", str(tmp_path / "out")]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_a_step_that_is_not_there_or_not_done_is_named(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(tmp_path, base, "quantization: none")
+    assert cli.main(["export", str(run), "ppo", "--to", str(tmp_path / "out")]) == 2
+    assert "no train step is called 'ppo'; there are: one, two, three" in capsys.readouterr().err
+    assert cli.main(["export", str(run), "three", "--to", str(tmp_path / "out")]) == 2
+    assert "train.three is not done" in capsys.readouterr().err
+
+
+def test_a_licence_is_read_from_the_bases_card_and_else_unknown(base: Path, tiny: ModelConfig) -> None:
+    assert licence_of(ModelConfig(base=BUILT_IN)) == "apache-2.0"
+    assert licence_of(ModelConfig(base=str(base))) == "mit"
+    assert licence_of(tiny) == "unknown"
