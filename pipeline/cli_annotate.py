@@ -4,6 +4,8 @@ Published steps do not change, so that a run may be at work meanwhile. What is l
 """
 
 import argparse
+import tempfile
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ def add_to(verbs: Any) -> None:
     verb.add_argument("--double", type=float, default=0.2, metavar="SHARE", help="of pairs for two people (0.2)")
     verb.add_argument("--control", type=float, default=0.1, metavar="SHARE", help="of pairs drawn at random (0.1)")
     verb.add_argument("--seed", type=int, default=0, help="of what is drawn at random (0)")
-    verb.add_argument("--export", type=Path, metavar="FILE", help="write the votes as CSV, and serve nothing")
+    verb.add_argument("--export", type=Path, metavar="FILE", help="write the votes into a file, and serve nothing")
+    verb.add_argument("--to-format", metavar="NAME", help="of that file, as for convert (default: CSV, a row a vote)")
     verb.set_defaults(command=_annotate)
 
 
@@ -36,8 +39,10 @@ def _annotate(options: argparse.Namespace) -> None:
     from pipeline.annotate.server import serve
 
     database = material.database_of(options.run)
+    if options.to_format and not options.export:
+        raise DataError(f"--to-format: {options.to_format} found without --export FILE; say which file to write")
     if options.export:
-        _export(database, options.export)
+        _export(database, options.export, options.to_format)
         return
     pairs, verdicts = material.find(options.run)
     items = material.read(pairs, verdicts, double=options.double, control=options.control, seed=options.seed)
@@ -47,11 +52,26 @@ def _annotate(options: argparse.Namespace) -> None:
         serve(Desk(items, ballots, options.seed), options.port, lambda address: print(address, flush=True))
 
 
-def _export(database: Path, path: Path) -> None:
+def _export(database: Path, path: Path, to_format: str | None) -> None:
     from pipeline.annotate.ballots import Ballots
     from pipeline.annotate.export import export
 
     if not database.is_file():
         raise DataError(f"{database}: not there, so nobody has voted; run prefloop annotate without --export first")
     with closing(Ballots(database)) as ballots:
-        print(f"{path}: {export(ballots, path):,} votes")
+        if to_format is None:
+            print(f"{path}: {export(ballots, path):,} votes")
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            table = Path(folder) / "votes.csv"
+            export(ballots, table)
+            _convert([table], to_format, path)
+
+
+def _convert(files: Sequence[Path], to_format: str, path: Path) -> None:
+    """Files of votes as one in another format, and what that one does not hold."""
+    from pipeline import cli_import, votes
+    from pipeline.importers.base import Options
+    from pipeline.importers.collect import collect
+
+    cli_import.tell(votes.convert(collect(files, "auto", Options(), max_bad=0), to_format, path), to_format, path)

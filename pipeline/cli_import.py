@@ -20,6 +20,7 @@ from pipeline.importers.base import Options
 if TYPE_CHECKING:
     from pipeline.crowd import People
     from pipeline.importers.collect import Collected, Counts
+    from pipeline.votes import Written
 
 WIDTH = 100
 """Columns where there is no terminal to ask."""
@@ -70,8 +71,16 @@ def _import(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     from pipeline import votes
 
-    written = votes.convert(_collect(options), options.to_format, options.to, options.aggregate)
-    lines = [f"{options.to}: {written.rows} rows of {options.to_format}"]
+    tell(
+        votes.convert(_collect(options), options.to_format, options.to, options.aggregate),
+        options.to_format,
+        options.to,
+    )
+
+
+def tell(written: "Written", to_format: str, path: Path) -> None:
+    """Print what a file of another format holds, and what it does not."""
+    lines = [f"{path}: {written.rows} rows of {to_format}"]
     lines += [f"left out, {times}: {reason}" for reason, times in written.left_out.items()]
     lines += [f"not in this format: {what}" for what in written.lost]
     console = _console()

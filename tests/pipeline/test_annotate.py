@@ -16,6 +16,8 @@ from pipeline.annotate import material, words
 from pipeline.annotate.ballots import Ballots
 from pipeline.annotate.desk import Desk
 from pipeline.errors import DataError
+from pipeline.importers.base import Options
+from pipeline.importers.collect import collect, format_names
 from pipeline.records import Pair
 
 
@@ -172,6 +174,31 @@ def test_a_file_that_is_no_database_is_an_error_that_says_which(tmp_path: Path) 
     (tmp_path / material.DATABASE).write_bytes(b"this is no database at all, but long enough to look" * 50)
     with pytest.raises(DataError, match=r"annotations\.sqlite: votes cannot be kept here"):
         Ballots(tmp_path / material.DATABASE)
+
+
+@pytest.mark.parametrize("to_format", [None, *format_names()])
+def test_what_people_voted_is_read_back_from_every_format_that_it_can_be_written_in(
+    to_format: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk = desk_of(tmp_path, 2)
+    first, second = pair_of(0), pair_of(1)
+    desk.vote("ann", "1", first.id, "left", "")
+    desk.vote("ann", "1", second.id, "right", "")
+    said = {pair.prompt.text: getattr(pair, vote.choice).text for pair, vote, _ in desk.ballots.votes()}
+    file = tmp_path / ("votes.csv" if to_format is None else "votes.jsonl")
+    more = [] if to_format is None else ["--to-format", to_format]
+    if cli.main(["annotate", str(tmp_path), "--export", str(file), *more]):
+        # What holds single answers cannot hold a choice between two, and says so.
+        assert to_format in ("thumbs",) and to_format in capsys.readouterr().err
+        return
+    found = collect([file], "auto", Options(), max_bad=0)
+    back = {pair.prompt.text: getattr(pair, cast[0].choice).text for pair, cast in found.judgements()}
+    assert back == said
+
+
+def test_a_format_without_a_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["annotate", str(tmp_path), "--to-format", "argilla"]) == 2
+    assert "--to-format: argilla found without --export FILE" in capsys.readouterr().err
 
 
 def test_the_export_has_every_vote_with_its_texts_as_they_are(tmp_path: Path) -> None:
