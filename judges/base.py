@@ -179,3 +179,12 @@ def sigmoid(z: float) -> float:
     if z >= 0:
         return 1.0 / (1.0 + math.exp(-z))
     return math.exp(z) / (1.0 + math.exp(z))
+
+
+def judge_names(judges: Sequence[JudgeConfig]) -> list[str]:
+    """A name for each judge; two with one name are numbered."""
+    names = [judge.name for judge in judges]
+    return [
+        name if names.count(name) == 1 else f"{name} {names[: number + 1].count(name)}"
+        for number, name in enumerate(names)
+    ]

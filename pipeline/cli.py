@@ -19,10 +19,9 @@ from rich.table import Table
 
 from pipeline import cli_annotate, cli_doctor, cli_export, cli_import, cli_judge
 from pipeline import recipe as recipes
-from pipeline.errors import DataError, PrefloopError
+from pipeline.errors import PrefloopError
 from pipeline.run import Run, State
-
-RUNS = cli_judge.RUNS
+from pipeline.terminal import RUNS, console, recipe_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,10 +83,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    path = options.run / "recipe.yaml"
-    if not path.is_file():
-        raise DataError(f"{options.run}: not a run directory (it has no recipe.yaml); runs are in {RUNS}/")
-    _show(_open(recipes.load(path), options.run).states())
+    _show(_open(recipes.load(recipe_of(options.run)), options.run).states())
 
 
 def _schema(options: argparse.Namespace) -> None:
@@ -113,16 +109,14 @@ def _print_outcome(directory: Path) -> None:
     from pipeline.report import table
 
     results = Results.model_validate_json((directory / "results.json").read_text(encoding="utf-8"))
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    console.print()
-    console.print(results.headline, markup=False, highlight=False)
-    console.print()
-    console.print(table(results))
+    out = console()
+    out.print()
+    out.print(results.headline, markup=False, highlight=False)
+    out.print()
+    out.print(table(results))
     if results.exam and not results.exam["passed"]:
-        console.print(
-            f"\n{results.exam['judge']} failed its exam and labelled all the same: see the report", style="red"
-        )
-    console.print(f"\nreport: {directory / 'report.html'}", markup=False, highlight=False)
+        out.print(f"\n{results.exam['judge']} failed its exam and labelled all the same: see the report", style="red")
+    out.print(f"\nreport: {directory / 'report.html'}", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Published steps do not change, so that a run may be at work meanwhile. What is l
 
 import argparse
 import tempfile
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -55,6 +54,9 @@ def _annotate(options: argparse.Namespace) -> None:
 def _export(database: Path, path: Path, to_format: str | None) -> None:
     from pipeline.annotate.ballots import Ballots
     from pipeline.annotate.export import export
+    from pipeline.cli_import import convert
+    from pipeline.importers.base import Options
+    from pipeline.importers.collect import collect
 
     if not database.is_file():
         raise DataError(f"{database}: not there, so nobody has voted; run prefloop annotate without --export first")
@@ -65,13 +67,4 @@ def _export(database: Path, path: Path, to_format: str | None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             table = Path(folder) / "votes.csv"
             export(ballots, table)
-            _convert([table], to_format, path)
-
-
-def _convert(files: Sequence[Path], to_format: str, path: Path) -> None:
-    """Files of votes as one in another format, and what that one does not hold."""
-    from pipeline import cli_import, votes
-    from pipeline.importers.base import Options
-    from pipeline.importers.collect import collect
-
-    cli_import.tell(votes.convert(collect(files, "auto", Options(), max_bad=0), to_format, path), to_format, path)
+            convert(collect([table], "votes", Options(), max_bad=0), to_format, path, "dawid_skene")

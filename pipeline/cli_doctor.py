@@ -6,16 +6,13 @@ Labels are looked at too if the run has them. What is left out: the checks (`pip
 import argparse
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from pipeline import recipe as recipes
-from pipeline.cli_judge import RUNS, WIDTH
 from pipeline.errors import RecipeError
 from pipeline.findings import refuse_errors
+from pipeline.terminal import RUNS, console
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "GIB": 2**30, "MIB": 2**20}
 
@@ -49,8 +46,7 @@ def _doctor(options: argparse.Namespace) -> None:
     if options.format == "json":
         print(json.dumps([each.model_dump(mode="json") for each in found], indent=2, ensure_ascii=False))
     else:
-        console = Console(width=None if sys.stdout.isatty() else WIDTH)
-        console.print(sheet_table(doctor_sheet(found)))
+        console().print(sheet_table(doctor_sheet(found)))
     refuse_errors(found)
 
 

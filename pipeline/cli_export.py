@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import recipe as recipes
-from pipeline.cli_judge import RUNS
-from pipeline.errors import DataError
+from pipeline.terminal import recipe_of
 
 
 def add_to(verbs: Any) -> None:
@@ -24,10 +23,7 @@ def add_to(verbs: Any) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    path = options.run / "recipe.yaml"
-    if not path.is_file():
-        raise DataError(f"{options.run}: not a run directory (it has no recipe.yaml); runs are in {RUNS}/")
-    recipe = recipes.load(path)
+    recipe = recipes.load(recipe_of(options.run))
     # Only here, because planning imports every stage, and an error in a recipe should be told before that.
     from pipeline import plan
     from pipeline.export import export

@@ -6,24 +6,19 @@ recipe names the files itself (`annotations`).
 """
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
-from rich.console import Console
 
 from pipeline.errors import DataError
-from pipeline.importers.base import Options
+from pipeline.importers.base import Aggregate, Options
+from pipeline.terminal import console
 
 if TYPE_CHECKING:
     from pipeline.crowd import People
     from pipeline.importers.collect import Collected, Counts
-    from pipeline.votes import Written
-
-WIDTH = 100
-"""Columns where there is no terminal to ask."""
 
 MAX_BAD = 0.01
 """Share of bad rows that is let pass unless `--max-bad` says otherwise."""
@@ -51,7 +46,7 @@ def _add_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--prompt-split", metavar="REGEX", help="where the prompt ends in texts that hold it")
     verb.add_argument("--assume-submitted", action="store_true", help="an Argilla export has no drafts in it")
     verb.add_argument("--max-bad", type=float, default=MAX_BAD, metavar="SHARE", help="of bad rows (default: 0.01)")
-    rules = ("dawid_skene", "majority")
+    rules = get_args(Aggregate)
     verb.add_argument("--aggregate", choices=rules, default=rules[0], help="what several votes on a pair amount to")
 
 
@@ -60,32 +55,32 @@ def _import(options: argparse.Namespace) -> None:
 
     found = _collect(options)
     people = votes.write(found, options.to, options.aggregate)
-    console = _console()
-    for line in (*_told(found.counts()), *_people(people)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    for each in found.quarantine[:5]:
-        console.print(f"  {each.file}:{each.place}: {each.reason}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"written: {options.to}", markup=False, highlight=False, soft_wrap=True)
+    bad = [f"  {each.file}:{each.place}: {each.reason}" for each in found.quarantine[:5]]
+    _say(*_told(found.counts()), *_people(people), *bad, f"written: {options.to}")
 
 
 def _convert(options: argparse.Namespace) -> None:
+    convert(_collect(options), options.to_format, options.to, options.aggregate)
+
+
+def convert(found: "Collected", to_format: str, path: Path, rule: Aggregate) -> None:
+    """Write what was collected in another format, and say what that one does not hold.
+
+    Raises:
+        DataError: nothing of it can be written in that format.
+    """
     from pipeline import votes
 
-    tell(
-        votes.convert(_collect(options), options.to_format, options.to, options.aggregate),
-        options.to_format,
-        options.to,
-    )
+    written = votes.convert(found, to_format, path, rule)
+    left_out = [f"left out, {times}: {reason}" for reason, times in written.left_out.items()]
+    lost = [f"not in this format: {what}" for what in written.lost]
+    _say(f"{path}: {written.rows} rows of {to_format}", *left_out, *lost)
 
 
-def tell(written: "Written", to_format: str, path: Path) -> None:
-    """Print what a file of another format holds, and what it does not."""
-    lines = [f"{path}: {written.rows} rows of {to_format}"]
-    lines += [f"left out, {times}: {reason}" for reason, times in written.left_out.items()]
-    lines += [f"not in this format: {what}" for what in written.lost]
-    console = _console()
+def _say(*lines: str) -> None:
+    out = console()
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _collect(options: argparse.Namespace) -> "Collected":
@@ -153,7 +148,3 @@ def _people(people: "People") -> list[str]:
         left = "" if each.left is None else f", picks the left in {each.left:.1%} (p {each.left_p:.2g})"
         lines.append(f"  {each.name}: {each.votes:,} votes{agreement}{left}")
     return lines
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else WIDTH)

@@ -9,13 +9,11 @@ What is left out: the questions and marks (`judges.exam`, `judges.grading`), and
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from judges.base import Cost
@@ -25,17 +23,12 @@ from pipeline import recipe as recipes
 from pipeline import store
 from pipeline.errors import DataError, JudgeError, RecipeError
 from pipeline.records import Pair, Verdict
+from pipeline.terminal import RUNS, console, recipe_of
 
 if TYPE_CHECKING:
     from judges.grading import Position
     from pipeline.agreement import AgreementReport, Rater
     from pipeline.ratings import Estimate
-
-RUNS = Path("runs")
-"""Where runs are kept unless `--run` says otherwise."""
-
-WIDTH = 100
-"""Columns where there is no terminal to ask."""
 
 Said = tuple[Pair, Verdict]
 
@@ -86,13 +79,13 @@ def _exam(options: argparse.Namespace) -> None:
     states = plan.open_run(recipe, options.run or RUNS / options.recipe.stem).execute(until="exam")
     path = next(state.path for state in states if state.step.name == "exam") / "exam.json"
     report = ExamReport.model_validate_json(path.read_text(encoding="utf-8"))
-    console = _console()
+    out = console()
     for sheet in (exam_sheet(report), place_sheet(report.position), gold_sheet(report.gold)):
         if sheet.rows:
-            console.print(sheet_table(sheet))
+            out.print(sheet_table(sheet))
     if not report.passed:
         raise JudgeError("\n  ".join([f"judge {report.judge} failed its exam:", *report.causes]))
-    console.print(f"judge {report.judge} passed its exam: {path}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"judge {report.judge} passed its exam: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 # ---- cost
@@ -113,13 +106,13 @@ def _cost(options: argparse.Namespace) -> None:
     for step, judge, pairs, cost in found:
         table.add_row(step, judge, f"{pairs:,}", *_costs(cost))
     table.add_row("all", "", "", *_costs(total), style="bold")
-    console = _console()
-    console.print(table)
+    out = console()
+    out.print(table)
     notes = [] if generated.done else ["The answers are not there yet: each is counted at its greatest length."]
     notes.append("What is in the journal already costs nothing again; attempts that fail and cost come on top.")
     if recipe.budget_usd is not None and total.usd > recipe.budget_usd:
         notes.append(f"That is more than budget_usd, {recipe.budget_usd:g}: the run would stop there.")
-    console.print("\n".join(notes), markup=False, highlight=False)
+    out.print("\n".join(notes), markup=False, highlight=False)
 
 
 def _costs(cost: Cost) -> list[str]:
@@ -156,8 +149,7 @@ def said_in(runs: Sequence[Path]) -> dict[str, list[Said]]:
     """
     found: dict[tuple[str, str], dict[str, Said]] = {}
     for run in runs:
-        if not (run / "recipe.yaml").is_file():
-            raise DataError(f"{run}: not a run directory (it has no recipe.yaml); runs are in {RUNS}/")
+        recipe_of(run)
         for pair, verdict in _said_in(run / "steps"):
             # A panel's members are judges as well, and how their errors go together is what the panel is worth.
             for each in (verdict, *members_of(verdict)):
@@ -170,22 +162,18 @@ def said_in(runs: Sequence[Path]) -> dict[str, list[Said]]:
 
 
 def _said_in(steps: Path) -> Iterator[Said]:
-    for folder in _published(steps / "label"):
+    for folder in store.published(steps / "label"):
         manifest = store.read_manifest(folder) or {}
         generated = steps / "generate" / manifest["inputs"]["generate"]["fingerprint"][:12]
         yield from _matched(generated / "pairs.jsonl", folder / "verdicts.jsonl")
-    for folder in _published(steps / "compare"):
+    for folder in store.published(steps / "compare"):
         yield from _matched(folder / "pairs.jsonl", folder / "verdicts.jsonl")
-    for folder in _published(steps / "exam"):
+    for folder in store.published(steps / "exam"):
         from pipeline.examine import Answered
 
         for each in store.read_jsonl(folder / "answers.jsonl", Answered):
             if each.kind == "gold":
                 yield each.pair, each.verdict
-
-
-def _published(step: Path) -> list[Path]:
-    return sorted(path for path in step.glob("*") if path.is_dir() and store.read_manifest(path) is not None)
 
 
 def _matched(pairs: Path, verdicts: Path) -> Iterator[Said]:
@@ -248,13 +236,9 @@ def _print_agreement(
          number(each.error_correlation))
         for each in report.couples
     )  # fmt: skip
-    console = _console()
+    out = console()
     columns = ("judge", "pairs", "left open", "right by people", "flips with the order")
-    console.print(sheet_table(Sheet("Judges", columns, alone)))
+    out.print(sheet_table(Sheet("Judges", columns, alone)))
     columns = ("both", "pairs", "agree", "Cohen's kappa", "errors correlate")
-    console.print(sheet_table(Sheet("Agreement, 95 % intervals over prompts", columns, together)))
-    console.print(f"Krippendorff's alpha of all: {number(report.alpha)}", markup=False, highlight=False)
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else WIDTH)
+    out.print(sheet_table(Sheet("Agreement, 95 % intervals over prompts", columns, together)))
+    out.print(f"Krippendorff's alpha of all: {number(report.alpha)}", markup=False, highlight=False)

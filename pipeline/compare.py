@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from judges.base import AnyJudge
+from judges.base import AnyJudge, judge_names
 from judges.grading import ExamReport
 from judges.ledger import Spent
 from pipeline import crowd, doctor, generate, label, people, report, store
@@ -149,15 +149,6 @@ def _results(
     )
 
 
-def judge_names(judges: Sequence[AnyJudge]) -> list[str]:
-    """A name for each judge; two with one name are numbered."""
-    names = [judge.name for judge in judges]
-    return [
-        name if names.count(name) == 1 else f"{name} {names[: number + 1].count(name)}"
-        for number, name in enumerate(names)
-    ]
-
-
 def _describe(name: str, algorithm: str, answers: Sequence[Answer], config: Comparing) -> Checkpoint:
     own = [each for each in answers if each.response.source == name]
     responses = generate.responses_by_prompt(own)
@@ -199,7 +190,7 @@ def report_finish(job: Job) -> None:
     """Write public/report.html, report.md and results.json."""
     config = Reporting.model_validate(job.options["config"])
     results = Results.model_validate_json((job.inputs["compare"] / "results.json").read_text(encoding="utf-8"))
-    exam = label.examined(job)
+    exam, against_people = label.examined(job), people.agreement_of(job)
     trained = {name.removeprefix("train."): job.inputs[name] for name in config.steps if name.startswith("train.")}
     held_out = dict(_held_out(trained))
     data = report.ReportData(
@@ -210,14 +201,14 @@ def report_finish(job: Job) -> None:
         labels=_labels(job),
         findings=tuple(each for name in ("doctor", "doctor.labels") for each in doctor.read(job.inputs[name])),
         people=people.of(job),
-        against_people=people.agreement_of(job),
+        against_people=against_people,
         curves={name: _curve(path) for name, path in trained.items()},
         reward_models=held_out,
         steps=tuple(_step_time(name, job.inputs[name]) for name in config.steps),
         spending=tuple(_spending(job.inputs[name] for name in config.steps)),
         **_environment(job),
         alarms=(*_alarms(exam), *_training_alarms(trained, held_out)),
-        warnings=(*_warnings(results, exam), *_against_people(people.agreement_of(job))),
+        warnings=(*_warnings(results, exam), *_against_people(against_people)),
         samples=tuple(_samples(job, results)),
     )
     for name, text in report.render(data).items():
@@ -233,8 +224,8 @@ def _environment(job: Job) -> dict[str, Any]:
 
 
 def _labels(job: Job) -> report.Labels:
-    summary = _json(job.inputs["label"] / "summary.json")
-    generated = _json(job.inputs["generate"] / "summary.json")
+    summary = store.read_json(job.inputs["label"] / "summary.json")
+    generated = store.read_json(job.inputs["generate"] / "summary.json")
     return report.Labels(
         judge=summary["judge"],
         prompts=summary["prompts"],
@@ -287,14 +278,14 @@ def _training_alarms(trained: dict[str, Path], held_out: dict[str, HeldOut]) -> 
                 "a policy that was trained against it learned its noise."
             )
     for name, path in trained.items():
-        for alarm in _json(path / "summary.json").get("alarms", []):
+        for alarm in store.read_json(path / "summary.json").get("alarms", []):
             yield f"{name}: {alarm}"
 
 
 def _held_out(trained: dict[str, Path]) -> Iterator[tuple[str, HeldOut]]:
     for name, path in trained.items():
         if (path / FACTS).exists():
-            yield name, HeldOut.model_validate(_json(path / FACTS)["held_out"])
+            yield name, HeldOut.model_validate(store.read_json(path / FACTS)["held_out"])
 
 
 def _curve(path: Path) -> list[dict[str, float | None]]:
@@ -355,9 +346,5 @@ def _spending(steps: Iterable[Path]) -> Iterator[Spent]:
 
 
 def _provenance(path: Path) -> dict[str, Any]:
-    return _json(path.with_name(path.name + ".provenance.json"))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = store.read_json(path.with_name(path.name + ".provenance.json"))
     return found

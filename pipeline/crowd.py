@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.agreement import LABELS, alpha_of, alpha_rows, clustered
-from pipeline.importers.base import Aggregate
+from pipeline.importers.base import NOBODY, Aggregate, Choice
 from pipeline.ratings import Estimate
 from pipeline.records import Record, Verdict, Vote, digest
 
@@ -38,9 +38,6 @@ TOLERANCE = 1e-6
 
 _SAME = 1e-9
 """Posteriors that differ by less are equal, but for rounding."""
-
-NOBODY = "anonymous"
-"""Whom all votes of nobody in particular are ascribed to: the crowd as one annotator."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -127,6 +124,11 @@ def verdicts(votes: Iterable[Vote], rule: Aggregate) -> Iterator[Verdict]:
     for pair, cast in by_pair.items():
         counts = {label: n for label in LABELS if (n := sum(vote.choice == label for vote in cast))}
         yield Verdict(pair_id=pair, judge=NAME, fingerprint=fingerprint, p_a=p[pair], evidence={"votes": counts})
+
+
+def says(p_a: float) -> Choice:
+    """What people decided. It is exact: a narrow majority is no tie."""
+    return "tie" if p_a == 0.5 else "a" if p_a > 0.5 else "b"
 
 
 def grouped(votes: Iterable[Vote]) -> dict[str, list[Cast]]:

@@ -7,7 +7,6 @@ the run. Nothing that trains depends on them: a finding changes no weights.
 What is left out: the checks (`doctor_data`, `doctor_rendering`, `doctor_memory`) and the command (`cli_doctor`).
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,7 @@ def before(recipe: Recipe, memory: tuple[int, bool] | None = None) -> list[Findi
 
 def after_labels(recipe: Recipe, generated: Path, labelled: Path) -> list[Finding]:
     """The findings of `doctor.labels`, of the folders of two steps."""
-    summary = json.loads((labelled / "summary.json").read_text(encoding="utf-8"))
+    summary = store.read_json(labelled / "summary.json")
     thumbs = labelled / "thumbs.jsonl"
     good = [thumb.good for thumb in store.read_jsonl(thumbs, Thumb)] if thumbs.exists() else []
     found = label_findings(summary, (sum(good), len(good) - sum(good)), recipe.train)
@@ -159,4 +158,4 @@ def _publish(job: Job, found: Sequence[Finding]) -> None:
 
 def read(folder: Path) -> list[Finding]:
     """The findings that one of the two steps left."""
-    return [Finding.model_validate(each) for each in json.loads((folder / FILE).read_text(encoding="utf-8"))]
+    return [Finding.model_validate(each) for each in store.read_json(folder / FILE)]

@@ -12,7 +12,6 @@ is measured, and in the card.
 What is left out: uploading. Nothing here is a pickle, and no token is ever read.
 """
 
-import json
 import re
 import shutil
 import tempfile
@@ -27,7 +26,7 @@ from pipeline import store
 from pipeline.algorithms.scoring import FACTS
 from pipeline.errors import DataError, ModelError
 from pipeline.export_card import Exported, card
-from pipeline.models import BUILT_IN, ModelConfig, load_model, load_scorer, path_of
+from pipeline.models import BUILT_IN, ModelConfig, dtype_of, load_model, load_scorer, plain, tokenizer_of
 from pipeline.recipe import Recipe
 from pipeline.records import canonical
 
@@ -138,7 +137,7 @@ def _trained(recipe: Recipe, done: Mapping[str, Path], name: str) -> Trained:
     scores = recipe.train[name].MAKES == "reward"
     base = recipe.model
     if scores:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = store.read_json(folder / FACTS)
         base = ModelConfig.model_validate(facts["model"])
     return Trained(name, folder, base, scores)
 
@@ -165,7 +164,7 @@ def _check_servable(trained: Sequence[Trained]) -> None:
 
 
 def _adapter_config(each: Trained) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((each.folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    found: dict[str, Any] = store.read_json(each.folder / ADAPTER_FILES[0])
     return found
 
 
@@ -212,18 +211,11 @@ def _dense(config: ModelConfig, *, scores: bool = False) -> Any:
     model: Any = load_scorer(config, seed=0) if scores else load_model(config)
     if getattr(model, "is_quantized", False):
         model = model.dequantize()
-    # transformers 5.23 still calls the model quantised and then refuses to save it; its weights are plain.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    return model
+    return plain(model)
 
 
 def _save(model: Any, config: ModelConfig, folder: Path, dtype: Dtype) -> Any:
-    import torch
-
-    named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    model = model.to(named[dtype])
+    model = model.to(dtype_of(ModelConfig(dtype=dtype)))
     model.config.architectures = [type(model).__name__]
     model.config._name_or_path = config.base
     model.config.pad_token_id = model.config.get_text_config().pad_token_id
@@ -234,17 +226,13 @@ def _save(model: Any, config: ModelConfig, folder: Path, dtype: Dtype) -> Any:
 
 def _save_tokenizer(config: ModelConfig, folder: Path) -> None:
     """As it came with the base, chat template included."""
-    from transformers import AutoTokenizer
-
-    AutoTokenizer.from_pretrained(path_of(config), revision=config.revision).save_pretrained(folder)
+    tokenizer_of(config).save_pretrained(folder)
 
 
 def _ids(config: ModelConfig) -> "torch.Tensor":
     import torch
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path_of(config), revision=config.revision)
-    return torch.tensor([tokenizer(SENTENCE)["input_ids"]])
+    return torch.tensor([tokenizer_of(config)(SENTENCE)["input_ids"]])
 
 
 def _logits(model: Any, ids_1T: "torch.Tensor") -> "torch.Tensor":

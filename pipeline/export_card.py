@@ -74,7 +74,7 @@ def _training(recipe: Recipe, done: Mapping[str, Path], exported: Exported) -> s
     model = recipe.model
     lines = [f"Base {model.base}, held in {model.quantization} while training; seed {recipe.seed}.", ""]
     for name in exported.names:
-        summary = json.loads((done[f"train.{name}"] / "summary.json").read_text(encoding="utf-8"))
+        summary = store.read_json(done[f"train.{name}"] / "summary.json")
         told = f"{summary['examples']} examples, {summary['updates']} updates"
         gap = exported.gaps.get(name)
         merged = (

@@ -110,18 +110,28 @@ def load_tokenizer(config: ModelConfig, *, chat: bool = True) -> "PreTrainedToke
     Raises:
         ModelError: it cannot be loaded, or it has no chat template.
     """
-    from transformers import AutoTokenizer
-
-    with _explained(config):
-        tokenizer = AutoTokenizer.from_pretrained(
-            path_of(config), revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+    tokenizer = tokenizer_of(config)
     if chat and tokenizer.chat_template is None and not told_of(config).is_encoder_decoder:
         raise ModelError(f"model.base: {config.base} has no chat template; name an instruction-tuned model")
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def tokenizer_of(config: ModelConfig) -> "PreTrainedTokenizerBase":
+    """The tokenizer as it came with the base.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    with _explained(config):
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path_of(config), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    return found
 
 
 def load_model(config: ModelConfig, *, training: bool = False) -> "PreTrainedModel":
@@ -354,13 +364,20 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     with _quiet():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        # transformers 5.23 still calls the loaded model quantised and then refuses to save it; its weights are plain.
-        model.hf_quantizer = None
-        del model.config.quantization_config
+        plain(model)
         model.config.architectures = [type(model).__name__]
         model.config._name_or_path = BUILT_IN
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def plain(model: Any) -> Any:
+    """A model whose weights were dequantised, made to say so: transformers 5.23 still calls it quantised and then
+    refuses to save it."""
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model
 
 
 def _protect_gradients(model: Any) -> Any:

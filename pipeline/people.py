@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from judges.base import AnyJudge
+from judges.base import AnyJudge, judge_names
 from pipeline import crowd, label, store, votes
 from pipeline.agreement import AgreementReport, Rater, agree
 from pipeline.crowd import People
@@ -134,14 +134,12 @@ def check_finish(job: Job) -> None:
     asked = _asked(job)
     pairs = [each.pair for each in asked]
     raters = []
-    for number, judge in enumerate(config.judges):
+    for judge, name in zip(config.judges, judge_names(config.judges), strict=True):
         verdicts = list(label.judge_all(judge, pairs, job, config.budget_usd))
-        twice = [each.name for each in config.judges].count(judge.name) > 1
-        name = f"{judge.name} {number + 1}" if twice else judge.name
         p = {verdict.pair_id: verdict.p_a for verdict in verdicts if verdict.p_a is not None}
         raters.append(Rater(name=name, p=p, asked=len(pairs)))
     prompts = {pair.id: pair.prompt.id for pair in pairs}
-    report = agree(raters, prompts, {each.pair.id: _says(each.p_a) for each in asked}, seed=config.seed)
+    report = agree(raters, prompts, {each.pair.id: crowd.says(each.p_a) for each in asked}, seed=config.seed)
     store.write_json(job.out / "agreement.json", report.model_dump(mode="json"))
     right = {name: found.value for name, found in report.accuracy.items()}
     store.write_json(job.out / "summary.json", {"pairs": len(pairs), "right": right})
@@ -150,11 +148,6 @@ def check_finish(job: Job) -> None:
 
 def _asked(job: Job) -> list[HeldOut]:
     return list(store.read_jsonl(job.inputs["generate"] / "held_out.jsonl", HeldOut))
-
-
-def _says(p_a: float) -> str:
-    # What people amount to is exact: a narrow majority is no tie.
-    return "tie" if p_a == 0.5 else "a" if p_a > 0.5 else "b"
 
 
 # ---- label

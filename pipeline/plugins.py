@@ -17,7 +17,15 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 FOLDERS = {"judge": "judges", "algorithm": "pipeline.algorithms", "sampler": "pipeline.sampling"}
@@ -38,6 +46,14 @@ def _take_numbers_as_they_are(schema: Any) -> None:
     elif isinstance(schema, list | tuple):
         for part in schema:
             _take_numbers_as_they_are(part)
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str | Path) else value
+
+
+Files = Annotated[tuple[Path, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+"""Data files that a block names; a single path is enough."""
 
 
 class Config(BaseModel):

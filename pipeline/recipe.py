@@ -21,7 +21,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import models_json_schema
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
@@ -32,7 +32,7 @@ from pipeline.algorithms.base import AlgorithmConfig
 from pipeline.errors import RecipeError
 from pipeline.importers.base import Source
 from pipeline.models import ModelConfig
-from pipeline.plugins import FOLDERS, Config, Plugin, config_class, names
+from pipeline.plugins import FOLDERS, Config, Files, Plugin, config_class, names
 from pipeline.sampling.base import SamplerConfig
 from pipeline.store import read_jsonl
 
@@ -73,14 +73,10 @@ def _step_name(name: str) -> str:
     return name
 
 
-def _one_or_many(value: Any) -> Any:
-    return (value,) if isinstance(value, str | Path) else value
-
-
 class PromptsConfig(Config):
     """Where prompts come from."""
 
-    files: Annotated[tuple[Path, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+    files: Files
     """JSONL files of prompts, read in this order; a single path is enough. Relative to the current directory."""
     limit: int | None = Field(default=None, ge=1)
     """The first so many prompts of all files together. None: all."""

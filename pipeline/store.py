@@ -127,6 +127,11 @@ def pretty(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def read_json(path: Path) -> Any:
+    """The value in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def sha256_file(path: Path) -> str:
     """The SHA-256 of the file's bytes, in hex."""
     with open(path, "rb") as file:
@@ -279,6 +284,11 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, AttributeError, TypeError):
         return None
     return {**manifest, "digest": found} if sound else None
+
+
+def published(step: Path) -> list[Path]:
+    """The published directories in a folder, by name."""
+    return sorted(path for path in step.glob("*") if path.is_dir() and read_manifest(path) is not None)
 
 
 def verify(directory: Path, *, hashes: bool) -> list[str]:

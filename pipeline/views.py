@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.errors import DataError
-from pipeline.records import ABSTENTIONS, Pair, Preference, Record, Response, Thumb, Verdict, digest
+from pipeline.records import ABSTENTIONS, Pair, Preference, Prompt, Record, Response, Thumb, Verdict, digest
 
 
 class Counts(Record):
@@ -106,7 +106,7 @@ def paired(preferences: Iterable[Preference]) -> list[dict[str, Any]]:
     """
     return [
         {
-            "prompt": _messages(preference),
+            "prompt": _messages(preference.prompt),
             "chosen": _turn(preference.chosen),
             "rejected": _turn(preference.rejected),
             "confidence": preference.confidence,
@@ -139,12 +139,7 @@ def unpaired(preferences: Iterable[Preference]) -> list[dict[str, Any]]:
     (True), then the rejected one (False). Sorted by pair id.
     """
     return [
-        {
-            "prompt": _messages(preference),
-            "completion": _turn(response),
-            "label": label,
-            "cut": ["completion_ids"] if response.finished is False else [],
-        }
+        _single(preference.prompt, response, label)
         for preference in _sorted(preferences)
         for response, label in ((preference.chosen, True), (preference.rejected, False))
     ]
@@ -153,12 +148,7 @@ def unpaired(preferences: Iterable[Preference]) -> list[dict[str, Any]]:
 def single(thumbs: Iterable[Thumb]) -> list[dict[str, Any]]:
     """Rows as those of `unpaired`, one a thumb, however many people gave it. Sorted by prompt and answer."""
     return [
-        {
-            "prompt": [message.model_dump() for message in thumb.prompt.messages],
-            "completion": _turn(thumb.response),
-            "label": thumb.good,
-            "cut": ["completion_ids"] if thumb.response.finished is False else [],
-        }
+        _single(thumb.prompt, thumb.response, thumb.good)
         for thumb in sorted(thumbs, key=lambda thumb: (thumb.prompt.id, digest(thumb.response.key), thumb.good))
     ]
 
@@ -229,7 +219,7 @@ def _together(judged: Sequence[Preference]) -> dict[str, Any]:
     answers = {answer.key: answer for each in judged for answer in (each.chosen, each.rejected)}
     place = {key: number for number, key in enumerate(answers)}
     return {
-        "prompt": _messages(judged[0]),
+        "prompt": _messages(judged[0].prompt),
         "answers": [answer.text for answer in answers.values()],
         "cut": [answer.finished is False for answer in answers.values()],
         "pairs": [[place[each.chosen.key], place[each.rejected.key]] for each in judged],
@@ -241,8 +231,17 @@ def _sorted(preferences: Iterable[Preference]) -> list[Preference]:
     return sorted(preferences, key=lambda preference: preference.pair_id)
 
 
-def _messages(preference: Preference) -> list[dict[str, str]]:
-    return [message.model_dump() for message in preference.prompt.messages]
+def _single(prompt: Prompt, response: Response, good: bool) -> dict[str, Any]:
+    return {
+        "prompt": _messages(prompt),
+        "completion": _turn(response),
+        "label": good,
+        "cut": ["completion_ids"] if response.finished is False else [],
+    }
+
+
+def _messages(prompt: Prompt) -> list[dict[str, str]]:
+    return [message.model_dump() for message in prompt.messages]
 
 
 def _turn(response: Response) -> list[dict[str, str]]:

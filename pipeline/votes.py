@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 from pipeline import crowd, store
 from pipeline.errors import DataError
 from pipeline.importers import files
-from pipeline.importers.base import Aggregate, BadRow, Ballot, Choice, Format, Judged, Source, Thumbed
+from pipeline.importers.base import Aggregate, BadRow, Ballot, Format, Judged, Source, Thumbed
 from pipeline.importers.collect import ANONYMOUS, Collected, Judgement, collect, format_of
-from pipeline.records import Verdict
 
 VERSION = 1
 """Raised when a change of the importers or of this file changes what comes out."""
@@ -106,7 +105,8 @@ def _items(found: Collected, form: Format, rule: Aggregate, left_out: Counter[st
         yield from (_judged(each, _ballots(each, names="annotators" in form.CARRIES)) for each in found.judgements())
         return
     for each, verdict in zip(found.judgements(), crowd.verdicts(found.votes(), rule), strict=True):
-        choice = _said(verdict)
+        assert verdict.p_a is not None  # people's votes always come to something
+        choice = crowd.says(verdict.p_a)
         if choice == "tie" and "ties" not in form.CARRIES:
             left_out["ties"] += 1
         else:
@@ -130,10 +130,3 @@ def _ballots(each: Judgement, *, names: bool) -> tuple[Ballot, ...]:
         )
         for vote in each.votes
     )
-
-
-def _said(verdict: Verdict) -> Choice:
-    if verdict.is_tie:
-        return "tie"
-    assert verdict.p_a is not None
-    return "a" if verdict.p_a > 0.5 else "b"

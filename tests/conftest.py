@@ -1,6 +1,8 @@
 """What tests share: no hub, and a model small enough to load in milliseconds (see `tiny`)."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +73,18 @@ def architectures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for kind in (*DECODERS, *ENCODER_DECODERS):
         make_architecture(top / kind, kind)
     return {kind: top / kind for kind in (*DECODERS, *ENCODER_DECODERS)}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by playwright; a test that asks for it is skipped where one of them is absent."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("Chromium is not installed")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    # Not for the whole session: its event loop would be in the way of tests that have their own.
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, args=flags)
+        yield opened
+        opened.close()

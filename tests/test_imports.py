@@ -15,7 +15,14 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     ["pipeline.errors", "pipeline.records"],
-    ["pipeline.plugins", "pipeline.store", "pipeline.progress", "pipeline.worker", "pipeline.architectures"],
+    [
+        "pipeline.plugins",
+        "pipeline.store",
+        "pipeline.progress",
+        "pipeline.terminal",
+        "pipeline.worker",
+        "pipeline.architectures",
+    ],
     ["pipeline.decoding"],
     [
         "pipeline.models",

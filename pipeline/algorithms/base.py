@@ -311,7 +311,7 @@ class Setting(Config):
             target_modules=targets,
             exclude_modules=architectures.left_out(self.model, lora.target_modules),
             bias="none",
-            task_type="SEQ_2_SEQ_LM" if architectures.is_encoder_decoder(self.model) else "CAUSAL_LM",
+            task_type="CAUSAL_LM",
         )
 
 

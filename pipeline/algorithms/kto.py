@@ -69,8 +69,7 @@ class Config(AlgorithmConfig):
         good = sum(row["label"] for row in found)
         if good in (0, len(found)):
             raise TrainingError(
-                f"KTO has {good} good answers and {len(found) - good} bad ones; it needs both kinds. "
-                "Add the other kind, or imitate the good ones by SFT"
+                f"KTO has {good} good answers and {len(found) - good} bad ones; it needs both kinds. Add the other kind"
             )
         rows = _apart(found, self.per_device_train_batch_size)
         _check([canonical(row["prompt"]) for row in rows], self.per_device_train_batch_size)

@@ -7,12 +7,12 @@ as in many chat models, they read another token than the one that was trained. W
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline import store
 from pipeline.errors import ModelError
 from pipeline.models import ModelConfig, answer_ids, chat_ids, load_scorer, load_tokenizer
 from pipeline.records import Message, Prompt, Response
@@ -58,7 +58,7 @@ def load_reward(folder: Path) -> RewardHead:
     from safetensors import safe_open
 
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = store.read_json(folder / FACTS)
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
             # PEFT saves the head because the task is SEQ_CLS. With any other it would be random after each loading.
             names = [name for name in tensors.keys() if _is_head(name)]  # noqa: SIM118

@@ -8,5 +8,5 @@
     words.py      what the page says, in English and French
 
 The page itself is `pipeline/templates/annotate.*`. What is left out: what the votes amount to, and every format but
-our own.
+our own (`pipeline.votes`).
 """

@@ -53,10 +53,12 @@ def find(run: Path) -> tuple[Path, Path | None]:
         if not pairs.is_file():
             raise DataError(f"{run}: neither a run directory nor a folder with pairs.jsonl; generate or import pairs")
         return pairs, verdicts if verdicts.is_file() else None
-    generated = _current(run, "generate", _published(run / "steps" / "generate"))
+    generated = _current(run, "generate", store.published(run / "steps" / "generate"))
     if generated is None:
         raise DataError(f"{run}: no pairs yet; let its generate step finish (prefloop run), then annotate")
-    labelled = _current(run, "label", (path for path in _published(run / "steps" / "label") if _of(path, generated)))
+    labelled = _current(
+        run, "label", (path for path in store.published(run / "steps" / "label") if _of(path, generated))
+    )
     return generated / "pairs.jsonl", labelled / "verdicts.jsonl" if labelled else None
 
 
@@ -112,10 +114,6 @@ def _sureness(verdict: Verdict) -> float:
 
 
 # ---- the published steps of a run
-
-
-def _published(step: Path) -> list[Path]:
-    return [path for path in step.glob("*") if path.is_dir() and store.read_manifest(path) is not None]
 
 
 def _of(labelled: Path, generated: Path) -> bool:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.importers.base import BadRow, Ballot, Judged, Options, Row, last_turn, same_prompt, text
+from pipeline.importers.base import BadRow, Ballot, Judged, Options, Row, by_choice, last_turn, part, same_prompt, text
 from pipeline.records import Message
 
 CARRIES: frozenset[str] = frozenset()
@@ -22,7 +22,7 @@ _SPEAKER = {"Human": "user", "Assistant": "assistant"}
 
 def recognise(rows: Sequence[Row]) -> float:
     """The marker at the beginning of both texts is nobody else's."""
-    return sum(all(_starts(row.get(side)) for side in ("chosen", "rejected")) for row in rows) / max(1, len(rows))
+    return part(rows, lambda row: all(_starts(row.get(side)) for side in ("chosen", "rejected")))
 
 
 def read(row: Row, options: Options) -> Iterator[Judged]:
@@ -38,8 +38,7 @@ def write(item: Judged) -> Iterator[dict[str, Any]]:
     Raises:
         BadRow: a text holds a marker, or there is a system message.
     """
-    (vote,) = item.votes
-    sides = (item.a, item.b) if vote.choice == "a" else (item.b, item.a)
+    sides = by_choice(item)
     names = {role: name for name, role in _SPEAKER.items()}
     if any(message.role not in names for message in item.prompt):
         raise BadRow("a system message, which this format has no place for")

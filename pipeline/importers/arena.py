@@ -21,6 +21,7 @@ from pipeline.importers.base import (
     last_turn,
     messages_of,
     number,
+    person,
     share,
     shown,
     turns,
@@ -48,8 +49,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
     else:
         one, a, b = _table(row)
         choice = _flag(row)
-    judge = row.get("judge")
-    vote = Ballot(choice, annotator=None if judge is None else str(judge), at=str(row.get("tstamp") or ""))
+    vote = Ballot(choice, annotator=person(row.get("judge")), at=str(row.get("tstamp") or ""))
     yield Judged(one, a, b, (vote,), sources=(str(row.get("model_a", "a")), str(row.get("model_b", "b"))))
 
 

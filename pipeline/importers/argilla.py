@@ -23,6 +23,8 @@ from pipeline.importers.base import (
     choice_of,
     column,
     messages_of,
+    part,
+    person,
     shown,
     turns,
 )
@@ -34,9 +36,9 @@ _END = ".responses"
 
 def recognise(rows: Sequence[Row]) -> float:
     """`fields` and `responses` together, or columns of responses with their status."""
-    nested = sum(isinstance(row.get("fields"), dict) and "responses" in row for row in rows)
-    flat = sum(any(f"{name}.status" in row for name in _flat(row)) or _older(row) is not None for row in rows)
-    return max(nested, flat) / max(1, len(rows))
+    nested = part(rows, lambda row: isinstance(row.get("fields"), dict) and "responses" in row)
+    flat = part(rows, lambda row: any(f"{name}.status" in row for name in _flat(row)) or _older(row) is not None)
+    return max(nested, flat)
 
 
 def read(row: Row, options: Options) -> Iterator[Judged]:
@@ -79,8 +81,7 @@ def _nested(row: Row, options: Options) -> Iterator[tuple[Any, str | None, str]]
         status = answer.get("status") or ("submitted" if options.assume_submitted else None)
         if status is None:
             raise BadRow("nothing says which answers are submitted; export flat, or set assume_submitted if all are")
-        who = answer.get("user_id")
-        yield answer.get("value"), None if who is None else str(who), status
+        yield answer.get("value"), person(answer.get("user_id")), status
 
 
 def _columns(row: Row, options: Options) -> Iterator[tuple[Any, str | None, str]]:
@@ -95,7 +96,7 @@ def _columns(row: Row, options: Options) -> Iterator[tuple[Any, str | None, str]
         raise BadRow(f"{name}.status: {shown(statuses)} found; needs as many as there are answers ({len(values)})")
     users = users if isinstance(users, list | tuple) and len(users) == len(values) else [None] * len(values)
     for value, who, status in zip(values, users, statuses, strict=True):
-        yield value, None if who is None else str(who), str(status)
+        yield value, person(who), str(status)
 
 
 def _older_answers(value: Any) -> Iterator[tuple[Any, str | None, str]]:
@@ -103,11 +104,10 @@ def _older_answers(value: Any) -> Iterator[tuple[Any, str | None, str]]:
         lists = [value.get(name) or [] for name in ("value", "user_id", "status")]
         if len({len(each) for each in lists}) > 1:
             raise BadRow("value, user_id and status need to be lists of one length")
-        yield from ((what, None if who is None else str(who), str(status)) for what, who, status in zip(*lists))  # noqa: B905
+        yield from ((what, person(who), str(status)) for what, who, status in zip(*lists))  # noqa: B905
         return
     for each in value:
-        who = each.get("user_id")
-        yield each.get("value"), None if who is None else str(who), str(each.get("status"))
+        yield each.get("value"), person(each.get("user_id")), str(each.get("status"))
 
 
 def _flat(row: Row) -> list[str]:

@@ -15,14 +15,14 @@ votes are worth (`pipeline.crowd`).
 """
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from pipeline.plugins import Config
+from pipeline.plugins import Config, Files
 from pipeline.records import Message
 
 Row = Mapping[str, Any]
@@ -31,6 +31,9 @@ Aggregate = Literal["dawid_skene", "majority"]
 
 IMPORTED = "imported"
 """The source of an answer of which the file does not say who wrote it. Never `chosen`: a name must not tell sides."""
+
+NOBODY = "anonymous"
+"""Whom votes of nobody in particular are ascribed to: the crowd as one annotator."""
 
 WORDS: dict[str, Choice] = {
     **dict.fromkeys(("a", "left", "model_a", "response_a", "answer_a", "response_1", "answer1", "first"), "a"),
@@ -80,14 +83,10 @@ class Options(Config):
     """Argilla's nested export does not say which answers are drafts or discarded. True: there are none."""
 
 
-def _one_or_many(value: Any) -> Any:
-    return (value,) if isinstance(value, str | Path) else value
-
-
 class Source(Options):
     """Files of people's votes, and how they are read."""
 
-    files: Annotated[tuple[Path, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+    files: Files
     """In any format that `prefloop import` knows; a single path is enough. Relative to the current directory."""
     format: str = "auto"
     """The format's name, a file of `pipeline/importers`. auto: seen from the first rows of each file."""
@@ -216,6 +215,12 @@ def same_prompt(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> t
     return chosen
 
 
+def by_choice(item: "Judged") -> tuple[str, str]:
+    """The answer that was chosen, and the other one. The item has one vote, and it is no tie."""
+    (vote,) = item.votes
+    return (item.a, item.b) if vote.choice == "a" else (item.b, item.a)
+
+
 def packed(prompt: tuple[Message, ...]) -> str:
     """A prompt in one cell: the text of a single user turn, JSON otherwise. `messages_of` reads both back."""
     alone = len(prompt) == 1 and prompt[0].role == "user"
@@ -287,6 +292,23 @@ def cell(row: Row, what: str, options: Options) -> Any:
     return row[name]
 
 
+def answers(row: Row, options: Options) -> tuple[str, str]:
+    """The two answers of a table's row.
+
+    Raises:
+        BadRow: one is missing or no text.
+    """
+    a, b = cell(row, "a", options), cell(row, "b", options)
+    if not isinstance(a, str) or not isinstance(b, str):
+        raise BadRow("an answer is not a text")
+    return a, b
+
+
+def person(value: Any) -> str | None:
+    """Who voted, by the file's name or number of them; None: it does not say."""
+    return None if value is None else str(value)
+
+
 def text(row: Row, name: str) -> str:
     """A text of a row.
 
@@ -330,14 +352,17 @@ def number(value: Any) -> float | None:
         found = float(value)
     except (TypeError, ValueError):
         raise BadRow(f"{shown(value)} found; needs a number") from None
-    if found != found or found in (float("inf"), float("-inf")):
-        return None
-    return found
+    return found if math.isfinite(found) else None
 
 
 def share(rows: Sequence[Row], *names: str) -> float:
     """The share of rows that have all these fields, for `recognise`."""
-    return sum(all(name in row for name in names) for row in rows) / len(rows) if rows else 0.0
+    return part(rows, lambda row: all(name in row for name in names))
+
+
+def part(rows: Sequence[Row], is_so: Callable[[Row], bool]) -> float:
+    """The share of rows of which this is so, for `recognise`."""
+    return sum(map(is_so, rows)) / max(1, len(rows))
 
 
 def shown(value: Any) -> str:

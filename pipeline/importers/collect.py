@@ -25,13 +25,13 @@ import pipeline.importers
 from pipeline import store
 from pipeline.errors import DataError
 from pipeline.importers import files
-from pipeline.importers.base import IMPORTED, BadRow, Ballot, Format, Judged, Options, Skip, Thumbed
+from pipeline.importers.base import IMPORTED, NOBODY, BadRow, Ballot, Format, Judged, Options, Skip, Thumbed
 from pipeline.records import Pair, Prompt, Record, Response, Thumb, Vote, digest
 
 FIRST = 50
 """Rows by which a format is recognised."""
 
-ANONYMOUS = "anonymous/"
+ANONYMOUS = f"{NOBODY}/"
 """Before the number of a vote of nobody in particular."""
 
 ONE_SIDED = 10

@@ -18,6 +18,7 @@ from pipeline.importers.base import (
     Row,
     answer_of,
     assistant,
+    by_choice,
     column,
     last_turn,
     messages_of,
@@ -56,8 +57,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:
     """Conversational, with the prompt by itself: what DPO and KTO want."""
-    (vote,) = item.votes
-    chosen, rejected = (item.a, item.b) if vote.choice == "a" else (item.b, item.a)
+    chosen, rejected = by_choice(item)
     yield {"prompt": turns(item.prompt), "chosen": assistant(chosen), "rejected": assistant(rejected)}
 
 

@@ -23,6 +23,7 @@ from pipeline.importers.base import (
     cell,
     messages_of,
     packed,
+    part,
     shown,
 )
 
@@ -33,9 +34,9 @@ SIDES: dict[str, Choice] = {"left": "a", "right": "b"}
 
 def recognise(rows: Sequence[Row]) -> float:
     """Tasks with data and annotations, or rows with an annotation's id and a selection."""
-    full = sum(isinstance(row.get("data"), dict) and _annotations(row) is not None for row in rows)
-    minimal = sum("annotation_id" in row and any(_selections(value) for value in row.values()) for row in rows)
-    return max(full, minimal) / max(1, len(rows))
+    full = part(rows, lambda row: isinstance(row.get("data"), dict) and _annotations(row) is not None)
+    minimal = part(rows, lambda row: "annotation_id" in row and any(map(_selections, row.values())))
+    return max(full, minimal)
 
 
 def read(row: Row, options: Options) -> Iterator[Judged]:

@@ -16,8 +16,10 @@ from pipeline.importers.base import (
     Row,
     Thumbed,
     answer_of,
+    by_choice,
     last_turn,
     messages_of,
+    part,
     share,
     shown,
     text,
@@ -32,7 +34,7 @@ LABELS = ("label", "kto_tag")
 def recognise(rows: Sequence[Row]) -> float:
     """An instruction and both sides are Alpaca's; `conversations` with both sides are ShareGPT's."""
     alpaca, sharegpt = share(rows, "instruction", "chosen", "rejected"), share(rows, "conversations", "chosen")
-    kto = sum(_conversation(row) is not None and _label(row) is not None for row in rows) / max(1, len(rows))
+    kto = part(rows, lambda row: _conversation(row) is not None and _label(row) is not None)
     return 0.9 * max(alpaca, sharegpt, kto)
 
 
@@ -50,8 +52,7 @@ def read(row: Row, options: Options) -> Iterator[Judged | Thumbed]:
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:
     """ShareGPT preference: Alpaca's has no place for a conversation that begins with the assistant."""
-    (vote,) = item.votes
-    chosen, rejected = (item.a, item.b) if vote.choice == "a" else (item.b, item.a)
+    chosen, rejected = by_choice(item)
     names = {"user": "human", "assistant": "gpt", "system": "system"}
     yield {
         "conversations": [{"from": names[message.role], "value": message.content} for message in item.prompt],

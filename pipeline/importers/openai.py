@@ -15,6 +15,7 @@ from pipeline.importers.base import (
     Row,
     answer_of,
     assistant,
+    by_choice,
     last_turn,
     messages_of,
     share,
@@ -51,8 +52,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:
     """As the fine-tuning API takes it."""
-    (vote,) = item.votes
-    chosen, rejected = (item.a, item.b) if vote.choice == "a" else (item.b, item.a)
+    chosen, rejected = by_choice(item)
     yield {
         "input": {"messages": turns(item.prompt), "tools": [], "parallel_tool_calls": True},
         "preferred_output": assistant(chosen),

@@ -17,12 +17,14 @@ from pipeline.importers.base import (
     Options,
     Row,
     Skip,
+    answers,
     cell,
     choice_of,
     column,
     messages_of,
     number,
     packed,
+    part,
     shown,
 )
 
@@ -34,7 +36,7 @@ COUNTS: dict[str, Choice] = {"votes_a": "a", "votes_b": "b", "votes_tie": "tie"}
 
 def recognise(rows: Sequence[Row]) -> float:
     """Two answers and votes, and no annotator of the row."""
-    return 0.7 * sum(_is_pair(row) for row in rows) / max(1, len(rows))
+    return 0.7 * part(rows, _is_pair)
 
 
 def read(row: Row, options: Options) -> Iterator[Judged]:
@@ -42,10 +44,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
     votes = tuple(_votes(row, options))
     if not votes:
         raise Skip("no vote")
-    a, b = cell(row, "a", options), cell(row, "b", options)
-    if not isinstance(a, str) or not isinstance(b, str):
-        raise BadRow("an answer is not a text")
-    yield Judged(messages_of(cell(row, "prompt", options)), a, b, votes)
+    yield Judged(messages_of(cell(row, "prompt", options)), *answers(row, options), votes)
 
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.importers.base import BadRow, Ballot, Judged, Options, Row, cell, messages_of, share, shown, turns
+from pipeline.importers.base import BadRow, Ballot, Judged, Options, Row, cell, messages_of, person, share, shown, turns
 
 CARRIES = frozenset({"ties", "votes", "annotators"})
 
@@ -25,12 +25,12 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
         raise BadRow(f"responses: {shown(answers)} found; needs a list of texts")
     level = _levels(order, len(answers))
     prompt = messages_of(cell(row, "prompt", options))
-    who = row.get("annotator")
+    who = person(row.get("annotator"))
     for one, other in itertools.combinations(sorted(level), 2):
         if answers[one] == answers[other]:
             continue
         choice = "a" if level[one] < level[other] else "b" if level[other] < level[one] else "tie"
-        vote = Ballot(choice, annotator=None if who is None else str(who), at=str(row.get("at") or ""))  # type: ignore[arg-type]
+        vote = Ballot(choice, annotator=who, at=str(row.get("at") or ""))  # type: ignore[arg-type]
         yield Judged(prompt, answers[one], answers[other], (vote,))
 
 

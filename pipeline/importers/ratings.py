@@ -21,6 +21,7 @@ from pipeline.importers.base import (
     messages_of,
     number,
     packed,
+    part,
     shown,
     text,
 )
@@ -30,7 +31,7 @@ CARRIES = frozenset({"ties", "sources"})
 
 def recognise(rows: Sequence[Row]) -> float:
     """A list of completions that have ratings."""
-    return sum(_rated(row.get("completions")) for row in rows) / max(1, len(rows))
+    return part(rows, lambda row: _rated(row.get("completions")))
 
 
 def read(row: Row, options: Options) -> Iterator[Judged]:

@@ -17,6 +17,7 @@ from pipeline.importers.base import (
     assistant,
     cell,
     messages_of,
+    part,
     shown,
     turns,
 )
@@ -34,7 +35,7 @@ WORDS = {
 
 def recognise(rows: Sequence[Row]) -> float:
     """A prompt, one answer and a rating, and no other answer."""
-    return 0.8 * sum(_is_one(row) for row in rows) / max(1, len(rows))
+    return 0.8 * part(rows, _is_one)
 
 
 def read(row: Row, options: Options) -> Iterator[Thumbed]:

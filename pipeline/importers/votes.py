@@ -16,12 +16,14 @@ from pipeline.importers.base import (
     Options,
     Row,
     Skip,
+    answers,
     cell,
     choice_of,
     column,
     messages_of,
     number,
     packed,
+    part,
     shown,
 )
 from pipeline.records import digest
@@ -32,7 +34,7 @@ CARRIES = frozenset({"ties", "votes", "annotators", "sources", "details"})
 def recognise(rows: Sequence[Row]) -> float:
     """Two answers, one vote, and somebody who cast it."""
     needed = ("prompt", "a", "b", "vote", "annotator")
-    return 0.9 * sum(all(column(row, each, Options()) for each in needed) for row in rows) / max(1, len(rows))
+    return 0.9 * part(rows, lambda row: all(column(row, each, Options()) for each in needed))
 
 
 def read(row: Row, options: Options) -> Iterator[Judged]:
@@ -52,11 +54,8 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
         note=str(row.get("note") or ""),
         at=str(row.get("at") or row.get("ts") or ""),
     )
-    a, b = cell(row, "a", options), cell(row, "b", options)
-    if not isinstance(a, str) or not isinstance(b, str):
-        raise BadRow("an answer is not a text")
     sources = (str(row.get("source_a") or IMPORTED), str(row.get("source_b") or IMPORTED))
-    yield Judged(messages_of(cell(row, "prompt", options)), a, b, (vote,), sources)
+    yield Judged(messages_of(cell(row, "prompt", options)), *answers(row, options), (vote,), sources)
 
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ import pytest
 from scripted.judge import Config as Scripted
 from tiny import job_of, preference_of, prompt_of, response_of, said
 
+from judges.base import judge_names
 from judges.length import Config as Length
 from pipeline import compare, store
 from pipeline.algorithms.held_out import examine
@@ -52,7 +53,7 @@ def test_matches_of_others_are_in_no_row() -> None:
     ],
 )
 def test_judges_of_one_name_are_numbered(judges: Any, names: list[str]) -> None:
-    assert compare.judge_names(judges) == names
+    assert judge_names(judges) == names
 
 
 # ---- the step
