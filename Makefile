@@ -63,7 +63,7 @@ bench-faults: $(READY) ## 10,000 pairs, 30 % faults, 20 kills, a budget: runs/be
 bench-ppo: $(READY) ## our PPO against TRL's last one, same work: runs/bench/ppo.json (about ten minutes)
 	@$(BIN)/python tests/bench/ppo.py $(KIND)
 
-bench-ppo-reward: $(READY) ## PPO and RLOO against a contrived reward: runs/bench/ppo_reward.json (about 25 minutes)
+bench-ppo-reward: $(READY) ## PPO and RLOO against a contrived reward: runs/bench/ppo_reward.json (about 30 minutes)
 	@$(BIN)/python tests/bench/ppo_reward.py $(ALGORITHM)
 
 bench-import: $(READY) ## time and memory of importing 200,000 votes: runs/bench/imports.json (half a minute)

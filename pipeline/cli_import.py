@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import DataError
 from pipeline.importers.base import Aggregate, Options
-from pipeline.terminal import console
+from pipeline.terminal import RUNS, console
 
 if TYPE_CHECKING:
     from pipeline.crowd import People
@@ -28,7 +28,7 @@ def add_to(verbs: Any) -> None:
     """The verbs `import` and `convert`."""
     read = verbs.add_parser("import", help="people's votes from any of their tools, as records in a folder")
     _add_options(read)
-    read.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where the records go")
+    read.add_argument("--to", type=Path, metavar="FOLDER", help="where the records go (runs/imported/<first file>)")
     read.set_defaults(command=_import)
 
     convert = verbs.add_parser("convert", help="people's votes from one format into another")
@@ -54,9 +54,10 @@ def _import(options: argparse.Namespace) -> None:
     from pipeline import votes
 
     found = _collect(options)
-    people = votes.write(found, options.to, options.aggregate)
+    folder = options.to or RUNS / "imported" / options.files[0].name.partition(".")[0]
+    people = votes.write(found, folder, options.aggregate)
     bad = [f"  {each.file}:{each.place}: {each.reason}" for each in found.quarantine[:5]]
-    _say(*_told(found.counts()), *_people(people), *bad, f"written: {options.to}")
+    _say(*_told(found.counts()), *_people(people), *bad, f"written: {folder}")
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -24,6 +24,14 @@ def test_import_says_what_it_understood_and_leaves_records(tmp_path: Path, capsy
     assert not (tmp_path / "out" / "thumbs.jsonl").exists()
 
 
+def test_records_go_to_a_folder_of_the_file_s_name_unless_another_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["import", str(EXAMPLES / "votes.csv")]) == 0
+    assert (tmp_path / "runs" / "imported" / "votes" / "verdicts.jsonl").is_file()
+
+
 def test_thumbs_are_left_beside_the_pairs(tmp_path: Path) -> None:
     files = [str(EXAMPLES / "thumbs.jsonl"), str(EXAMPLES / "openai.jsonl")]
     assert cli.main(["import", *files, "--to", str(tmp_path)]) == 0
