@@ -208,7 +208,7 @@ def report_finish(job: Job) -> None:
         spending=tuple(_spending(job.inputs[name] for name in config.steps)),
         **_environment(job),
         alarms=(*_alarms(exam), *_training_alarms(trained, held_out)),
-        warnings=(*_warnings(results, exam), *_against_people(against_people)),
+        warnings=(*_warnings(results, exam), *_against_people(against_people), *_inexact(trained)),
         samples=tuple(_samples(job, results)),
     )
     for name, text in report.render(data).items():
@@ -280,6 +280,12 @@ def _training_alarms(trained: dict[str, Path], held_out: dict[str, HeldOut]) -> 
     for name, path in trained.items():
         for alarm in store.read_json(path / "summary.json").get("alarms", []):
             yield f"{name}: {alarm}"
+
+
+def _inexact(trained: dict[str, Path]) -> Iterator[str]:
+    for name, path in trained.items():
+        for how in store.read_json(path / "summary.json").get("inexact_resume", ()):
+            yield f"{name} is not what an uninterrupted training gives: {how}."
 
 
 def _held_out(trained: dict[str, Path]) -> Iterator[tuple[str, HeldOut]]:

@@ -82,6 +82,7 @@ def _training(recipe: Recipe, done: Mapping[str, Path], exported: Exported) -> s
         )
         lines.append(f"- {name}: {recipe.train[name].name} on {told}{merged}")
         lines += [f"  - alarm: {alarm}" for alarm in summary.get("alarms", ())]
+        lines += [f"  - inexact: {how}" for how in summary.get("inexact_resume", ())]
     if model.quantization != "none":
         lines += ["", _quantised(exported, model.base == BUILT_IN)]
     return "\n".join(lines)

@@ -172,7 +172,13 @@ def _label(recipe: Recipe, judge: JudgeConfig, generated: GenerateConfig) -> Ste
 
 def _train(recipe: Recipe, name: str) -> Step:
     algorithm = recipe.train[name]
-    config = train.Training(seed=recipe.seed, model=recipe.model, algorithm=algorithm, budget_usd=recipe.budget_usd)
+    config = train.Training(
+        seed=recipe.seed,
+        model=recipe.model,
+        algorithm=algorithm,
+        budget_usd=recipe.budget_usd,
+        allow_inexact_resume=recipe.allow_inexact_resume,
+    )
     earlier = dict.fromkeys(f"train.{need.step}" for need in algorithm.needs())
     inputs = (*algorithm.READS, *earlier)
     return _step(f"train.{name}", config, [train.VERSION], inputs=inputs, finish="pipeline.train:finish")

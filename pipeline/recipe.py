@@ -148,7 +148,7 @@ class CompareConfig(Config):
 class Recipe(Config):
     """One experiment: from prompts to which of its train steps made the policy better."""
 
-    RUNTIME: ClassVar[frozenset[str]] = frozenset({"budget_usd"})
+    RUNTIME: ClassVar[frozenset[str]] = frozenset({"budget_usd", "allow_inexact_resume"})
     ONE_OF: ClassVar[frozenset[str]] = frozenset({"generate", "annotations"})
 
     seed: int = Field(default=1, ge=0, lt=2**63)
@@ -172,6 +172,9 @@ class Recipe(Config):
     budget_usd: float | None = Field(default=None, ge=0)
     """What all judges of this run together may be charged, in US dollars. The call that would pass it is not made:
     the run stops, and goes on when this is raised. None: no limit."""
+    allow_inexact_resume: bool = False
+    """Let a train step that was killed go on with other library versions, on another device, with other threads or
+    another number of processes. What comes out is not what an uninterrupted run gives, and the report says so."""
 
     @field_validator("generate", "judge", mode="after")
     @classmethod

@@ -304,12 +304,29 @@ def verify(directory: Path, *, hashes: bool) -> list[str]:
     return [problem for problem in found if problem]
 
 
+def strangers(directory: Path) -> list[str]:
+    """Names of the files in a published directory that were not published with it."""
+    manifest = read_manifest(directory) or {"files": {}}
+    return [name for name in _files(directory) if name not in manifest["files"]]
+
+
+def hashes(directory: Path) -> dict[str, str]:
+    """Name -> SHA-256 of every file in a directory; without reading them if it is a published one."""
+    manifest = read_manifest(directory)
+    files = manifest["files"] if manifest else _inventory(directory)
+    return {name: entry["sha256"] for name, entry in files.items()}
+
+
 def _inventory(directory: Path) -> dict[str, Any]:
-    files = (path for path in sorted(directory.rglob("*")) if path.is_file() and path != directory / MANIFEST)
     return {
-        path.relative_to(directory).as_posix(): {"size": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in files
+        name: {"size": path.stat().st_size, "sha256": sha256_file(path)} for name, path in _files(directory).items()
     }
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    """Name -> path of every file but the manifest, by name."""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file() and path != directory / MANIFEST)
+    return {path.relative_to(directory).as_posix(): path for path in files}
 
 
 def _holds(directory: Path, manifest: Mapping[str, Any]) -> bool:

@@ -18,12 +18,13 @@ VERSION = 1
 class Training(Config):
     """The identity of a train step."""
 
-    RUNTIME = frozenset({"budget_usd"})
+    RUNTIME = frozenset({"budget_usd", "allow_inexact_resume"})
 
     seed: int
     model: ModelConfig
     algorithm: AnyAlgorithm
     budget_usd: float | None = None
+    allow_inexact_resume: bool = False
 
 
 def finish(job: Job) -> None:
@@ -41,5 +42,7 @@ def finish(job: Job) -> None:
         work_dir=job.work_dir,
         out=job.out,
         session=session_of(job, config.budget_usd),
+        fingerprinted=config.identity(),
+        allow_inexact_resume=config.allow_inexact_resume,
     )
     config.algorithm.train(run)

@@ -6,6 +6,7 @@ leaves (`checkpoints.py`), which are the same for every algorithm.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -14,6 +15,8 @@ from pydantic import Field
 from judges.base import Session
 from pipeline import architectures, store, views
 from pipeline.algorithms import checkpoints
+from pipeline.algorithms.checkpoints import Checkpoints
+from pipeline.algorithms.origin import origin
 from pipeline.errors import TrainingError
 from pipeline.models import ModelConfig, has_encoder, load_model, load_tokenizer
 from pipeline.plugins import Config
@@ -124,7 +127,7 @@ class AlgorithmConfig(Config):
         trainer = self.trainer(examples.rows, setting)
         kept = len(trainer.train_dataset)
         left_out = _left_out(len(examples.rows), kept, self.max_length)
-        metrics = checkpoints.fit(trainer, run.work_dir / "checkpoints", run.step)
+        metrics = checkpoints.fit(trainer, run.checkpoints)
         alarms = [*examples.alarms, *left_out, *self.alarms(metrics)]
         summary = {**examples.counts, "examples": kept, "updates": trainer.state.global_step}
         run.publish(self, trainer.model, metrics, {**summary, **({"alarms": alarms} if alarms else {})})
@@ -184,6 +187,20 @@ class TrainRun(Config):
     """What is left here is published."""
     session: Session = Session()
     """For whom a judge works that gives rewards."""
+    fingerprinted: dict[str, Any] = Field(default_factory=dict)
+    """What the step's fingerprint holds besides its inputs: seed, model and algorithm."""
+    allow_inexact_resume: bool = False
+    """Go on from a checkpoint that was made with other versions, on another device, or otherwise."""
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """What a killed run left, and where this one leaves what the next would go on from."""
+        return Checkpoints(
+            self.work_dir / "checkpoints",
+            self.step,
+            made_by=origin(self.fingerprinted, self.model, self.inputs),
+            allow_inexact=self.allow_inexact_resume,
+        )
 
     def preferences(self) -> list[Preference]:
         """What the label step decided. The algorithm has `label` in `READS`."""
@@ -222,7 +239,7 @@ class TrainRun(Config):
         return Setting(
             model=load_model(self.model, training=True),
             tokenizer=load_tokenizer(self.model),
-            output_dir=self.work_dir / "checkpoints",
+            output_dir=self.checkpoints.folder,
             seed=self.seed,
         )
 
@@ -249,6 +266,7 @@ class TrainRun(Config):
         whole = {
             "algorithm": algorithm.name,
             **summary,
+            **({"inexact_resume": self.checkpoints.inexact} if self.checkpoints.inexact else {}),
             "trainable_parameters": sum(each.numel() for each in trained),
             "dtype": str(checkpoints.dtype_of(model)),
         }

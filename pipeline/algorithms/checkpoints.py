@@ -1,17 +1,20 @@
 """Checkpoints that a killed step goes on from, and what a train step leaves: shared by every algorithm.
 
 A checkpoint counts only once the hashes of all its files are in it: Hugging Face's are not atomic, and one with a
-missing optimizer or a flipped byte is accepted in silence. What is left out: what is learned and how.
+missing optimizer or a flipped byte is accepted in silence. The seal also says what the checkpoint was made by
+(`origin.py`): going on with other versions or on another device is refused, or reported. What is left out: what is
+learned and how.
 """
 
 import json
 import math
-import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import store
+from pipeline.algorithms.origin import differences
 from pipeline.errors import TrainingError
 from pipeline.models import ModelConfig
 from pipeline.progress import Bar
@@ -25,21 +28,31 @@ TIMED = ("runtime", "per_second", "total_flos", "num_tokens", "step_time")
 """Parts of the names of metrics that differ between two equal runs. Tokens are counted from the last resumption."""
 
 
-def fit(trainer: "Trainer", folder: Path, step: str) -> list[dict[str, float]]:
-    """Run a trainer of transformers to its end, from the newest sound checkpoint in `folder` if there is one.
+LOSSES = frozenset({"loss", "eval_loss"})
+"""A line of the trainer's log has one of them, or is a summary of the whole training that we do not keep."""
+
+DAMAGED = "damaged-"
+"""What is put before the name of a checkpoint that is not as it was written."""
+
+SHOWN = 5
+"""Differences that a message spells out; the rest are counted."""
+
+
+def fit(trainer: "Trainer", kept: "Checkpoints") -> list[dict[str, float]]:
+    """Run a trainer of transformers to its end, from the newest sound checkpoint if there is one.
 
     Returns:
-        What it logged, a line an update.
+        What it logged, a line an update and a line an evaluation.
 
     Raises:
-        TrainingError: the loss is not a number.
+        TrainingError: the loss is not a number, or the checkpoint was made otherwise (`Checkpoints.newest`).
     """
     train_in_fp32(trainer.model)
-    trainer.add_callback(_callback(step, trainer))
-    newest = newest_sound(folder)
+    trainer.add_callback(_callback(kept, trainer))
+    newest = kept.newest()
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     metrics = _metrics(trainer.state.log_history)
-    _check(metrics, step)
+    _check(metrics, kept.step)
     return metrics
 
 
@@ -79,23 +92,95 @@ def save_adapter(model: Any, folder: Path, base: str, adapter: str = "default") 
         inner.rmdir()
 
 
-def seal(folder: Path, step: int, of: int) -> None:
-    """Make `checkpoint-<step>` count, now that it is complete, and keep the two newest."""
-    # It is a pickle that holds the hub's token in clear, and resuming does not read it.
-    (folder / "training_args.bin").unlink(missing_ok=True)
-    store.seal(folder, {"step": step, "of": of})
-    for path in _by_number(folder.parent)[:-2]:
-        shutil.rmtree(path)
+class Checkpoints:
+    """The checkpoints of one train step, `checkpoint-<update>` each, in a folder of their own."""
+
+    def __init__(
+        self, folder: Path, step: str, *, made_by: Mapping[str, Any] | None = None, allow_inexact: bool = False
+    ) -> None:
+        """Args:
+        step: the step's name, for messages.
+        made_by: what `origin.origin` says of this process.
+        allow_inexact: go on from a checkpoint that was made otherwise.
+        """
+        self.folder, self.step = folder, step
+        self.made_by, self.allow_inexact = dict(made_by or {}), allow_inexact
+        self.inexact: list[str] = []
+        """What was not as before where this training went on, a sentence each. Empty: it is one exact training."""
+
+    def seal(self, update: int, of: int) -> None:
+        """Make `checkpoint-<update>` count, now that it is complete, and keep the two newest.
+
+        Args:
+            of: the number of updates of the whole training.
+        """
+        folder = self.folder / f"checkpoint-{update}"
+        # It is a pickle that holds the hub's token in clear, and resuming does not read it.
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        store.seal(folder, {"step": update, "of": of, "made_by": self.made_by, "inexact": self.inexact})
+        for path in _by_number(self.folder)[:-2]:
+            store.remove(path)
+
+    def newest(self) -> Path | None:
+        """The checkpoint to go on from; None: begin at the beginning.
+
+        Raises:
+            TrainingError: going on from it would end elsewhere than an uninterrupted training, and nobody asked for it.
+        """
+        newest = newest_sound(self.folder, self.step)
+        if newest is None:
+            return None
+        manifest = store.read_manifest(newest) or {}
+        self.inexact = list(manifest.get("inexact", ()))
+        found = differences(manifest.get("made_by", {}), self.made_by)
+        if not found:
+            return newest
+        more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+        told = "; ".join([*found[:SHOWN], *more])
+        if not self.allow_inexact:
+            raise TrainingError(
+                f"{self.step}: {newest}: it was made otherwise ({told}), so going on from it would not end where an "
+                f"uninterrupted training does. Make that as it was, or delete {self.folder} to begin at the beginning, "
+                "or set allow_inexact_resume=true to go on all the same: the report will say so"
+            )
+        self.inexact.append(f"it went on from update {manifest['step']} with another {told}")
+        return newest
 
 
-def newest_sound(folder: Path) -> Path | None:
-    """The newest checkpoint to go on from whose files are all as they were written; the others are deleted."""
-    found = _by_number(folder)
-    sound = next((path for path in reversed(found) if not store.verify(path, hashes=True) and not _is_last(path)), None)
-    for path in found:
-        if path != sound:
-            shutil.rmtree(path)
+def newest_sound(folder: Path, step: str) -> Path | None:
+    """The newest checkpoint to go on from whose files are all as they were written, and no others.
+
+    A damaged one is set aside under the name `damaged-checkpoint-<update>`, and standard error says what is wrong. One
+    without a seal was never finished, which a kill explains: it is deleted, as are those that are not needed.
+    """
+    sound = None
+    for path in reversed(_by_number(folder)):
+        problems = [] if sound else _problems(path)
+        if problems:
+            _put_away(path, step, problems)
+        elif sound or _is_last(path):
+            store.remove(path)
+        else:
+            sound = path
     return sound
+
+
+def _problems(checkpoint: Path) -> list[str]:
+    # In a checkpoint a name decides what is loaded: a file that nobody wrote may stand in for one that was.
+    return store.verify(checkpoint, hashes=True) or [
+        f"{name} was not written with it" for name in store.strangers(checkpoint)
+    ]
+
+
+def _put_away(checkpoint: Path, step: str, problems: Sequence[str]) -> None:
+    if not (checkpoint / store.MANIFEST).exists():
+        print(f"{step}: {checkpoint.name} was never finished ({problems[0]}); it is deleted", file=sys.stderr)
+        store.remove(checkpoint)
+        return
+    aside = checkpoint.with_name(DAMAGED + checkpoint.name)
+    store.remove(aside)
+    checkpoint.rename(aside)
+    print(f"{step}: {checkpoint.name} is damaged ({'; '.join(problems)}); it is set aside as {aside}", file=sys.stderr)
 
 
 def _by_number(folder: Path) -> list[Path]:
@@ -108,7 +193,7 @@ def _is_last(checkpoint: Path) -> bool:
     return bool(manifest.get("step", 0) >= manifest.get("of", math.inf))
 
 
-def _callback(step: str, trainer: "Trainer") -> "TrainerCallback":
+def _callback(kept: Checkpoints, trainer: "Trainer") -> "TrainerCallback":
     from transformers import PrinterCallback, TrainerCallback
 
     trainer.remove_callback(PrinterCallback)
@@ -119,13 +204,13 @@ def _callback(step: str, trainer: "Trainer") -> "TrainerCallback":
         bar: Bar | None = None
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.bar = self.bar or Bar(step, total=state.max_steps).__enter__()
+            self.bar = self.bar or Bar(kept.step, total=state.max_steps).__enter__()
             last = state.log_history[-1] if state.log_history else {}
             noted = [f"{name} {last[name]:.3f}" for name in ("reward", "loss") if name in last]
             self.bar.at(state.global_step, " ".join(noted))
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step, state.max_steps)
+            kept.seal(state.global_step, state.max_steps)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if self.bar:
@@ -135,17 +220,20 @@ def _callback(step: str, trainer: "Trainer") -> "TrainerCallback":
 
 
 def _metrics(history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """What the trainer logged, a line an update, without what depends on the clock."""
+    """What the trainer logged, a line an update and a line an evaluation, without what depends on the clock."""
     lines = [
         {name: value for name, value in line.items() if not any(part in name for part in TIMED)} for line in history
     ]
-    return [line for line in lines if "loss" in line]
+    return [line for line in lines if LOSSES & line.keys()]
 
 
 def _check(metrics: Sequence[dict[str, float]], step: str) -> None:
     for line in metrics:
-        if not math.isfinite(line["loss"]):
-            raise TrainingError(f"{step}: the loss is {line['loss']} at update {line['step']:.0f}; lower learning_rate")
+        for name in sorted(LOSSES & line.keys()):
+            if not math.isfinite(line[name]):
+                raise TrainingError(
+                    f"{step}: the {name} is {line[name]} at update {line['step']:.0f}; lower learning_rate"
+                )
 
 
 def write_metrics(folder: Path, metrics: Sequence[dict[str, Any]]) -> None:

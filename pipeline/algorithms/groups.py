@@ -96,7 +96,7 @@ class GroupConfig(AlgorithmConfig):
         trainer: Any = self.group_trainer(self.in_order(rows, run.seed), setting, rewarded)
         rewarded.scorer = rewards.build(self.reward, run, trainer.model, setting.tokenizer)
         _save_only_the_policy(trainer.model)
-        metrics = checkpoints.fit(trainer, setting.output_dir, run.step)
+        metrics = checkpoints.fit(trainer, run.checkpoints)
         summary = {"prompts": len(prompts), "examples": len(rows), "updates": trainer.state.global_step}
         run.publish(self, trainer.model, metrics, summary)
 

@@ -104,7 +104,7 @@ class Config(Options):
             judge=self._judge(run),
             eos=end_tokens(setting.model, setting.tokenizer),
             seed=run.seed,
-            folder=setting.output_dir,
+            checkpoints=run.checkpoints,
             step=run.step,
         )
 

@@ -8,7 +8,6 @@ A checkpoint is safetensors and JSON, sealed with the hash of each file; nothing
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline import store
-from pipeline.algorithms import checkpoints
+from pipeline.algorithms.checkpoints import Checkpoints
 
 
 class Progress(BaseModel):
@@ -102,20 +101,24 @@ class Trained:
             parameter.grad = None
 
 
-def save(folder: Path, progress: Progress, trained: dict[str, Trained], of: int) -> None:
-    """Write and seal `checkpoint-<update>` in the folder; the two newest are kept."""
-    target = folder / f"checkpoint-{progress.update}"
+def save(kept: Checkpoints, progress: Progress, trained: dict[str, Trained], of: int) -> None:
+    """Write and seal `checkpoint-<update>`; the two newest are kept."""
+    target = kept.folder / f"checkpoint-{progress.update}"
     store.remove(target)
     store.make_dirs(target)
     tensors = {f"{role}.{name}": each for role, part in trained.items() for name, each in part.tensors().items()}
     save_file({name: each.cpu().contiguous() for name, each in tensors.items()}, target / "trained.safetensors")
     store.write_json(target / "progress.json", progress.model_dump())
-    checkpoints.seal(target, progress.update, of)
+    kept.seal(progress.update, of)
 
 
-def restore(folder: Path, trained: dict[str, Trained]) -> Progress | None:
-    """Go on from the newest sound checkpoint in the folder; None if there is none. Damaged ones are deleted."""
-    newest = checkpoints.newest_sound(folder)
+def restore(kept: Checkpoints, trained: dict[str, Trained]) -> Progress | None:
+    """Go on from the newest sound checkpoint; None if there is none.
+
+    Raises:
+        TrainingError: it was made otherwise (`Checkpoints.newest`).
+    """
+    newest = kept.newest()
     if newest is None:
         return None
     tensors = load_file(newest / "trained.safetensors")

@@ -13,7 +13,6 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from judges.base import Scorer
 from pipeline.algorithms import ppo_guards, ppo_math, ppo_metrics, ppo_state
+from pipeline.algorithms.checkpoints import Checkpoints
 from pipeline.algorithms.ppo_math import masked_sum
 from pipeline.algorithms.ppo_metrics import Learned, Line, mean
 from pipeline.algorithms.ppo_options import Options
@@ -57,7 +57,7 @@ class PPOTrainer:
         judge: Scorer | None = None,
         eos: frozenset[int],
         seed: int,
-        folder: Path,
+        checkpoints: Checkpoints,
         step: str,
     ) -> None:
         """Args:
@@ -65,12 +65,12 @@ class PPOTrainer:
         heldout: prompts that are only evaluated on, by the reward and by the judge.
         reward: None if it is a model among the roles.
         eos: what ends an answer.
-        folder: of the checkpoints.
+        checkpoints: what a killed run left, and where this one leaves its own.
         step: the step's name, for messages.
         """
         self.config, self.roles, self.tokenizer, self.step = config, roles, tokenizer, step
         self.tasks, self.heldout = list(tasks), list(heldout)
-        self.reward, self.judge, self.eos, self.seed, self.folder = reward, judge, eos, seed, folder
+        self.reward, self.judge, self.eos, self.seed, self.checkpoints = reward, judge, eos, seed, checkpoints
         self.ranks = Ranks()
         self.device = roles.base.device
         # In fp16 the gradient of one token among thousands would be rounded to zero on its way back.
@@ -95,7 +95,7 @@ class PPOTrainer:
         Raises:
             TrainingError: a guard stopped it.
         """
-        kept = ppo_state.restore(self.folder, self.trained)
+        kept = ppo_state.restore(self.checkpoints, self.trained)
         if kept is not None:
             self.progress = kept
         else:
@@ -465,7 +465,7 @@ class PPOTrainer:
 
     def _save(self) -> None:
         if self.ranks.rank == 0:
-            ppo_state.save(self.folder, self.progress, self.trained, self.total)
+            ppo_state.save(self.checkpoints, self.progress, self.trained, self.total)
 
     def _seed(self, *parts: object) -> None:
         # Nothing here draws from them; a reward function that somebody wrote may.

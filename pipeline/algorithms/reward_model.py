@@ -64,7 +64,7 @@ class Config(AlgorithmConfig):
         rows = self.rows(trained)
         setting = self._setting(run)
         trainer = self.trainer(rows, setting)
-        metrics = checkpoints.fit(trainer, setting.output_dir, run.step)
+        metrics = checkpoints.fit(trainer, run.checkpoints)
         found = self._examined(trainer.model, setting, held_out)
         base = self.base or run.model
         store.write_json(
@@ -123,7 +123,7 @@ class Config(AlgorithmConfig):
         return Setting(
             model=model,
             tokenizer=load_tokenizer(self.base or run.model, chat=_pool(model) == "last"),
-            output_dir=run.work_dir / "checkpoints",
+            output_dir=run.checkpoints.folder,
             seed=run.seed,
         )
 

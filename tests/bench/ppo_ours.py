@@ -21,6 +21,7 @@ from ppo_work import (
     prompts,
 )
 
+from pipeline.algorithms.checkpoints import Checkpoints
 from pipeline.algorithms.ppo import Config
 from pipeline.algorithms.ppo_roles import Roles
 from pipeline.algorithms.ppo_rollout import Task
@@ -97,7 +98,7 @@ trainer = Timed(
     reward=None,
     eos=end_tokens(base, tokenizer),
     seed=1,
-    folder=result.with_suffix(".checkpoints"),
+    checkpoints=Checkpoints(result.with_suffix(".checkpoints"), "bench"),
     step="bench",
 )
 trainer.train()

@@ -411,6 +411,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "train": "identity",
         "compare": "identity",
         "budget_usd": "runtime",
+        "allow_inexact_resume": "runtime",
     },
     "pipeline.sampling.local.Config": {
         "name": "identity",

@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import tiny_ppo
 import torch
+from apart import ended, started
 from tiny import END, job_of, preferences_of, said
 from tiny_ppo import config, prepared, published
 from torch import Tensor
@@ -543,31 +543,18 @@ def test_a_checkpoint_is_no_pickle(once: Any) -> None:
 def test_a_training_that_was_killed_leaves_the_bytes_of_one_that_was_not(tiny: ModelConfig, tmp_path: Path) -> None:
     training = config(tiny, "nf4", max_steps=12)
     whole, killed = (prepared(tmp_path / name, training) for name in ("whole", "killed"))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.train", "pipeline.algorithms.ppo_trainer", "peft", "bitsandbytes"])
-
-    def started(job: Any) -> Any:
-        process = context.Process(target=train.finish, args=(job,))
-        process.start()
-        return process
-
-    process = started(whole)
-    process.join(120)
-    assert process.exitcode == 0
+    assert ended(started(train.finish, whole)) == 0
     for wanted in (2, 5, 9):
-        process = started(killed)
+        process = started(train.finish, killed)
         manifest = killed.work_dir / "checkpoints" / f"checkpoint-{wanted}" / store.MANIFEST
         deadline = time.monotonic() + 120
         while not manifest.exists() and process.is_alive():
             assert time.monotonic() < deadline
             time.sleep(0.001)
         os.kill(process.pid, signal.SIGKILL)
-        process.join(120)
-        assert process.exitcode == -signal.SIGKILL
+        assert ended(process) == -signal.SIGKILL
         assert not published(killed)
-    process = started(killed)
-    process.join(120)
-    assert process.exitcode == 0
+    assert ended(started(train.finish, killed)) == 0
     assert published(killed) == published(whole)
 
 
