@@ -38,10 +38,14 @@ MAX_POINTS = 400
 """Points of one training curve; a longer curve keeps the extremes of each stretch."""
 
 CURVES = (
-    "loss", "eval_loss", "rewards/accuracies", "rewards/margins", "score", "reward", "kl", "entropy", "length", "ended",
+    "loss", "rewards/accuracies", "rewards/margins", "score", "reward", "kl", "entropy", "length", "ended",
     "rewards", "logps", "grad_norm",
 )  # fmt: skip
 """Order of the training curves that everybody looks for. Others follow by name."""
+EVALUATED = "eval_"
+"""What the name of a metric begins with that was measured on held-out examples while training went on."""
+TONES = {"chosen": "gain", "rejected": "loss"}
+"""Colours of the two lines that share a drawing."""
 REWARDS = ("score", "reward")
 """What is drawn against the divergence from the reference where both are logged: the first of these."""
 NOT_CURVES = frozenset({"step", "epoch", "episodes", "total_flos", "num_tokens"})
@@ -614,11 +618,12 @@ def _spread(points: list[dict[str, Any]], gap: float = 8.0) -> list[dict[str, An
 
 
 def _charts(log: list[dict[str, float | None]]) -> list[dict[str, Any]]:
-    """The training curves of one step; `x/chosen` and `x/rejected` share a drawing."""
+    """The training curves of one step; `x/chosen` and `x/rejected` share a drawing, and so do `x` and `eval_x`."""
     groups: dict[str, list[str]] = {}
     for metric in _metrics(log):
-        prefix, _, last = metric.rpartition("/")
-        groups.setdefault(prefix if prefix and last in ("chosen", "rejected") else metric, []).append(metric)
+        name = metric.removeprefix(EVALUATED)
+        prefix, _, last = name.rpartition("/")
+        groups.setdefault(prefix if prefix and last in TONES else name, []).append(metric)
     order = {name: place for place, name in enumerate(CURVES)}
     named = sorted(groups.items(), key=lambda item: (order.get(item[0], len(order)), item[0]))
     found = [_chart(name, {metric: _finite(log, metric) for metric in metrics}) for name, metrics in named]
@@ -638,7 +643,6 @@ def _reward_by_kl(log: list[dict[str, float | None]]) -> dict[str, Any] | None:
 def _chart(
     name: str, series: dict[str, list[tuple[float, float]]], across: str = "training step"
 ) -> dict[str, Any] | None:
-    metrics = list(series)
     series = {metric: _thinned(points) for metric, points in series.items()}
     points = [point for found in series.values() for point in found]
     if not points:
@@ -648,7 +652,6 @@ def _chart(
     scale = scale._replace(low=least, high=most if most > least else scale.ticks[0] + 1)
     scale = scale._replace(ticks=tuple(tick for tick in scale.ticks if scale.low <= tick <= scale.high))
     upward = axis((y for _, y in points), label=_short, wanted=3)
-    tones = {"chosen": "gain", "rejected": "loss"}
     return {
         "name": name,
         "across": across,
@@ -656,8 +659,7 @@ def _chart(
         "y": upward,
         "series": [
             {
-                "name": metric.rpartition("/")[2] if len(metrics) > 1 else "",
-                "tone": tones.get(metric.rpartition("/")[2], "accent") if len(metrics) > 1 else "accent",
+                **_line(metric),
                 "points": " ".join(f"{scale.at(x):g},{upward.up(y):g}" for x, y in found),
                 "x": scale.at(found[-1][0]),
                 "y": upward.up(found[-1][1]),
@@ -667,6 +669,15 @@ def _chart(
             if found
         ],
     }
+
+
+def _line(metric: str) -> dict[str, str]:
+    """What a metric's line is called in its drawing, and its classes of colour and stroke."""
+    last = metric.rpartition("/")[2]
+    names, tones = [last] if last in TONES else [], [TONES.get(last, "accent")]
+    if metric.startswith(EVALUATED):
+        names, tones = ["held out", *names], [*tones, "held"]
+    return {"name": " ".join(names), "tone": " ".join(tones)}
 
 
 def _metrics(log: list[dict[str, float | None]]) -> list[str]:

@@ -116,7 +116,8 @@ class Config(AlgorithmConfig):
 
     def alarms(self, metrics: Sequence[dict[str, Any]]) -> list[str]:
         """Whether the chosen answers became unlikely: by the mean over the last tenth of the updates."""
-        updates = [line["logratios/chosen_per_token"] for line in metrics if "loss" in line]
+        name = "logratios/chosen_per_token"
+        updates = [line[name] for line in metrics if name in line]
         last = updates[-max(1, len(updates) // 10) :]
         fall = -sum(last) / len(last) if last else 0.0
         if fall <= COLLAPSE:

@@ -378,6 +378,23 @@ def test_curves_of_a_diverged_run_and_unknown_metrics_are_drawn_from_what_is_fin
     assert not re.search(r'(?:points|[xy]\d?|c[xy])="[^"]*(?:nan|inf)', page)
 
 
+def test_the_loss_on_held_out_examples_is_drawn_beside_that_of_training_as_a_broken_line() -> None:
+    log: list[dict[str, float | None]] = [
+        {"step": 1, "loss": 4.0},
+        {"step": 1, "eval_loss": 3.0},
+        {"step": 2, "loss": 2.0},
+        {"step": 3, "loss": 0.0},
+        {"step": 3, "eval_loss": 1.0},
+    ]
+    files = render(example(12).model_copy(update={"curves": {"sft": log}}))
+    (figure,) = re.findall(r'<figure class="chart">.*?</figure>', files["report.html"], re.DOTALL)
+    assert "held out 1" in figure
+    # Over steps 1 to 3, and downwards from 4 to 0.
+    lines = dict(re.findall(r'<g class="([a-z ]+)"><svg[^>]*><polyline class="curve" points="([^"]*)"', figure))
+    assert lines == {"accent": "0,0 50,50 100,100", "accent held": "0,25 100,75"}
+    assert "| sft | eval_loss | 3 | 1 | 1 | 3 |" in files["report.md"]
+
+
 def test_a_long_curve_is_thinned_and_keeps_its_spike() -> None:
     log: list[dict[str, float | None]] = [{"step": step, "loss": 0.5 + 0.001 * (step % 7)} for step in range(20_000)]
     log[12_345]["loss"] = 40.0

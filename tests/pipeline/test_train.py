@@ -198,10 +198,23 @@ def test_nothing_to_learn_from_is_an_error(tiny: ModelConfig, tmp_path: Path) ->
         trained(tmp_path, training(tiny, "dpo"), [])
 
 
+def test_losses_on_held_out_examples_are_kept_and_what_depends_on_the_clock_is_not() -> None:
+    history = [
+        {"loss": 0.7, "grad_norm": 1.0, "epoch": 0.5, "step": 1},
+        {"eval_loss": 0.6, "eval_runtime": 3.1, "eval_samples_per_second": 7.0, "epoch": 0.5, "step": 1},
+        {"train_runtime": 9.0, "train_loss": 0.7, "total_flos": 0.0, "epoch": 1.0, "step": 2},
+    ]
+    assert checkpoints._metrics(history) == [
+        {"loss": 0.7, "grad_norm": 1.0, "epoch": 0.5, "step": 1},
+        {"eval_loss": 0.6, "epoch": 0.5, "step": 1},
+    ]
+
+
+@pytest.mark.parametrize("name", ["loss", "eval_loss"])
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_is_an_error_that_names_the_update(loss: float) -> None:
-    with pytest.raises(TrainingError, match=r"^train\.dpo: the loss is (nan|inf) at update 2; lower learning_rate"):
-        checkpoints._check([{"loss": 0.6, "step": 1}, {"loss": loss, "step": 2}], "train.dpo")
+def test_a_loss_that_is_no_number_is_an_error_that_names_the_update(loss: float, name: str) -> None:
+    with pytest.raises(TrainingError, match=rf"^train\.dpo: the {name} is (nan|inf) at update 2; lower learning_rate"):
+        checkpoints._check([{"loss": 0.6, "step": 1}, {name: loss, "step": 2}], "train.dpo")
 
 
 # ---- the same bytes
