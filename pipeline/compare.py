@@ -36,6 +36,9 @@ from pipeline.worker import Job
 VERSION = 1
 """Raised when a change of this file changes what comes out."""
 
+DOCTORS = ("doctor", "doctor.labels")
+"""Steps that leave findings."""
+
 CONFIDENCE_BINS = 10
 """Bars of the report's histogram of confidence."""
 
@@ -56,7 +59,9 @@ class Comparing(Config):
     seed: int
     judges: tuple[AnyJudge, ...]
     labelling_judge: AnyJudge | None
-    """None: people labelled."""
+    """None: people labelled, or nobody."""
+    labelled_by: str | None
+    """What the report calls who labelled. None: nobody, there are no labels."""
     confidence: float
     algorithms: dict[str, str]
     """Checkpoint -> algorithm, in the order of the report."""
@@ -145,7 +150,7 @@ def _results(
         comparisons=comparisons,
         prompts=len({pair.prompt.id for pair in pairs}),
         confidence=config.confidence,
-        labelling_judge=config.labelling_judge.name if config.labelling_judge else crowd.NAME,
+        labelling_judge=config.labelled_by,
     )
 
 
@@ -198,8 +203,8 @@ def report_finish(job: Job) -> None:
         recipe_yaml=config.recipe_yaml,
         results=results.model_copy(update={"exam": exam.model_dump(mode="json") if exam else None}),
         exam=exam,
-        labels=_labels(job),
-        findings=tuple(each for name in ("doctor", "doctor.labels") for each in doctor.read(job.inputs[name])),
+        labels=_labels(job) if "label" in job.inputs else None,
+        findings=tuple(each for name in DOCTORS if name in job.inputs for each in doctor.read(job.inputs[name])),
         people=people.of(job),
         against_people=against_people,
         curves={name: _curve(path) for name, path in trained.items()},
@@ -250,7 +255,7 @@ def _alarms(exam: ExamReport | None) -> Iterator[str]:
 
 
 def _warnings(results: Results, exam: ExamReport | None) -> Iterator[str]:
-    if exam is None and results.labelling_judge != crowd.NAME:
+    if exam is None and results.labelling_judge not in (None, crowd.NAME):
         yield f"{results.labelling_judge} was not examined before it labelled."
     if any(judge.labelled for judge in results.judges):
         name = next(judge.name for judge in results.judges if judge.labelled)

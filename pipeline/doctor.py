@@ -13,9 +13,11 @@ from typing import Any
 
 from pydantic import model_validator
 
-from pipeline import store
+from pipeline import demonstrations, store
 from pipeline.algorithms.reward_model import Config as RewardModel
-from pipeline.doctor_data import label_findings, length_findings, prompt_findings
+from pipeline.algorithms.sft import Config as SFT
+from pipeline.demonstrations import Demonstration
+from pipeline.doctor_data import demonstration_findings, label_findings, length_findings, prompt_findings
 from pipeline.doctor_memory import memory_findings
 from pipeline.doctor_rendering import rendering_findings
 from pipeline.errors import ModelError
@@ -88,11 +90,13 @@ def before(recipe: Recipe, memory: tuple[int, bool] | None = None) -> list[Findi
         memory: bytes, and whether they are a GPU's. None: what this machine has.
 
     Raises:
-        DataError: a prompt file cannot be read.
+        DataError: a file of prompts or demonstrations cannot be read.
     """
     trained = read_prompts(recipe.generate.prompts) if recipe.generate else []
     held_out = read_prompts(recipe.compare.prompts)
     found = prompt_findings(trained, held_out, "generate.prompts.files") if recipe.generate else []
+    for name, shown, tested in _demonstrations(recipe):
+        found += demonstration_findings(shown, tested, held_out, f"train.{name}.data")
     try:
         found += _of_models(recipe, trained, held_out, memory or machine_bytes())
     except ModelError as error:
@@ -112,6 +116,14 @@ def after_labels(recipe: Recipe, generated: Path, labelled: Path) -> list[Findin
         trained = list(store.read_jsonl(generated / "prompts.jsonl", Prompt))
         found += prompt_findings(trained, read_prompts(recipe.compare.prompts), "annotations.files")
     return found
+
+
+def _demonstrations(recipe: Recipe) -> Iterator[tuple[str, list[Demonstration], list[Demonstration]]]:
+    """Of each step that has files of them: its name, what is learned, and what the loss is measured on."""
+    for name, algorithm in recipe.train.items():
+        if isinstance(algorithm, SFT) and (data := algorithm.data):
+            tested = demonstrations.read(data.test, data.dataset_text_field) if data.test else []
+            yield name, demonstrations.read(data.train, data.dataset_text_field, data.limit), tested
 
 
 def _of_models(

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.algorithms.base import AlgorithmConfig
+from pipeline.demonstrations import Demonstration
 from pipeline.findings import Finding, Level
 from pipeline.records import Prompt
 
@@ -30,7 +31,11 @@ FEW_UPDATES = 10
 def folded(prompt: Prompt) -> str:
     """What two prompts that are the same have in common."""
     turns = [f"{each.role}: {each.content}" for each in prompt.messages if each.role != "system"]
-    return " ".join(unicodedata.normalize("NFKC", "\n".join(turns)).casefold().split())
+    return _folded("\n".join(turns))
+
+
+def _folded(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def prompt_findings(trained: Sequence[Prompt], held_out: Sequence[Prompt], where: str) -> list[Finding]:
@@ -58,6 +63,48 @@ def prompt_findings(trained: Sequence[Prompt], held_out: Sequence[Prompt], where
         what = f"{len(trained)} prompts to train on and {len(held_out)} held out, all different"
         found.append(Finding(level="info", check="data", where=f"{where}, {apart}", what=what))
     return found
+
+
+def demonstration_findings(
+    shown: Sequence[Demonstration], tested: Sequence[Demonstration], held_out: Sequence[Prompt], where: str
+) -> list[Finding]:
+    """Rows that are there twice, in training and test, or that ask what is held out.
+
+    Args:
+        tested: what the loss is measured on.
+        held_out: prompts that checkpoints are compared on.
+        where: the key path of the block that names the files.
+    """
+    found: list[Finding] = []
+    known: dict[str, str] = {}
+    repeated = [
+        (each.where, known[key]) for each in shown if known.setdefault(key := _said(each), each.where) != each.where
+    ]
+    if repeated:
+        what = f"{len(repeated)} of {len(shown)} demonstrations repeat another, such as {_pair(repeated)}"
+        remedy = "each counts double in training; remove all but one"
+        found.append(Finding(level="warning", check="data", where=f"{where}.train", what=what, remedy=remedy))
+    leaked = [(each.where, known[key]) for each in tested if (key := _said(each)) in known]
+    if leaked:
+        what = f"{len(leaked)} of {len(tested)} test rows are learned, such as {_pair(leaked)}"
+        remedy = f"remove them from {where}.train: a loss on them shows memory"
+        found.append(Finding(level="error", check="data", where=f"{where}.test", what=what, remedy=remedy))
+    asked = [prompt for each in shown if (prompt := each.prompt)]
+    same = _same(asked, held_out)
+    if same:
+        what = f"{len(same)} of {len(held_out)} held-out prompts are learned, such as {_pair(same)}"
+        remedy = f"remove them from compare.prompts.files or from {where}.train: a comparison on them shows memory"
+        found.append(Finding(level="error", check="data", where="compare.prompts.files", what=what, remedy=remedy))
+    if not found:
+        texts = sum(each.text is not None for each in shown)
+        what = f"{len(shown) - texts} conversations and {texts} texts to learn, {len(tested)} to test on, all different"
+        found.append(Finding(level="info", check="data", where=where, what=what))
+    return found
+
+
+def _said(shown: Demonstration) -> str:
+    turns = [f"{each.role}: {each.content}" for each in shown.messages] or [shown.text or ""]
+    return _folded("\n".join(turns))
 
 
 def length_findings(lengths: Sequence[int], train: Mapping[str, AlgorithmConfig]) -> Iterator[Finding]:
@@ -99,7 +146,7 @@ def label_findings(
     ]
     learned = summary.get("preferences", decided)
     for name, algorithm in train.items():
-        if "label" in algorithm.READS:
+        if "label" in algorithm.reads():
             found += _enough(name, algorithm, learned, thumbs)
     return found
 

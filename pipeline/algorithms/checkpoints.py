@@ -13,15 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline import store
+from pipeline import store, weights
 from pipeline.algorithms.origin import differences
 from pipeline.errors import TrainingError
-from pipeline.models import ModelConfig
+from pipeline.models import ADAPTER, ModelConfig
 from pipeline.progress import Bar
 from pipeline.records import canonical
 
 if TYPE_CHECKING:
-    import torch
     from transformers import Trainer, TrainerCallback
 
 TIMED = ("runtime", "per_second", "total_flos", "num_tokens", "step_time")
@@ -63,12 +62,6 @@ def train_in_fp32(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-
-
-def dtype_of(model: Any) -> "torch.dtype":
-    """What the frozen base of a PeftModel computes in."""
-    found: torch.dtype = model.get_base_model().dtype
-    return found
 
 
 def save_adapter(model: Any, folder: Path, base: str, adapter: str = "default") -> None:
@@ -252,7 +245,6 @@ def write_card(
 ) -> None:
     """A model card with what a reader of the folder needs: what it is on top of, how it was made, how to load it."""
     name = options["name"]
-    more = ", num_labels=1" if kind == "SequenceClassification" else ""
     losses = [line for line in metrics if "loss" in line]
     course = (
         f"Loss {losses[0]['loss']:.4f} at the first logged update,\n{losses[-1]['loss']:.4f} at the last "
@@ -260,22 +252,20 @@ def write_card(
         if losses
         else f"{summary['updates']} updates."
     )
+    adapter = (folder / ADAPTER).exists()
     card = f"""---
-library_name: peft
+library_name: {"peft" if adapter else "transformers"}
 base_model: {json.dumps(model.base)}
-tags: [lora, {name}, prefloop]
+tags: [{"lora, " if adapter else ""}{name}, prefloop]
 ---
 
-# {name} adapter for {model.base}
+# {name} {"adapter" if adapter else "weights"} for {model.base}
 
 Trained by prefloop with {name.upper().replace("_", " ")} on {summary["examples"]} examples, base held in
 {model.quantization}, seed {seed}. {course}
 
 ```python
-from peft import PeftModel
-from transformers import AutoModelFor{kind}
-
-model = PeftModel.from_pretrained(AutoModelFor{kind}.from_pretrained(BASE{more}), "this folder")
+{_loading(folder, f"AutoModelFor{kind}", ", num_labels=1" if kind == "SequenceClassification" else "")}
 ```
 
 Options:
@@ -285,3 +275,26 @@ Options:
 ```
 """
     store.write_text(folder / "README.md", card)
+
+
+def _loading(folder: Path, kind: str, more: str) -> str:
+    """The lines of Python that load what is in the folder."""
+    base = f"{kind}.from_pretrained(BASE{more})"
+    trained = weights.read(folder)
+    if not trained:
+        return f"""from peft import PeftModel
+from transformers import {kind}
+
+model = PeftModel.from_pretrained({base}, "this folder")"""
+    if any(name.endswith("lm_head.weight") for name in trained):
+        base = f"{kind}.from_pretrained(BASE, tie_word_embeddings=False)"
+    lines = [
+        "from safetensors.torch import load_file",
+        f"from transformers import {kind}",
+        "",
+        f"model = {base}",
+        f'model.load_state_dict(load_file("this folder/{weights.FILE}"), strict=False)',
+    ]
+    if (folder / ADAPTER).exists():
+        lines = ["from peft import PeftModel", *lines, 'model = PeftModel.from_pretrained(model, "this folder")']
+    return "\n".join(lines)

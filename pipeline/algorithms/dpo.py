@@ -9,7 +9,7 @@ probability e that the label is wrong, the loss of a pair is
 which is the paper's eq. 7 at e = 0, and conservative DPO (Mitchell 2023, "A note on DPO with noisy preferences and
 relationship to IPO") above it. e may be another for each pair, which TRL's trainer does not know.
 
-What is left out: references other than the policy before training, and other divergences than the paper's.
+What is left out: references other than the policy that training starts from, and other divergences than the paper's.
 """
 
 import contextlib
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline import views
-from pipeline.algorithms.base import AlgorithmConfig, CutAnswers, Setting
+from pipeline.algorithms.base import CutAnswers, Setting
+from pipeline.algorithms.policy import PolicyConfig
 from pipeline.errors import TrainingError
 from pipeline.records import Preference
 
@@ -66,7 +67,7 @@ the loss does not show it. At half the probability a token, an answer of 20 toke
 before: what took its place is something that no judge has seen."""
 
 
-class Config(AlgorithmConfig):
+class Config(PolicyConfig):
     """DPO's options, by TRL's names."""
 
     VERSION: ClassVar[int] = 2
@@ -116,15 +117,17 @@ class Config(AlgorithmConfig):
 
     def alarms(self, metrics: Sequence[dict[str, Any]]) -> list[str]:
         """Whether the chosen answers became unlikely: by the mean over the last tenth of the updates."""
+        told = super().alarms(metrics)
         name = "logratios/chosen_per_token"
         updates = [line[name] for line in metrics if name in line]
         last = updates[-max(1, len(updates) // 10) :]
         fall = -sum(last) / len(last) if last else 0.0
         if fall <= COLLAPSE:
-            return []
+            return told
         return [
+            *told,
             f"the chosen answers lost {fall:.2f} nats a token against the reference (alarm above {COLLAPSE:.2f}): both "
-            "answers sank, and others took their place. Add sft to loss_type, raise beta or lower learning_rate."
+            "answers sank, and others took their place. Add sft to loss_type, raise beta or lower learning_rate.",
         ]
 
     def trainer(self, rows: Sequence[dict[str, Any]], setting: Setting) -> "Trainer":
@@ -135,21 +138,21 @@ class Config(AlgorithmConfig):
 
         weights = None if self.loss_weights is None else list(self.loss_weights)
         arguments = DPOConfig(
-            **setting.arguments(self),
+            **self.policy_arguments(setting),
             beta=self.beta,
             loss_type=list(self.loss_type),
             loss_weights=weights,
             label_smoothing=0.0 if self.label_smoothing == "confidence" else self.label_smoothing,
         )
         collator = DataCollatorForPreference(pad_token_id=setting.tokenizer.pad_token_id, max_length=self.max_length)
-        return _softened_trainer()(
-            model=setting.model,
+        trainer: Trainer = _softened_trainer()(
+            **self.policy(setting, reference=True),
             args=arguments,
             train_dataset=Dataset.from_list(list(rows)),
             processing_class=setting.tokenizer,
             data_collator=Softened(CutAnswers(collator, setting.tokenizer.eos_token_id), self.label_smoothing),
-            peft_config=setting.peft_config(self),
         )
+        return self.ready(trainer, setting)
 
 
 class Softened:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline import views
-from pipeline.algorithms.base import AlgorithmConfig, CutAnswers, Examples, Setting, TrainRun
+from pipeline.algorithms.base import CutAnswers, Examples, Setting, TrainRun
+from pipeline.algorithms.policy import PolicyConfig
 from pipeline.errors import TrainingError
 from pipeline.records import Preference, Thumb, canonical
 
@@ -32,7 +33,7 @@ RATIO = (1.0, 4 / 3)
 Weight = Annotated[float, Field(gt=0)] | Literal["auto"]
 
 
-class Config(AlgorithmConfig):
+class Config(PolicyConfig):
     """KTO's options, by TRL's names."""
 
     VERSION: ClassVar[int] = 2
@@ -93,24 +94,23 @@ class Config(AlgorithmConfig):
 
         desirable, undesirable = self.weights(*_counts(rows))
         arguments = KTOConfig(
-            **setting.arguments(self), beta=self.beta, desirable_weight=desirable, undesirable_weight=undesirable
+            **self.policy_arguments(setting), beta=self.beta, desirable_weight=desirable, undesirable_weight=undesirable
         )
         collator = DataCollatorForUnpairedPreference(
             pad_token_id=setting.tokenizer.pad_token_id, max_length=self.max_length
         )
-        trainer = KTOTrainer(
-            model=setting.model,
+        trainer: Trainer = KTOTrainer(
+            **self.policy(setting, reference=True),
             args=arguments,
             train_dataset=Dataset.from_list(list(rows)),
             processing_class=setting.tokenizer,
             data_collator=CutAnswers(
                 collator, setting.tokenizer.eos_token_id, rotated=("KL_completion_ids", "completion_ids")
             ),
-            peft_config=setting.peft_config(self),
         )
         # TRL leaves out prompts that fill max_length, and the batches shift.
         _check(list(map(tuple, trainer.train_dataset["prompt_ids"])), self.per_device_train_batch_size)
-        return trainer
+        return self.ready(trainer, setting)
 
     def _neighbours(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         count = _neighbours_of_one_prompt(rows, self.per_device_train_batch_size)

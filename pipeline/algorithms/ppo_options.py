@@ -129,6 +129,10 @@ class Options(AlgorithmConfig):
             )
         if self.lora.lora_dropout:
             raise ValueError("lora.lora_dropout: PPO compares two passes of the same weights; set it to 0")
+        if self.lora.use_dora:
+            raise ValueError(
+                "lora.use_dora: PPO computes its adapters in fewer passes than a DoRA has; set it to false"
+            )
         if self.max_length <= self.max_new_tokens:
             raise ValueError(f"max_length: {self.max_length} leaves no room for a prompt beside max_new_tokens")
         if self.eval_judge is not None and not self.eval_steps:
@@ -137,7 +141,7 @@ class Options(AlgorithmConfig):
 
     def needs(self) -> tuple[Need, ...]:
         """The reward model, and the step that it starts from."""
-        start = () if self.start_from is None else (Need("start_from", self.start_from, "policy"),)
+        start = () if self.start_from is None else (Need("start_from", self.start_from, "policy", adapter=True),)
         return (*self.reward.needs("reward"), *start)
 
     # ---- what follows from the options

@@ -1,0 +1,231 @@
+"""Supervised fine-tuning: the policy learns to write what it is shown, by TRL's SFTTrainer.
+
+    loss = - mean over the tokens t that are learned of log pi(y_t | what precedes it)
+
+What it is shown is a file (Parquet, JSONL, JSON, CSV) of conversations or plain texts, or the chosen answers of the
+label step. Of a conversation only the assistant's turns are learned, each with the token that ends it; of a text every
+token. Conversations become tokens as they do when the policy answers, so that it learns at the very positions that it
+later writes at; where a template writes an earlier turn in another way than when it was asked for (Qwen3 takes out its
+thoughts), each turn of the assistant is an example of its own.
+
+What is left out: which weights are trained (`policy.py`), and reading the files (`pipeline.demonstrations`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from pipeline import architectures, demonstrations
+from pipeline.algorithms import checkpoints
+from pipeline.algorithms.base import Setting, TrainRun
+from pipeline.algorithms.policy import PolicyConfig
+from pipeline.demonstrations import Demonstration, DemonstrationsConfig
+from pipeline.errors import TrainingError
+from pipeline.models import answer_ids, chat_ids
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+MASKED = -100
+"""The label of a token that is read and not learned."""
+
+
+class Example(NamedTuple):
+    """Tokens, and what is learned of them."""
+
+    ids: list[int]
+    labels: list[int]
+    """The same ids, or `MASKED`."""
+
+
+class Config(PolicyConfig):
+    """SFT's options, by TRL's and transformers' names."""
+
+    name: Literal["sft"] = "sft"
+    data: DemonstrationsConfig | None = None
+    """Files of what is learned. None: the chosen answers of the label step."""
+    assistant_only_loss: bool = True
+    """Of a conversation, learn the assistant's turns alone. false: every token, the user's too."""
+    packing: bool = False
+    """Lay examples end to end in rows of `max_length`, each of them blind to the others."""
+    group_by_length: bool = False
+    """Batches of examples of about one length: less padding, in an order that is less random."""
+    eval_steps: int = Field(default=0, ge=0)
+    """Updates between two measurements of the loss on `data.test`. 0: before the first update and after the last."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Peak learning rate: 2e-4 for an adapter (Dettmers et al. 2023), a tenth of it for the weights themselves."""
+
+    @model_validator(mode="after")
+    def _rows_as_said(self) -> Self:
+        if self.packing and self.group_by_length:
+            raise ValueError("group_by_length: packed rows all have one length; leave one of the two out")
+        if self.eval_steps and (self.data is None or self.data.test is None):
+            raise ValueError("eval_steps: there is nothing to measure on; name data.test, or leave it out")
+        return self
+
+    def reads(self) -> tuple[str, ...]:
+        """The labels, unless there are files."""
+        return () if self.data else ("label",)
+
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """The demonstrations."""
+        return {"data.train": self.data.train, "data.test": self.data.test or ()} if self.data else {}
+
+    def train(self, run: TrainRun) -> None:
+        """See `AlgorithmConfig.train`. Measures the loss on the test rows as well.
+
+        Raises:
+            DataError: a file has no demonstrations, or rows that are none.
+            TrainingError: there is nothing to learn from.
+        """
+        shown, tested = self.demonstrations(run)
+        setting = self.setting(run)
+        examples = self.encoded(shown, setting.tokenizer)
+        rows, tests = self.fitting(examples), self.fitting(self.encoded(tested, setting.tokenizer))
+        if not rows:
+            raise TrainingError(
+                f"{run.step}: none of {len(shown)} demonstrations has a token to learn within "
+                f"max_length ({self.max_length}); raise it"
+            )
+        trainer: Any = self.sft_trainer(rows, tests, setting)
+        before = _held_out_loss(trainer, 0) if tests else []
+        metrics = checkpoints.fit(trainer, setting.output_dir, run.step)
+        after = _held_out_loss(trainer, trainer.state.global_step) if tests else []
+        summary: dict[str, Any] = {
+            "demonstrations": len(shown),
+            "examples": len(rows),
+            "updates": trainer.state.global_step,
+            "tokens_learned": sum(label != MASKED for row in rows for label in row["labels"]),
+        }
+        if tests:
+            summary["held_out"] = {
+                "examples": len(tests), "loss_before": before[0]["eval_loss"], "loss_after": after[0]["eval_loss"],
+            }  # fmt: skip
+        alarms = [*self._cut(examples), *self.alarms(metrics)]
+        if alarms:
+            summary["alarms"] = alarms
+        run.publish(self, trainer.model, [*before, *metrics, *after], summary, start=setting.start)
+
+    def demonstrations(self, run: TrainRun) -> tuple[list[Demonstration], list[Demonstration]]:
+        """What is learned, and what the loss is measured on.
+
+        Raises:
+            DataError: a file has none, or rows that are none.
+            TrainingError: the label step decided nothing.
+        """
+        if self.data is None:
+            found = demonstrations.of(run.preferences())
+            if not found:
+                raise TrainingError("SFT has no chosen answers to learn from; see label/summary.json for why")
+            return found, []
+        field = self.data.dataset_text_field
+        tested = demonstrations.read(self.data.test, field) if self.data.test else []
+        return demonstrations.read(self.data.train, field, self.data.limit), tested
+
+    def encoded(self, shown: Sequence[Demonstration], tokenizer: Any) -> list[Example]:
+        """The demonstrations as tokens."""
+        return [each for one in shown for each in encode(tokenizer, one, assistant_only=self.assistant_only_loss)]
+
+    def fitting(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """The examples cut to `max_length`, as rows of TRL; those with nothing left to learn are left out."""
+        return [
+            {"input_ids": each.ids[: self.max_length], "labels": each.labels[: self.max_length]}
+            for each in examples
+            if self._learns(each)
+        ]
+
+    def _learns(self, example: Example) -> bool:
+        # Nothing precedes the first token, so nothing predicts it.
+        return any(label != MASKED for label in example.labels[1 : self.max_length])
+
+    def sft_trainer(
+        self, rows: Sequence[dict[str, Any]], tests: Sequence[dict[str, Any]], setting: Setting
+    ) -> "Trainer":
+        """TRL's SFTTrainer on the rows.
+
+        Raises:
+            TrainingError: these options cannot work with this model.
+        """
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        if self.packing and architectures.is_recurrent(setting.model):
+            raise TrainingError(
+                f"packing: the state of {setting.model.config.model_type} would run on from one example into the next; "
+                "set packing to false"
+            )
+        arguments = SFTConfig(
+            **self.policy_arguments(setting),
+            packing=self.packing,
+            eval_packing=False,
+            assistant_only_loss=False,  # the rows' labels say what is learned
+            completion_only_loss=False,
+            per_device_eval_batch_size=self.per_device_train_batch_size,
+            train_sampling_strategy="group_by_length" if self.group_by_length else "random",
+            eval_strategy="steps" if self.eval_steps else "no",
+            eval_steps=self.eval_steps or None,
+        )
+        trainer: Trainer = SFTTrainer(
+            **self.policy(setting, reference=False),
+            args=arguments,
+            train_dataset=Dataset.from_list(list(rows)),
+            eval_dataset=Dataset.from_list(list(tests)) if tests else None,
+            processing_class=setting.tokenizer,
+        )
+        return self.ready(trainer, setting)
+
+    def _cut(self, examples: Sequence[Example]) -> list[str]:
+        learned = [each for each in examples if self._learns(each)]
+        cut = sum(len(each.ids) > self.max_length for each in learned)
+        found = []
+        if cut:
+            found.append(
+                f"{cut} of {len(examples)} examples are longer than max_length ({self.max_length}): cut there."
+            )
+        if len(learned) < len(examples):
+            left_out = len(examples) - len(learned)
+            found.append(f"{left_out} of {len(examples)} examples were left out: nothing to learn within max_length.")
+        return found
+
+
+def encode(tokenizer: Any, shown: Demonstration, *, assistant_only: bool) -> list[Example]:
+    """A demonstration as tokens: one example, or several where the template rewrites earlier turns."""
+    if shown.text is not None:
+        return [_plain(tokenizer, shown.text)]
+    examples: list[Example] = []
+    whole = Example([], [])
+    last = len(shown.messages) - 1
+    for place, turn in enumerate(shown.messages):
+        if turn.role != "assistant":
+            continue
+        asked = chat_ids(tokenizer, shown.messages[:place])
+        if asked[: len(whole.ids)] != whole.ids:
+            examples.append(whole)
+            whole = Example([], [])
+        between = asked[len(whole.ids) :]
+        answer = answer_ids(tokenizer, turn.content, finished=shown.finished if place == last else True)
+        unlearned = [MASKED] * len(between) if assistant_only else between
+        whole = Example([*whole.ids, *between, *answer], [*whole.labels, *unlearned, *answer])
+    return [*examples, whole]
+
+
+def _plain(tokenizer: Any, text: str) -> Example:
+    ids = [int(token) for token in tokenizer(text)["input_ids"]]
+    # Texts that were made for a template often bring its first and last token along.
+    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+        ids = ids[1:]
+    if ids[-1] != tokenizer.eos_token_id:
+        ids = [*ids, int(tokenizer.eos_token_id)]
+    return Example(ids, list(ids))
+
+
+def _held_out_loss(trainer: Any, step: int) -> list[dict[str, float]]:
+    """A line for the metrics."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    found = trainer.evaluate()
+    trainer.state.log_history.clear()
+    return [{"step": step, "eval_loss": found["eval_loss"]}]
