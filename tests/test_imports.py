@@ -23,7 +23,7 @@ LAYERS = [
         "pipeline.worker",
         "pipeline.architectures",
     ],
-    ["pipeline.decoding"],
+    ["pipeline.decoding", "pipeline.weights"],
     [
         "pipeline.models",
         "pipeline.views",
@@ -33,7 +33,7 @@ LAYERS = [
         "pipeline.findings",
         "pipeline.memory",
     ],
-    ["pipeline.crowd", "pipeline.votes"],
+    ["pipeline.crowd", "pipeline.demonstrations", "pipeline.votes"],
     ["judges*", "pipeline.sampling*", "pipeline.algorithms*"],
     ["pipeline.recipe"],  # the stages read their blocks of it, so it knows none of them
     [
@@ -82,6 +82,7 @@ LIGHT = ["judges*"] + [
         "findings",
         "importers*",
         "crowd",
+        "demonstrations",
         "votes",
     )
 ]

@@ -393,7 +393,7 @@ def test_training_computes_in_the_dtype_of_the_model(
 
 
 def test_every_option_of_the_adapter_reaches_it(tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path) -> None:
-    lora = LoraConfig(r=3, lora_alpha=7, lora_dropout=0.25, target_modules=("q_proj", "v_proj"))
+    lora = LoraConfig(r=3, lora_alpha=7, lora_dropout=0.25, target_modules=("q_proj", "v_proj"), use_dora=True)
     found = setting_of(tiny, tiny_tokenizer, tmp_path).peft_config(dpo.Config(lora=lora))
     for name in LoraConfig.model_fields:
         value, given = getattr(found, name), getattr(lora, name)

@@ -111,7 +111,7 @@ def test_a_recipe_has_pairs_from_people_or_from_the_policy_and_says_what_is_miss
     tmp_path: Path, votes: Path
 ) -> None:
     assert "judge: annotations has pairs and their labels; leave one" in mistakes(tmp_path, votes, "judge=length")
-    assert "compare.sampler: missing; with annotations" in mistakes(tmp_path, votes, "compare.sampler=null")
+    assert "compare.sampler: missing; there is no generate.sampler" in mistakes(tmp_path, votes, "compare.sampler=null")
     assert "annotations.formt: no such option; did you mean 'format'?" in mistakes(
         tmp_path, votes, "annotations.formt=votes"
     )

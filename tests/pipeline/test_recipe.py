@@ -140,8 +140,81 @@ def test_null_takes_a_step_out(small: Path) -> None:
     assert list(changed(small, "train.dpo_hot=null")["train"]) == ["dpo"]
 
 
-def test_null_over_a_block_that_is_needed_leaves_it_missing(small: Path) -> None:
-    assert mistakes(small, "generate=null") == ["generate: missing; it has no default"]
+def test_null_over_a_block_that_is_needed_says_who_needs_it(small: Path) -> None:
+    needs = "learns from labels, and nothing makes them; add generate and judge, or annotations"
+    assert mistakes(small, "generate=null") == [
+        "judge: there is no generate block, whose answers it could label; add one",
+        f"train.dpo: {needs}",
+        f"train.dpo_hot: {needs}",
+        "compare.sampler: missing; there is no generate.sampler to take",
+    ]
+
+
+# supervised fine-tuning, and steps that start from others
+
+SUPERVISED = """\
+model: {base: smollm2-135m-instruct, quantization: none}
+train:
+  sft: {data: {train: data/shown.jsonl}}
+compare:
+  prompts: {files: [data/heldout.jsonl]}
+  sampler: local
+  judges: [rules]
+"""
+
+
+def test_steps_that_bring_data_of_their_own_need_no_answers_and_no_judge(write: Write) -> None:
+    recipe = load(write(SUPERVISED))
+    assert recipe.generate is recipe.judge is recipe.annotations is None
+    with pytest.raises(RecipeError, match=r"train\.sft\.data\.train: there is no file .*shown\.jsonl"):
+        check_files(recipe)
+
+
+def test_one_that_goes_on_with_an_adapter_has_its_shape_unless_it_says_so(small: Path) -> None:
+    more = ["train.first={name: dpo, lora: {r: 4, lora_dropout: 0.1}}", "train.next={name: dpo, start_from: first}"]
+    found = load(small, more).train["next"]
+    assert (found.lora.r, found.lora.lora_dropout) == (4, 0.0), "dropout is each step's own"
+    assert dump(load(small, more)).count("r: 4") == 2, "the recipe says so where it is written out"
+    assert mistakes(small, *more, "train.next.lora.r=8") == [
+        "train.next.lora.r: 8 found, and the adapter of 'first', which it goes on with, has 4; make them the same"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["train.sft.tune=full", "model.quantization=nf4"],
+         "train.sft.tune: trains weights themselves, which cannot be quantised; set model.quantization to none (it is "
+         "nf4), or tune to lora"),
+        (["train.sft.tune=layers"], "train.sft: layers: name those that tune: layers trains"),
+        (["train.sft.layers=[lm_head]"], "train.sft: layers is read with tune: layers alone, and tune is lora"),
+        (["train.sft.reinit_head=true"], "train.sft: reinit_head is read with tune: lm_head alone"),
+        (["train.more={name: sft, data: {train: x.jsonl}, tune: full, start_from: sft}"],
+         "train.more.start_from: 'sft' has trained an adapter, which is not gone on with by training the base"),
+        (["train.sft.tune=full", "train.rl={name: ppo, reward: {judge: {name: length}}, start_from: sft}"],
+         "train.rl.start_from: 'sft' has trained weights of the base itself, and ppo goes on with an adapter alone"),
+        (["train.sft.packing=true", "train.sft.group_by_length=true"], "train.sft: group_by_length: packed rows"),
+        (["train.sft.eval_steps=5"], "train.sft: eval_steps: there is nothing to measure on; name data.test"),
+        (["train.rl={name: ppo, lora: {use_dora: true}}"], "train.rl: lora.use_dora: PPO computes its adapters"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_tuned_or_started_from_is_refused_before_a_model_loads(
+    write: Write, overrides: list[str], told: str
+) -> None:
+    found = mistakes(write(SUPERVISED), *overrides)
+    assert any(line.startswith(told) for line in found), found
+
+
+def test_weights_under_an_adapter_are_found_through_the_steps_between(write: Write) -> None:
+    between = [
+        "train.sft.tune=full",
+        "train.more={name: sft, data: {train: x.jsonl}, start_from: sft}",
+        "train.rl={name: ppo, reward: {judge: {name: length}}, start_from: more}",
+    ]
+    assert any(
+        line.startswith("train.rl.start_from: 'more' has trained weights")
+        for line in mistakes(write(SUPERVISED), *between)
+    )
 
 
 def test_overrides_that_cannot_be_read_are_told_with_the_other_mistakes(small: Path) -> None:

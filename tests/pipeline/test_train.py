@@ -48,6 +48,7 @@ def test_a_trained_step_leaves_an_adapter_its_card_its_metrics_and_their_summary
         "updates": 8,
         "trainable_parameters": parameters,
         "dtype": "torch.float32",
+        "start_gap": 0.0,
     }
     assert [line["step"] for line in lines(files)] == list(range(1, 9))
     assert not [name for line in lines(files) for name in line if "runtime" in name or "per_second" in name]
