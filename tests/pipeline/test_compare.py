@@ -83,6 +83,7 @@ def comparing(*judges: Any, names: tuple[str, ...] = ("base", "dpo")) -> Compari
         seed=1,
         judges=judges,
         labelling_judge=Length(),
+        labelled_by="length",
         confidence=0.95,
         algorithms={name: name for name in names},
     )
