@@ -64,6 +64,18 @@ def train_in_fp32(model: Any) -> None:
             parameter.data = parameter.data.float()
 
 
+def save_only_the_policy(model: Any) -> None:
+    """Let a PeftModel write its adapter `default` alone, in place."""
+    # A reward model or a reference on the same base is one more adapter. transformers would write it into every
+    # checkpoint, and then look there for the policy's when it goes on.
+    save = model.save_pretrained
+
+    def save_default(*arguments: Any, **options: Any) -> None:
+        save(*arguments, **{**options, "selected_adapters": ["default"]})
+
+    model.save_pretrained = save_default
+
+
 def save_adapter(model: Any, folder: Path, base: str, adapter: str = "default") -> None:
     """Write one adapter of a PeftModel as a standard PEFT folder whose bytes depend on its weights alone.
 

@@ -95,7 +95,7 @@ class GroupConfig(AlgorithmConfig):
         rows = self.fitting(prompts, setting.tokenizer)
         trainer: Any = self.group_trainer(self.in_order(rows, run.seed), setting, rewarded)
         rewarded.scorer = rewards.build(self.reward, run, trainer.model, setting.tokenizer)
-        _save_only_the_policy(trainer.model)
+        checkpoints.save_only_the_policy(trainer.model)
         metrics = checkpoints.fit(trainer, run.checkpoints)
         summary = {"prompts": len(prompts), "examples": len(rows), "updates": trainer.state.global_step}
         run.publish(self, trainer.model, metrics, summary)
@@ -202,14 +202,3 @@ class Rewarded:
             for turns, ids in zip(completions, completion_ids, strict=True)
         ]
         return self.scorer.score([self.prompts[name] for name in prompt_id], responses)
-
-
-def _save_only_the_policy(model: Any) -> None:
-    # A reward model on the same base is one more adapter. transformers would write it into every checkpoint, and then
-    # look there for the policy's when it goes on.
-    save = model.save_pretrained
-
-    def save_default(*arguments: Any, **options: Any) -> None:
-        save(*arguments, **{**options, "selected_adapters": ["default"]})
-
-    model.save_pretrained = save_default

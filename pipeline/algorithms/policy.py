@@ -116,6 +116,7 @@ class PolicyConfig(AlgorithmConfig):
         """A trainer of TRL with the weights that it should start from, and one that is held to them."""
         if setting.start and (setting.start / ADAPTER).exists() and not self.trains_base():
             _reload(trainer.model, setting)
+            checkpoints.save_only_the_policy(trainer.model)
         checkpoints.train_in_fp32(trainer.model)
         return trainer
 

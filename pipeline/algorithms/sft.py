@@ -91,7 +91,7 @@ class Config(PolicyConfig):
             )
         trainer: Any = self.sft_trainer(rows, tests, setting)
         before = _held_out_loss(trainer, 0) if tests else []
-        metrics = checkpoints.fit(trainer, setting.output_dir, run.step)
+        metrics = checkpoints.fit(trainer, run.checkpoints)
         after = _held_out_loss(trainer, trainer.state.global_step) if tests else []
         summary: dict[str, Any] = {
             "demonstrations": len(shown),
