@@ -127,7 +127,8 @@ class JudgeConfig(Config):
         raise NotImplementedError
 
     def summary(self, verdicts: Iterable[Verdict]) -> dict[str, float]:
-        """What its verdicts together tell of this judge, by name: `..._rate` is a share, `..._nats` a log-odds.
+        """What its verdicts together tell of this judge, by name: `..._rate` is a share, `..._nats` a log-odds,
+        `..._points` a score.
 
         It is in label/summary.json and in the report. Verdicts pass by once; nothing to tell is an empty dict.
         """

@@ -15,13 +15,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from judges.base import Session
-from judges.pointwise import PointwiseConfig, PointwiseJudge
+from judges.base import JudgeConfig, Session
+from judges.pointwise import PointwiseJudge
 from pipeline.models import ModelConfig
 from pipeline.records import Message, Prompt, Response
 
 
-class Config(PointwiseConfig):
+class Config(JudgeConfig):
     """How likelihood is measured."""
 
     VERSION: ClassVar[int] = 2
@@ -47,7 +47,7 @@ class LikelihoodJudge(PointwiseJudge):
     def __init__(self, config: Config) -> None:
         from pipeline.models import load_model, load_tokenizer
 
-        super().__init__(config)
+        super().__init__(config, config.temperature)
         self.constitution, self.contrast = config.constitution, config.contrast
         self.tokenizer = load_tokenizer(config.model)
         self.model = load_model(config.model)

@@ -8,24 +8,19 @@ by, reads each different answer to a prompt once however many pairs it is in, an
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pydantic import Field
-
 from judges.base import JudgeConfig, sigmoid
 from pipeline.records import Pair, Prompt, Response, Verdict
-
-
-class PointwiseConfig(JudgeConfig):
-    """What the judges that score single answers have in common."""
-
-    temperature: float = Field(default=1.0, gt=0)
-    """A difference of so much in the score makes the better answer 73 % likely to be preferred."""
 
 
 class PointwiseJudge:
     """See `judges.base.Judge`. A subclass says what it looks at, and scores that."""
 
-    def __init__(self, config: PointwiseConfig) -> None:
+    def __init__(self, config: JudgeConfig, temperature: float) -> None:
+        """Args:
+        temperature: a difference of so much in the score makes the better answer 73 % likely to be preferred.
+        """
         self.config = config
+        self.temperature = temperature
         self.fingerprint = config.fingerprint()
 
     def scores(self, prompt: Prompt, responses: Sequence[Response]) -> list[float | None]:
@@ -66,5 +61,5 @@ class PointwiseJudge:
         known: dict[str, Any] = {"pair_id": pair.id, "judge": self.config.name, "fingerprint": self.fingerprint}
         if a is None or b is None:
             return Verdict(**known, abstained="truncated", evidence={"why": "longer than the model's context"})
-        p_a = sigmoid((a - b) / self.config.temperature)
+        p_a = sigmoid((a - b) / self.temperature)
         return Verdict(**known, p_a=p_a, evidence={"score_a": a, "score_b": b})

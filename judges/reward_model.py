@@ -8,18 +8,17 @@ What is left out: training one (`pipeline.algorithms.reward_model`). What does n
 is an abstention.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from judges.base import Session
-from judges.pointwise import PointwiseConfig, PointwiseJudge
+from judges.base import JudgeConfig, Session
+from judges.pointwise import PointwiseJudge
 from judges.rendering import break_up, literally
 from pipeline.models import ModelConfig
-from pipeline.records import Message, Prompt, Response, digest
+from pipeline.records import Message, Pair, Prompt, Response, Verdict, digest
 from pipeline.store import sha256_file
 
 ADAPTER_FILES = ("reward_model.json", "adapter_config.json", "adapter_model.safetensors")
@@ -29,7 +28,7 @@ ROWS = 16
 """Answers a forward pass."""
 
 
-class Config(PointwiseConfig):
+class Config(JudgeConfig):
     """Which reward model, and how far apart its scores are."""
 
     name: Literal["reward_model"] = "reward_model"
@@ -38,6 +37,9 @@ class Config(PointwiseConfig):
     adapter: Path | None = None
     """In its place: the folder of a `reward_model` train step, `runs/<run>/steps/train.<step>/<fingerprint>`. It says
     which base it belongs to."""
+    temperature: float | None = Field(default=None, gt=0)
+    """A difference of so much in the score makes the better answer 73 % likely to be preferred. None: what was fitted
+    on the train step's held-out pairs; 1 for a `model`, which brings none."""
 
     @field_validator("adapter")
     @classmethod
@@ -61,7 +63,13 @@ class Config(PointwiseConfig):
         return {**super().identity(), "adapter": digest(files) if files else None}
 
     def build(self, session: Session) -> "RewardModelJudge":
-        return RewardModelJudge(self, _trained(self.adapter) if self.adapter else _whole(self.model or ModelConfig()))
+        reader = _trained(self.adapter) if self.adapter else _whole(self.model or ModelConfig())
+        return RewardModelJudge(self, reader, reader.temperature if self.temperature is None else self.temperature)
+
+    def summary(self, verdicts: Iterable[Verdict]) -> dict[str, float]:
+        """The temperature that it judged at."""
+        used = (verdict.evidence.get("temperature") for verdict in verdicts)
+        return next(({"temperature_points": each} for each in used if each is not None), {})
 
 
 class Reader:
@@ -72,16 +80,19 @@ class Reader:
         encode: Callable[[Sequence[Message], Response], dict[str, list[int]]],
         scores: Callable[[list[dict[str, list[int]]]], list[float]],
         room: float,
+        temperature: float = 1.0,
     ) -> None:
         self.encode = encode
         self.scores = scores
         self.room = room
         """Tokens that it can read; what is longer has no score."""
+        self.temperature = temperature
+        """What its scores are divided by unless the recipe says otherwise."""
 
 
 class RewardModelJudge(PointwiseJudge):
-    def __init__(self, config: Config, reader: Reader) -> None:
-        super().__init__(config)
+    def __init__(self, config: Config, reader: Reader, temperature: float) -> None:
+        super().__init__(config, temperature)
         self.reader = reader
 
     def scores(self, prompt: Prompt, responses: Sequence[Response]) -> list[float | None]:
@@ -95,6 +106,10 @@ class RewardModelJudge(PointwiseJudge):
                 found[index] = score
         return found
 
+    def _verdict(self, pair: Pair, scores: dict[Response, float | None]) -> Verdict:
+        found = super()._verdict(pair, scores)
+        return found.model_copy(update={"evidence": {**found.evidence, "temperature": self.temperature}})
+
 
 def _trained(folder: Path) -> Reader:
     """What a train step left: exactly the tokens and the head that it was trained with."""
@@ -102,7 +117,7 @@ def _trained(folder: Path) -> Reader:
 
     reward = scoring.SeparateReward(scoring.load_reward(folder))
     head, tokenizer = reward.head, reward.tokenizer
-    room = min(head.max_length, _room(reward.model, tokenizer))
+    room = min(head.max_length, scoring.room(reward.model, tokenizer))
 
     def encode(messages: Sequence[Message], response: Response) -> dict[str, list[int]]:
         if head.pool == "last":
@@ -113,11 +128,12 @@ def _trained(folder: Path) -> Reader:
     def scores(rows: list[dict[str, list[int]]]) -> list[float]:
         return scoring.classifier_scores(reward.model, [row["input_ids"] for row in rows], head.pad_id)
 
-    return Reader(encode, scores, room)
+    return Reader(encode, scores, room, head.temperature)
 
 
 def _whole(config: ModelConfig) -> Reader:
     """A model of others: prompt and answer through its chat template, or as a pair of texts where it has none."""
+    from pipeline.algorithms import scoring
     from pipeline.models import load_classifier, load_tokenizer
 
     model, tokenizer = load_classifier(config), load_tokenizer(config, chat=False)
@@ -133,7 +149,7 @@ def _whole(config: ModelConfig) -> Reader:
         turns.append({"role": "assistant", "content": text})
         return dict(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True))
 
-    return Reader(encode, _last_token(model) if decoder else _own(model, tokenizer), _room(model, tokenizer))
+    return Reader(encode, _last_token(model) if decoder else _own(model, tokenizer), scoring.room(model, tokenizer))
 
 
 def _last_token(model: Any) -> Callable[[list[dict[str, list[int]]]], list[float]]:
@@ -172,9 +188,3 @@ def _own(model: Any, tokenizer: Any) -> Callable[[list[dict[str, list[int]]]], l
 def _pair(tokenizer: Any, messages: Sequence[Message], answer: str) -> Any:
     """[CLS] prompt [SEP] answer [SEP], nothing cut."""
     return tokenizer("\n".join(message.content for message in messages), answer)
-
-
-def _room(model: Any, tokenizer: Any) -> float:
-    """Tokens that the model can place."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(float(limit or math.inf), float(tokenizer.model_max_length))

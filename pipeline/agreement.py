@@ -10,6 +10,7 @@ What is left out: which questions are asked (`judges.exam`), and reading the ver
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,10 @@ TIE = 0.05
 FOLDS = 5
 """Parts of the cross-fitting: each is calibrated by what the others say."""
 
-_CHUNK = 100  # resamples drawn at once; divides RESAMPLES
+_CHUNK = 100  # resamples drawn at once; divides RESAMPLES and REFITS
+
+REFITS = 1000
+"""Resamples for which a temperature is fitted anew, which takes longer than adding sums up."""
 
 HOTTEST = 100.0
 """Bounds of a temperature, and of its inverse: a judge that knows nothing would have an infinite one."""
@@ -219,22 +223,42 @@ def fit_temperature(logits: Sequence[float], targets: Sequence[float]) -> float:
     nearest bound: `HOTTEST`, or 1 / `HOTTEST`.
     """
     z_N, t_N = np.asarray(logits, dtype=np.float64), np.asarray(targets, dtype=np.float64)
-    decided = np.count_nonzero(z_N * (t_N - 0.5))
-    t_N = 0.5 + (t_N - 0.5) * decided / (decided + 2)
+    return float(_fitted(z_N, t_N, np.ones((1, len(z_N))))[0])
 
-    def slope(inverse: float) -> float:
-        # tanh and not exp: sigmoid(x) = (1 + tanh(x / 2)) / 2 does not overflow.
-        return float((z_N * ((1 + np.tanh(inverse * z_N / 2)) / 2 - t_N)).sum())
 
-    low, high = 1 / HOTTEST, HOTTEST
-    if slope(low) >= 0:
-        return HOTTEST
-    if slope(high) <= 0:
-        return 1 / HOTTEST
-    for _ in range(100):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return float(1 / math.sqrt(low * high))
+def temperature_interval(
+    logits: Sequence[float],
+    targets: Sequence[float],
+    clusters: Sequence[str],
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """`fit_temperature` and the ends of its percentile bootstrap over clusters: fitted anew to each of `REFITS`."""
+    z_N, t_N = np.asarray(logits, dtype=np.float64), np.asarray(targets, dtype=np.float64)
+    names, index_N = np.unique(np.asarray(clusters, dtype=object), return_inverse=True)
+    random, groups = np.random.default_rng(seed_of("temperature", seed)), len(names)
+    drawn = (
+        random.multinomial(groups, np.full(groups, 1 / groups), size=_CHUNK)[:, index_N]
+        for _ in range(0, REFITS, _CHUNK)
+    )
+    found_R = np.concatenate([_fitted(z_N, t_N, times_RN) for times_RN in drawn])
+    low, high = np.quantile(found_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return fit_temperature(logits, targets), float(low), float(high)
+
+
+def _fitted(z_N: Floats, t_N: Floats, times_RN: NDArray[Any]) -> Floats:
+    """The temperature of each of R samples, in which answer n is `times_RN` times."""
+    decided_R = times_RN @ (z_N * (t_N - 0.5) != 0)
+    wanted_R = times_RN @ (z_N * (t_N - 0.5)) * decided_R / (decided_R + 2)
+    low_R, high_R = np.full(len(times_RN), 1 / HOTTEST), np.full(len(times_RN), HOTTEST)
+    for _ in range(60):
+        middle_R = np.sqrt(low_R * high_R)
+        # tanh and not exp: sigmoid(x) - 1 / 2 = tanh(x / 2) / 2 does not overflow.
+        slope_R = (times_RN * z_N * np.tanh(middle_R[:, None] * z_N / 2)).sum(axis=1) / 2 - wanted_R
+        low_R, high_R = np.where(slope_R < 0, middle_R, low_R), np.where(slope_R < 0, high_R, middle_R)
+    found: Floats = 1 / np.sqrt(low_R * high_R)
+    return found
 
 
 def cross_fitted(logits: Sequence[float], targets: Sequence[float], clusters: Sequence[str]) -> list[float]:

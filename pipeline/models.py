@@ -179,7 +179,8 @@ def load_scorer(config: ModelConfig, *, seed: int, training: bool = False) -> "P
 
     A linear head is in fp32 and begins at zero, so that all scores are equal at first: the N(0, 1 / (hidden size + 1))
     of Huang et al. 2024 (arXiv:2403.17031, detail 5) is noise that some hundred pairs do not unlearn. The score is that
-    of the last token that is not padding; an encoder reads its own.
+    of the last token that is not padding; an encoder reads its own. Its attribute `drawn` has the names of the modules
+    whose weights are not in the files.
 
     Args:
         seed: of what else is new, in encoders whose head has several layers.
@@ -202,7 +203,7 @@ def load_scorer(config: ModelConfig, *, seed: int, training: bool = False) -> "P
     quantized = quantization(config)
     if quantized is not None:
         # The head is trained whole, which its quantised weights could not be.
-        quantized.llm_int8_skip_modules = ["score", "classifier", *read_past(told)]
+        quantized.llm_int8_skip_modules = ["score", "classifier", "pooler", *read_past(told)]
     model = _loaded(
         AutoModelForSequenceClassification, config, training=training, quantization_config=quantized, num_labels=1
     )
@@ -258,14 +259,16 @@ def weight_bytes(config: ModelConfig) -> int | None:
 def _loaded(kind: Any, config: ModelConfig, *, training: bool, **more: Any) -> "PreTrainedModel":
     where = device()
     with _explained(config):
-        model = kind.from_pretrained(
+        model, told = kind.from_pretrained(
             path_of(config),
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
             dtype=dtype_of(config),
             device_map={"": where},
+            output_loading_info=True,
             **more,
         )
+        model.drawn = {name.rpartition(".")[0] for name in told["missing_keys"]}
         if config.quantization != "none" and (share := experts_in_full(model)) > 0.1:
             getLogger(__name__).warning(
                 f"model.quantization: {share:.0%} of the bytes of {config.base} are experts, which stay in "

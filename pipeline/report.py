@@ -425,7 +425,8 @@ def _spending_sheet(spending: Iterable[Spent]) -> Sheet:
 def _reward_sheet(found: dict[str, HeldOut]) -> Sheet:
     columns = (
         "step", "better than chance", "accuracy", "interval", "pairs", "prompts", "longer wins", "interval",
-        "Pearson, length", "Spearman, length", "calibration error", "Brier",
+        "Pearson, length", "Spearman, length", "calibration error", "Brier", "temperature", "interval",
+        "calibration error at it",
     )  # fmt: skip
     rows = tuple(
         (
@@ -441,6 +442,9 @@ def _reward_sheet(found: dict[str, HeldOut]) -> Sheet:
             _number(one.spearman, 2),
             _number(one.ece, 3),
             _number(one.brier, 3),
+            f"{one.temperature:.3g}",
+            f"[{one.temperature_low:.3g}, {one.temperature_high:.3g}]",
+            _number(one.ece_calibrated, 3),
         )
         for name, one in found.items()
     )

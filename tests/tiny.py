@@ -75,20 +75,24 @@ def make_model(folder: Path, hidden: int = 32, seed: int = 0) -> None:
 
 DECODERS = ("llama", "mistral", "qwen3", "gpt2", "mixtral", "mamba", "jamba")
 ENCODER_DECODERS = ("t5", "bart")
+ENCODERS = ("bert", "camembert")
 
 
 def make_architecture(folder: Path, kind: str, **options: Any) -> None:
     """A random model of two layers of this kind, with its tokenizer.
 
     Args:
-        kind: one of `DECODERS` and `ENCODER_DECODERS`.
+        kind: one of `DECODERS`, `ENCODER_DECODERS` and `ENCODERS`. An encoder is what predicts masked words leaves: it
+            has no pooler. Its tokenizer puts two texts between special tokens.
         options: of its configuration.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
     config = _configuration(kind, options)
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if kind in ENCODERS:
+        auto = AutoModelForMaskedLM
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = auto.from_config(config)
@@ -98,7 +102,19 @@ def make_architecture(folder: Path, kind: str, **options: Any) -> None:
                 if "x_proj" in name or "conv1d.weight" in name:
                     torch.nn.init.normal_(parameter, std=0.6)
     model.save_pretrained(folder)
-    make_tokenizer(folder, None if config.is_encoder_decoder else CHATML, ends=config.is_encoder_decoder)
+    make_tokenizer(folder, CHATML if kind in DECODERS else None, ends=config.is_encoder_decoder)
+    if kind in ENCODERS:
+        _reads_pairs(folder)
+
+
+def _reads_pairs(folder: Path) -> None:
+    """Make a tokenizer put two texts together as [CLS] one [SEP] other [SEP]."""
+    from tokenizers.processors import BertProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.post_processor = BertProcessing((SPECIAL[END], END), (SPECIAL[1], 1))
+    tokenizer.save_pretrained(folder)
 
 
 def _configuration(kind: str, options: dict[str, Any]) -> Any:
@@ -109,6 +125,7 @@ def _configuration(kind: str, options: dict[str, Any]) -> Any:
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "tie_word_embeddings": False,
     }  # fmt: skip
+    encoder = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     moe = {"num_local_experts": 4, "num_experts_per_tok": 2}
     own: dict[str, dict[str, Any]] = {
         "llama": llama,
@@ -131,6 +148,8 @@ def _configuration(kind: str, options: dict[str, Any]) -> Any:
             "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "init_std": 0.3,
             "max_position_embeddings": CONTEXT, "decoder_start_token_id": END, "forced_eos_token_id": END,
         },
+        "bert": {**encoder, "max_position_embeddings": 96},
+        "camembert": {**encoder, "max_position_embeddings": 97},
     }  # fmt: skip
     return AutoConfig.for_model(kind, **{**shared, **own[kind], **options})
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline import ratings
+from pipeline import agreement, ratings
 from pipeline.errors import TrainingError
 from pipeline.records import Preference, Record, digest, seed_of
 
@@ -41,6 +41,12 @@ class HeldOut(Record):
     """Mean squared distance between sigmoid(difference of the scores) and the judge's confidence."""
     ece: float
     """Expected calibration error: the same two, their mean distance over bins."""
+    temperature: float
+    """By which differences of scores are divided, so that their sigmoid is as sure as the judge was."""
+    temperature_low: float
+    temperature_high: float
+    ece_calibrated: float
+    """The calibration error at temperatures that were fitted without the prompt in question."""
 
     @property
     def beats_chance(self) -> bool:
@@ -89,7 +95,12 @@ def examine(
         for answer, measured in zip((preference.chosen, preference.rejected), two, strict=True)
     }
     scores_M, lengths_M = np.array(list(answers.values())).T
-    p_N = 1 / (1 + np.exp(-(scores_N2[:, 0] - scores_N2[:, 1])))
+    differences_N = scores_N2[:, 0] - scores_N2[:, 1]
+    p_N = (1 + np.tanh(differences_N / 2)) / 2
+    temperature, coldest, hottest = agreement.temperature_interval(
+        differences_N.tolist(), confidence_N.tolist(), prompts, confidence=CONFIDENCE, seed=seed_of(seed, "temperature")
+    )
+    calibrated_N = np.array(agreement.cross_fitted(differences_N.tolist(), confidence_N.tolist(), prompts))
     return HeldOut(
         prompts=len(set(prompts)),
         pairs=len(preferences),
@@ -104,6 +115,10 @@ def examine(
         spearman=_pearson(_ranks(scores_M), _ranks(lengths_M)),
         brier=float(np.mean((p_N - confidence_N) ** 2)),
         ece=calibration_error(p_N, confidence_N),
+        temperature=temperature,
+        temperature_low=coldest,
+        temperature_high=hottest,
+        ece_calibrated=calibration_error(calibrated_N, confidence_N),
     )
 
 

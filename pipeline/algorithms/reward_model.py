@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 class Config(AlgorithmConfig):
     """The reward model's options, by TRL's names where it has them."""
 
+    VERSION: ClassVar[int] = 2
     MAKES: ClassVar[Product] = "reward"
     READS: ClassVar[tuple[str, ...]] = ("generate", "label")
 
@@ -76,7 +77,7 @@ class Config(AlgorithmConfig):
                 "pad_id": trainer.model.config.get_text_config().pad_token_id,
                 # An answer that ended has its end of turn as the last token that is scored, and nothing after it.
                 "trailing_ids": [],
-                "max_length": self.max_length,
+                "max_length": self._length(setting),
                 "dtype": str(setting.model.dtype),
                 "held_out": found,
             },
@@ -102,14 +103,20 @@ class Config(AlgorithmConfig):
 
         pad_id = scoring.padding_id(setting.tokenizer)
         setting.tokenizer.pad_token = setting.tokenizer.convert_ids_to_tokens(pad_id)
+        length = self._length(setting)
         arguments = RewardConfig(**setting.arguments(self), center_rewards_coefficient=self.center_rewards_coefficient)
         peft_config = setting.peft_config(self)
         # With this task PEFT trains and saves the head; with any other it would be lost.
         peft_config.task_type = "SEQ_CLS"
+        # Whatever else is new, such as the pooler of a BERT that was saved without one, is trained and saved whole too.
+        new = sorted(name for name in setting.model.drawn if not name.startswith(("score", "classifier")))
+        if new:
+            peft_config.modules_to_save = [*(peft_config.modules_to_save or []), *new]
+            peft_config.exclude_modules = [*(peft_config.exclude_modules or []), *new]
         return _pairwise_trainer()(
             model=setting.model,
             args=arguments,
-            train_dataset=Dataset.from_list([self._encoded(row, setting) for row in rows]),
+            train_dataset=Dataset.from_list([self._encoded(row, setting, length) for row in rows]),
             processing_class=setting.tokenizer,
             data_collator=Together(pad_id, soft=self.soft_labels, margin=self.margin),
             peft_config=peft_config,
@@ -127,14 +134,18 @@ class Config(AlgorithmConfig):
             seed=run.seed,
         )
 
-    def _encoded(self, row: dict[str, Any], setting: Setting) -> dict[str, Any]:
+    def _length(self, setting: Setting) -> int:
+        """Tokens that are read: an encoder has places for 512, and breaks at the next."""
+        return int(min(self.max_length, scoring.room(setting.model, setting.tokenizer)))
+
+    def _encoded(self, row: dict[str, Any], setting: Setting, length: int) -> dict[str, Any]:
         prompt = [Message.model_validate(message) for message in row["prompt"]]
         answers = [
             Response(text=text, source="", finished=not cut)
             for text, cut in zip(row["answers"], row["cut"], strict=True)
         ]
         return {
-            "answer_ids": [self._ids(prompt, answer, setting) for answer in answers],
+            "answer_ids": [self._ids(prompt, answer, setting, length) for answer in answers],
             "pairs": row["pairs"],
             "confidence": row["confidence"],
             # By these two TRL knows that the rows are token ids already.
@@ -142,9 +153,9 @@ class Config(AlgorithmConfig):
             "rejected_ids": [],
         }
 
-    def _ids(self, prompt: Sequence[Message], answer: Response, setting: Setting) -> list[int]:
+    def _ids(self, prompt: Sequence[Message], answer: Response, setting: Setting, length: int) -> list[int]:
         encode = scoring.conversation_ids if _pool(setting.model) == "last" else scoring.encoder_ids
-        return encode(setting.tokenizer, prompt, answer, self.max_length)
+        return encode(setting.tokenizer, prompt, answer, length)
 
     def _examined(self, model: Any, setting: Setting, held_out: Sequence[Preference]) -> dict[str, Any]:
         from pipeline.algorithms.held_out import examine
@@ -154,7 +165,8 @@ class Config(AlgorithmConfig):
             for preference in held_out
             for answer in (preference.chosen, preference.rejected)
         ]
-        rows = [self._ids(prompt.messages, answer, setting) for prompt, answer in answers]
+        length = self._length(setting)
+        rows = [self._ids(prompt.messages, answer, setting, length) for prompt, answer in answers]
         lengths = [len(setting.tokenizer(answer.text, add_special_tokens=False)["input_ids"]) for _, answer in answers]
         model.eval()
         # An answer is in several pairs, and read once.

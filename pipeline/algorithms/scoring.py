@@ -7,6 +7,7 @@ as in many chat models, they read another token than the one that was trained. W
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ class RewardHead:
     """The head in float32, where the score is that of the last token. It has no bias: scores have no zero."""
     accuracy: tuple[float, float, float]
     """Share of held-out pairs that it orders as the judge did, and its interval's ends."""
+    temperature: float
+    """What differences of its scores are divided by to be as sure as the judge was, fitted on held-out pairs."""
 
 
 def load_reward(folder: Path) -> RewardHead:
@@ -77,6 +80,8 @@ def load_reward(folder: Path) -> RewardHead:
         max_length=facts["max_length"],
         weight_1H=heads[0] if facts["pool"] == "last" else None,
         accuracy=(held_out["accuracy"], held_out["low"], held_out["high"]),
+        # Those of before version 2 have none.
+        temperature=held_out.get("temperature", 1.0),
     )
 
 
@@ -93,6 +98,18 @@ def encoder_ids(tokenizer: Any, messages: Sequence[Message], response: Response,
     room = min(max_length, tokenizer.model_max_length)
     found: list[int] = tokenizer(prompt, response.text, truncation="longest_first", max_length=room)["input_ids"]
     return found
+
+
+def room(model: Any, tokenizer: Any) -> float:
+    """Tokens that the model can place."""
+    limit = float(getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf)
+    # RoBERTa and CamemBERT number positions from behind that of padding, and have so many fewer.
+    taken = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    return min(limit - max(taken, default=0), float(tokenizer.model_max_length))
 
 
 def padding_id(tokenizer: Any) -> int:

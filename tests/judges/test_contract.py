@@ -70,6 +70,7 @@ OTHER_VALUES: dict[tuple[str, str], Any] = {
     ("rating", "extra_body"): {"seed": 1},
     ("rating", "price"): {"input": 1.0, "output": 2.0},
     ("rating", "temperature"): 0.5,
+    ("reward_model", "temperature"): 0.5,
 }
 """(judge, option) -> a value that is neither the default nor the example's."""
 

@@ -24,6 +24,7 @@ from pipeline.agreement import (
     mean_of,
     mean_rows,
     says,
+    temperature_interval,
 )
 
 
@@ -174,6 +175,43 @@ def test_a_judge_that_was_always_right_is_not_thereby_sure_of_everything() -> No
     # Five of five at one nat: sigmoid(1 / T) = 6 / 7, so T = 1 / log 6. The tie and the undecided count for nothing.
     found = fit_temperature([1.0, 1.0, 1.0, -1.0, -1.0, 0.0], [1.0, 1.0, 1.0, 0.0, 0.0, 1.0])
     assert found == pytest.approx(1 / math.log(6), rel=1e-6)
+
+
+def test_a_temperatures_interval_is_that_of_a_plain_bootstrap_over_prompts() -> None:
+    # In float64 by scipy, one resample after the other, from random numbers of its own. Targets are as sure as a judge
+    # is, and answers to one prompt are alike.
+    random = np.random.default_rng(7)
+    prompt = np.repeat(np.arange(40), 3)
+    z = np.repeat(random.normal(scale=3, size=40), 3) + random.normal(size=120)
+    t = 1 / (1 + np.exp(-z / 2 + np.repeat(random.normal(scale=0.7, size=40), 3)))
+
+    def fitted(chosen: np.ndarray) -> float:
+        shrunk = 0.5 + (t[chosen] - 0.5) * len(chosen) / (len(chosen) + 2)
+
+        def nll(temperature: float) -> float:
+            x = z[chosen] / temperature
+            return float((np.logaddexp(0, x) - shrunk * x).sum())
+
+        return float(optimize.minimize_scalar(nll, bounds=(0.05, 50), method="bounded").x)
+
+    drawn = [np.concatenate([np.arange(3) + 3 * p for p in random.integers(40, size=40)]) for _ in range(1000)]
+    wanted = np.quantile([fitted(each) for each in drawn], [0.025, 0.975])
+    names = [str(each) for each in prompt]
+    value, low, high = temperature_interval(z.tolist(), t.tolist(), names, seed=1)
+    assert value == pytest.approx(fitted(np.arange(120)), rel=1e-4)
+    # Two bootstraps of 1,000 differ by about a fifteenth of the width at either end.
+    assert (low, high) == pytest.approx(wanted.tolist(), abs=(wanted[1] - wanted[0]) / 8)
+    # Had answers been resampled and not prompts, it would be narrower than that allows.
+    _, *alone = temperature_interval(z.tolist(), t.tolist(), [str(n) for n in range(120)], seed=1)
+    assert alone[1] - alone[0] < 0.8 * (high - low)
+
+
+def test_the_temperature_of_one_that_is_wrong_more_often_than_right_has_no_end_that_could_be_told() -> None:
+    value, low, high = temperature_interval([1.0, 1.0, -1.0, 1.0], [0.0, 0.0, 1.0, 1.0], ["1", "2", "3", "4"])
+    assert (value, high) == (HOTTEST, HOTTEST)
+    # Four resampled are all right in 1 of 256 cases and right but for one in 12: there the 2.5 % point is. Their mean
+    # target, drawn towards one half, is (3 x 5 / 6 + 1 / 6) / 4 = 2 / 3 = sigmoid(1 / T).
+    assert low == pytest.approx(1 / math.log(2))
 
 
 def test_cross_fitting_never_looks_at_the_prompt_it_calibrates() -> None:

@@ -186,6 +186,7 @@ def held_out(low: float) -> HeldOut:
     return HeldOut(
         prompts=16, pairs=96, confidence=0.95, accuracy=0.7, low=low, high=0.79, longer_wins=0.42, longer_wins_low=0.33,
         longer_wins_high=0.52, pearson=-0.34, spearman=None, brier=0.189, ece=0.205,
+        temperature=1.7, temperature_low=1.2, temperature_high=2.9, ece_calibrated=0.101,
     )  # fmt: skip
 
 
@@ -331,7 +332,7 @@ def test_a_reward_model_is_told_with_its_interval_and_whether_it_beats_chance() 
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert cells[0][1:6] == ["yes", "70.0 %", "[61.0, 79.0]", "96", "16"]
     assert cells[1][1:4] == ["no", "70.0 %", "[48.0, 79.0]"]
-    assert cells[0][8:] == ["-0.34", "–", "0.205", "0.189"]
+    assert cells[0][8:] == ["-0.34", "–", "0.205", "0.189", "1.7", "[1.2, 2.9]", "0.101"]
 
 
 def test_the_reward_is_drawn_against_what_it_cost() -> None:

@@ -19,6 +19,8 @@ class Config(SamplerConfig):
     word: str = "number"
     same: bool = False
     """Every answer has the same text."""
+    grows: bool = False
+    """Each answer to a prompt is longer than the one before."""
 
     def build(self, model: ModelConfig, adapters: dict[str, Path], *, reference: bool) -> "ScriptedSampler":
         self.BUILT.append((frozenset(adapters), reference))
@@ -35,7 +37,7 @@ class ScriptedSampler:
             Response(
                 text=self.config.word
                 if self.config.same
-                else f"{self.config.word} {batch.seed % 1000} {place} {index}",
+                else f"{self.config.word} {batch.seed % 1000} {place} {index}" + " more" * index * self.config.grows,
                 source=source,
                 index=index,
                 n_tokens=place + index + 1,

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from tiny import END, job_of, preference_of, preferences_of, prompt_of, response_of, said
+from tiny import ENCODERS, END, job_of, make_architecture, preference_of, preferences_of, prompt_of, response_of, said
 
-from pipeline import store, train
+from pipeline import agreement, store, train
 from pipeline.algorithms import held_out, reward_model, scoring
 from pipeline.algorithms.base import Setting
 from pipeline.errors import TrainingError
 from pipeline.models import ModelConfig, load_scorer
-from pipeline.records import Pair, Preference
+from pipeline.records import Pair, Preference, Verdict
 from pipeline.train import Training
 from pipeline.worker import Job
 
@@ -266,6 +266,13 @@ def test_the_figures_of_the_exam_by_hand() -> None:
     assert found.brier == pytest.approx(np.mean([(each - 0.9) ** 2 for each in p]))
     # Bins of the likelier answer: 0.88 with truth 0.9, 0.73 with truth 0.1, 0.5 with truth 0.9; each has its own.
     assert found.ece == pytest.approx((abs(p[0] - 0.9) + abs(1 - p[1] - 0.1) + 0.4) / 3)
+    # Two pairs have different scores, so that 0.9 is drawn towards one half by 2 / 4, to 0.7. T is where the slope of
+    # the likelihood, 2 (sigmoid(2 / T) - 0.7) - (sigmoid(-1 / T) - 0.7), is nought: found on a grid.
+    grid = np.linspace(0.5, 100, 1_000_000)
+    slope = 2 / (1 + np.exp(-2 / grid)) - 1 / (1 + np.exp(1 / grid)) - 0.7
+    assert found.temperature == pytest.approx(grid[np.abs(slope).argmin()], rel=1e-3)
+    # Of two prompts a quarter of all resamples has the undecided one alone, which fits any temperature.
+    assert found.temperature_high == agreement.HOTTEST
     flat = np.ravel(scores), np.ravel(lengths)
     assert found.pearson == pytest.approx(stats.pearsonr(*flat)[0])
     assert found.spearman == pytest.approx(stats.spearmanr(*flat)[0])
@@ -444,6 +451,53 @@ def test_an_encoder_is_a_reward_model_of_its_own(tiny: ModelConfig, encoder: Mod
     )
     assert better is not None and worse is not None
     assert better > worse
+
+
+def judged_again(folder: Path, preferences: list[Preference]) -> list[Verdict]:
+    """What the judge `reward_model` says of pairs from the folder of a train step; `a` is the answer preferred."""
+    from judges.base import Session
+    from judges.reward_model import Config as JudgeConfig
+
+    pairs = [Pair(id=each.pair_id, prompt=each.prompt, a=each.chosen, b=each.rejected) for each in preferences]
+    return JudgeConfig(adapter=folder).build(Session()).judge(pairs)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_an_encoder_that_is_loaded_again_judges_as_it_did_when_it_was_trained_and_at_its_temperature(
+    kind: str, tiny: ModelConfig, tmp_path: Path
+) -> None:
+    # Its pooler, or its head, is in no file of the base: drawn anew with each loading, it would give other scores.
+    make_architecture(tmp_path / "base", kind)
+    base = ModelConfig(base=str(tmp_path / "base"), quantization="none", dtype="fp32")
+    training = config(tiny, base=base.model_dump(), max_steps=20, save_steps=20)
+    preferences = preferences_of(24)
+    found = facts(trained(tmp_path, training, preferences))
+    exam = found["held_out"]
+    _, kept = held_out.split(preferences, 0.2, training.seed)
+    verdicts = judged_again(tmp_path / "out", kept)
+    differences = np.array([said.evidence["score_a"] - said.evidence["score_b"] for said in verdicts])
+    p = 1 / (1 + np.exp(-differences))
+    assert np.mean((p - 0.9) ** 2) == pytest.approx(exam["brier"], abs=1e-4)
+    assert np.abs(differences).min() > 1e-3
+    # By default it is as sure as its scores on the held-out pairs warrant.
+    assert exam["temperature_low"] <= exam["temperature"] <= exam["temperature_high"]
+    assert exam["temperature"] != 1.0
+    wanted = 1 / (1 + np.exp(-differences / exam["temperature"]))
+    assert [said.p_a for said in verdicts] == pytest.approx(wanted.tolist(), abs=1e-6)
+    assert {said.evidence["temperature"] for said in verdicts} == {exam["temperature"]}
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_an_encoder_reads_as_many_tokens_as_it_has_places_for(kind: str, tiny: ModelConfig, tmp_path: Path) -> None:
+    # 96, though the tokenizer says nothing and max_length is 1024: the next token would break it.
+    make_architecture(tmp_path / "base", kind)
+    base = ModelConfig(base=str(tmp_path / "base"), quantization="none", dtype="fp32")
+    long = [
+        preference_of(prompt_of(f"{number} " * 60), response_of("yes " * 60), response_of("no", index=1))
+        for number in range(4)
+    ]
+    assert facts(trained(tmp_path, config(tiny, base=base.model_dump(), max_steps=1), long))["max_length"] == 96
+    assert {said.abstained for said in judged_again(tmp_path / "out", long)} == {"truncated"}
 
 
 # ---- the same bytes
