@@ -23,7 +23,7 @@ from pipeline.records import canonical
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
-TIMED = ("runtime", "per_second", "total_flos", "num_tokens", "step_time")
+TIMED = ("runtime", "per_second", "total_flos", "num_tokens", "step_time", "preparation_time")
 """Parts of the names of metrics that differ between two equal runs. Tokens are counted from the last resumption."""
 
 
