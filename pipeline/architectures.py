@@ -113,3 +113,14 @@ def experts_in_full(model: Any) -> float:
     sizes = {name: each.numel() * each.element_size() for name, each in model.named_parameters()}
     experts = sum(size for name, size in sizes.items() if ".experts." in name)
     return float(experts / sum(sizes.values()))
+
+
+def silence_dropout(model: Any) -> None:
+    """Compute every training pass as an evaluation does, in place: losses that compare two passes need it."""
+    for module in model.modules():
+        if type(module).__name__ == "Dropout":
+            module.p = 0.0
+        # Some layers hand a number to torch.nn.functional.dropout instead, or leave whole layers out.
+        for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

@@ -64,13 +64,18 @@ def untie(model: Any) -> None:
     import torch
 
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if head.weight is embeddings.weight:
-        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-        # Else transformers would tie them again when it saves or loads a checkpoint.
+    if head.weight is not embeddings.weight:
+        return
+    name = head_name(model)
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    # Else transformers would tie them again when it saves or loads a checkpoint.
+    for owner in ("_tied_weights_keys", "all_tied_weights_keys"):
+        tied = getattr(model, owner, None) or {}
+        setattr(model, owner, {key: value for key, value in tied.items() if key != name})
+    # That of an encoder-decoder also ties the embeddings of its two sides.
+    if not model.config.is_encoder_decoder:
         model.config.get_text_config().tie_word_embeddings = False
         model.config.tie_word_embeddings = False
-        model._tied_weights_keys = None
-        model.all_tied_weights_keys = {}
 
 
 def redraw_head(model: Any, seed: int) -> None:

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 
+NO_ENCODER = (
+    "is an encoder-decoder, which answers, is compared, and is trained by sft and dpo alone; name a causal model "
+    "(a ...ForCausalLM)"
+)
+"""Why an algorithm refuses a base."""
+
+
 class LoraConfig(Config):
     """The adapter that is trained (Hu et al. 2021, arXiv:2106.09685); the base below it stays frozen."""
 
@@ -76,6 +83,8 @@ class AlgorithmConfig(Config):
     MAKES: ClassVar[Product] = "policy"
     READS: ClassVar[tuple[str, ...]] = ("label",)
     """The stages whose output it reads: `label` for preferences, `generate` for prompts."""
+    ENCODER_DECODERS: ClassVar[bool] = False
+    """It trains models with an encoder (T5, BART) too."""
     RUNTIME: ClassVar[frozenset[str]] = frozenset({"report_to"})
 
     name: str
@@ -153,7 +162,7 @@ class AlgorithmConfig(Config):
 
     def setting(self, run: "TrainRun") -> "Setting":
         """What the trainer needs, with the base loaded."""
-        return run.setting()
+        return run.setting(encoder_decoders=self.ENCODER_DECODERS)
 
     def started(self, trainer: "Trainer") -> dict[str, Any]:
         """What was measured of the trainer before its first update, for the summary.
@@ -255,21 +264,19 @@ class TrainRun(Config):
         """What the train step of this name made. The algorithm has it in `needs()`."""
         return self.inputs[f"train.{step}"]
 
-    def setting(self, start_from: str | None = None) -> "Setting":
+    def setting(self, start_from: str | None = None, *, encoder_decoders: bool = False) -> "Setting":
         """What a trainer needs, with the base loaded to be trained, or for an adapter to be trained on it.
 
         Args:
             start_from: a train step whose policy is gone on with: the base has its weights, if it trained some.
+            encoder_decoders: the algorithm trains such models.
 
         Raises:
-            TrainingError: no algorithm trains a model of this kind. It is not loaded.
+            TrainingError: the algorithm does not train a model of this kind. It is not loaded.
         """
-        # TRL's trainers would give the encoder prompt and answer as one text.
-        if has_encoder(self.model):
-            raise TrainingError(
-                f"{self.step}: model.base: {self.model.base} is an encoder-decoder, which answers and is compared "
-                "here, and which no algorithm trains; name a causal model (a ...ForCausalLM)"
-            )
+        if not encoder_decoders and has_encoder(self.model):
+            # TRL's trainers would give the encoder prompt and answer as one text.
+            raise TrainingError(f"{self.step}: model.base: {self.model.base} {NO_ENCODER}")
         start = self.folder(start_from) if start_from else None
         model = load_model(self.model, training=True)
         if start is not None:
@@ -326,10 +333,16 @@ class TrainRun(Config):
             self.seed,
             metrics,
             whole,
-            kind="CausalLM" if algorithm.MAKES == "policy" else "SequenceClassification",
+            kind=_kind(algorithm, model),
         )
         checkpoints.write_metrics(self.out, metrics)
         store.write_json(self.out / "summary.json", whole)
+
+
+def _kind(algorithm: AlgorithmConfig, model: Any) -> checkpoints.Kind:
+    if algorithm.MAKES == "reward":
+        return "SequenceClassification"
+    return "Seq2SeqLM" if architectures.is_encoder_decoder(model) else "CausalLM"
 
 
 class Setting(Config):
@@ -379,7 +392,7 @@ class Setting(Config):
             exclude_modules=architectures.left_out(self.model, lora.target_modules),
             bias="none",
             use_dora=lora.use_dora,
-            task_type="CAUSAL_LM",
+            task_type="SEQ_2_SEQ_LM" if architectures.is_encoder_decoder(self.model) else "CAUSAL_LM",
         )
 
 

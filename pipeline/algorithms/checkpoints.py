@@ -23,6 +23,9 @@ from pipeline.records import canonical
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
+Kind = Literal["CausalLM", "Seq2SeqLM", "SequenceClassification"]
+"""What transformers' AutoModelFor... is called that loads the base."""
+
 TIMED = ("runtime", "per_second", "total_flos", "num_tokens", "step_time", "preparation_time")
 """Parts of the names of metrics that differ between two equal runs. Tokens are counted from the last resumption."""
 
@@ -253,7 +256,7 @@ def write_card(
     seed: int,
     metrics: Sequence[dict[str, Any]],
     summary: dict[str, Any],
-    kind: Literal["CausalLM", "SequenceClassification"],
+    kind: Kind,
 ) -> None:
     """A model card with what a reader of the folder needs: what it is on top of, how it was made, how to load it."""
     name = options["name"]

@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 
 from pipeline import views
 from pipeline.algorithms.base import CutAnswers, Setting
-from pipeline.algorithms.policy import PolicyConfig
+from pipeline.algorithms.policy import CHECKED, PolicyConfig
+from pipeline.architectures import is_encoder_decoder
 from pipeline.errors import TrainingError
 from pipeline.records import Preference
 
@@ -71,6 +72,8 @@ class Config(PolicyConfig):
     """DPO's options, by TRL's names."""
 
     VERSION: ClassVar[int] = 2
+
+    ENCODER_DECODERS: ClassVar[bool] = True
 
     name: Literal["dpo"] = "dpo"
     beta: float = Field(default=0.1, gt=0)
@@ -131,7 +134,9 @@ class Config(PolicyConfig):
         ]
 
     def trainer(self, rows: Sequence[dict[str, Any]], setting: Setting) -> "Trainer":
-        """TRL's DPOTrainer on the rows, with soft labels."""
+        """TRL's DPOTrainer on the rows, with soft labels; that of `seq2seq.py` for an encoder-decoder."""
+        if is_encoder_decoder(setting.model):
+            return self._seq2seq_trainer(rows, setting)
         from datasets import Dataset
         from trl import DPOConfig
         from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -153,6 +158,32 @@ class Config(PolicyConfig):
             data_collator=Softened(CutAnswers(collator, setting.tokenizer.eos_token_id), self.label_smoothing),
         )
         return self.ready(trainer, setting)
+
+    def _seq2seq_trainer(self, rows: Sequence[dict[str, Any]], setting: Setting) -> "Trainer":
+        from pipeline.algorithms import seq2seq
+
+        unknown = frozenset[str](self.loss_type) - seq2seq.LOSSES
+        if unknown:
+            known = _list(seq2seq.LOSSES)
+            raise TrainingError(f"loss_type: an encoder-decoder is trained with {known}; leave out {_list(unknown)}")
+        encoded = seq2seq.preference_rows(rows, setting.tokenizer, self.max_length)
+        weights = self.loss_weights or (1.0,) * len(self.loss_type)
+        return seq2seq.dpo_trainer(
+            self,
+            encoded,
+            setting,
+            beta=self.beta,
+            weights=dict(zip(self.loss_type, weights, strict=True)),
+            label_smoothing=None if self.label_smoothing == "confidence" else self.label_smoothing,
+        )
+
+    def started(self, trainer: Any) -> dict[str, Any]:
+        """See `PolicyConfig.started`."""
+        if is_encoder_decoder(trainer.model):
+            from pipeline.algorithms import seq2seq
+
+            return {"start_gap": seq2seq.start_gap(trainer, CHECKED)}
+        return super().started(trainer)
 
 
 class Softened:

@@ -25,6 +25,7 @@ from pipeline.errors import TrainingError
 from pipeline.models import ADAPTER, padded_logprobs
 
 if TYPE_CHECKING:
+    import torch
     from transformers import Trainer
 
 Tune = Literal["lora", "full", "layers", "lm_head"]
@@ -122,7 +123,7 @@ class PolicyConfig(AlgorithmConfig):
 
     def setting(self, run: TrainRun) -> Setting:
         """See `AlgorithmConfig.setting`; the base has the weights of `start_from`."""
-        return run.setting(self.start_from)
+        return run.setting(self.start_from, encoder_decoders=self.ENCODER_DECODERS)
 
     def started(self, trainer: Any) -> dict[str, Any]:
         """See `AlgorithmConfig.started`: how far the policy is from its reference, which is next to nothing."""
@@ -212,18 +213,16 @@ def start_gap(trainer: Any, prompts: Sequence[Sequence[int]], answers: Sequence[
     """
     import torch
 
-    computed = next((kind for name, kind in _MIXED.items() if getattr(trainer.args, name)), None)
-    dtype = getattr(torch, computed) if computed else None
     model, training = trainer.model, trainer.model.training
     model.eval()
-    with torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
+    with computing(trainer):
         policy = padded_logprobs(model, prompts, answers)
         with _reference_of(trainer) as held_to:
             reference = padded_logprobs(held_to, prompts, answers)
     model.train(training)
     gap = max(float((one - other).abs().max()) for one, other in zip(policy, reference, strict=True))
     # Logits are about as large as log-probabilities are small, and were rounded once in the dtype of the base.
-    allowed = 64 * float(torch.finfo(dtype or torch.float32).eps)
+    allowed = 64 * float(torch.finfo(dtype_in(trainer)).eps)
     if not gap <= allowed:
         raise TrainingError(
             f"the policy is {gap:.3g} nats a token from its reference before the first update (rounding explains "
@@ -232,7 +231,19 @@ def start_gap(trainer: Any, prompts: Sequence[Sequence[int]], answers: Sequence[
     return gap
 
 
-_MIXED = {"bf16": "bfloat16", "fp16": "float16"}
+def dtype_in(trainer: Any) -> "torch.dtype":
+    """What a trainer of transformers multiplies in."""
+    import torch
+
+    return torch.bfloat16 if trainer.args.bf16 else torch.float16 if trainer.args.fp16 else torch.float32
+
+
+def computing(trainer: Any) -> "contextlib.AbstractContextManager[Any]":
+    """Inside, a model computes as it does in the trainer's own passes."""
+    import torch
+
+    dtype = dtype_in(trainer)
+    return torch.autocast(trainer.model.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from pipeline.algorithms.fused_lora import Switch, dense, fuse
 from pipeline.algorithms.ppo_math import selective_logprobs
 from pipeline.algorithms.scoring import RewardHead, add_frozen
 from pipeline.algorithms.short_attention import use_short_attention
+from pipeline.architectures import silence_dropout
 from pipeline.errors import ModelError
 
 
@@ -105,7 +106,7 @@ class Roles:
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         use_short_attention(base)
-        _silence_dropout(self.model)
+        silence_dropout(self.model)
         self.switch: Switch = fuse(self.model)
         self._freeze()
         if gradient_checkpointing:
@@ -228,11 +229,3 @@ def _plain(config: Any) -> Any:
 
 def _width(base: Any) -> int:
     return int(base.get_output_embeddings().weight.shape[1])
-
-
-def _silence_dropout(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if getattr(module, "attention_dropout", 0.0):
-            module.attention_dropout = 0.0  # type: ignore[assignment]

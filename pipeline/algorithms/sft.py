@@ -13,7 +13,7 @@ What is left out: which weights are trained (`policy.py`), and reading the files
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -42,6 +42,8 @@ class Example(NamedTuple):
 
 class Config(PolicyConfig):
     """SFT's options, by TRL's and transformers' names."""
+
+    ENCODER_DECODERS: ClassVar[bool] = True
 
     name: Literal["sft"] = "sft"
     data: DemonstrationsConfig | None = None
@@ -82,8 +84,11 @@ class Config(PolicyConfig):
         """
         shown, tested = self.demonstrations(run)
         setting = self.setting(run)
-        examples = self.encoded(shown, setting.tokenizer)
-        rows, tests = self.fitting(examples), self.fitting(self.encoded(tested, setting.tokenizer))
+        apart = architectures.is_encoder_decoder(setting.model)
+        if apart:
+            self._check_encoder([*shown, *tested])
+        examples = self.encoded(shown, setting.tokenizer, apart=apart)
+        rows, tests = self.fitting(examples), self.fitting(self.encoded(tested, setting.tokenizer, apart=apart))
         if not rows:
             raise TrainingError(
                 f"{run.step}: none of {len(shown)} demonstrations has a token to learn within "
@@ -124,9 +129,26 @@ class Config(PolicyConfig):
         tested = demonstrations.read(self.data.test, field) if self.data.test else []
         return demonstrations.read(self.data.train, field, self.data.limit), tested
 
-    def encoded(self, shown: Sequence[Demonstration], tokenizer: Any) -> list[Example]:
-        """The demonstrations as tokens."""
-        return [each for one in shown for each in encode(tokenizer, one, assistant_only=self.assistant_only_loss)]
+    def _check_encoder(self, shown: Sequence[Demonstration]) -> None:
+        """Refuse what an encoder-decoder cannot learn from: its decoder writes answers alone."""
+        plain = [each.where for each in shown if each.text is not None]
+        if plain:
+            raise TrainingError(
+                f"{plain[0]}: an encoder-decoder reads a prompt and writes an answer, and this is one text; give it "
+                "prompt and completion, or messages"
+            )
+        wrong = [name for name in ("packing", "group_by_length") if getattr(self, name)]
+        wrong += [] if self.assistant_only_loss else ["assistant_only_loss: false"]
+        if wrong:
+            raise TrainingError(f"{wrong[0]}: not for an encoder-decoder; leave it out")
+
+    def encoded(self, shown: Sequence[Demonstration], tokenizer: Any, *, apart: bool = False) -> list[Example]:
+        """The demonstrations as tokens; with `apart`, each turn of the assistant as an example of its own."""
+        return [
+            each
+            for one in shown
+            for each in encode(tokenizer, one, assistant_only=self.assistant_only_loss, apart=apart)
+        ]
 
     def fitting(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """The examples cut to `max_length`, as rows of TRL; those with nothing left to learn are left out."""
@@ -143,7 +165,7 @@ class Config(PolicyConfig):
     def sft_trainer(
         self, rows: Sequence[dict[str, Any]], tests: Sequence[dict[str, Any]], setting: Setting
     ) -> "Trainer":
-        """TRL's SFTTrainer on the rows.
+        """TRL's SFTTrainer on the rows; that of `seq2seq.py` for an encoder-decoder.
 
         Raises:
             TrainingError: these options cannot work with this model.
@@ -151,6 +173,10 @@ class Config(PolicyConfig):
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
 
+        if architectures.is_encoder_decoder(setting.model):
+            from pipeline.algorithms import seq2seq
+
+            return seq2seq.sft_trainer(self, list(map(_sides, rows)), list(map(_sides, tests)), setting)
         if self.packing and architectures.is_recurrent(setting.model):
             raise TrainingError(
                 f"packing: the state of {setting.model.config.model_type} would run on from one example into the next; "
@@ -190,8 +216,12 @@ class Config(PolicyConfig):
         return found
 
 
-def encode(tokenizer: Any, shown: Demonstration, *, assistant_only: bool) -> list[Example]:
-    """A demonstration as tokens: one example, or several where the template rewrites earlier turns."""
+def encode(tokenizer: Any, shown: Demonstration, *, assistant_only: bool, apart: bool = False) -> list[Example]:
+    """A demonstration as tokens: one example, or several where the template rewrites earlier turns.
+
+    Args:
+        apart: several in any case, one for each turn of the assistant.
+    """
     if shown.text is not None:
         return [_plain(tokenizer, shown.text)]
     examples: list[Example] = []
@@ -201,7 +231,7 @@ def encode(tokenizer: Any, shown: Demonstration, *, assistant_only: bool) -> lis
         if turn.role != "assistant":
             continue
         asked = chat_ids(tokenizer, shown.messages[:place])
-        if asked[: len(whole.ids)] != whole.ids:
+        if whole.ids and (apart or asked[: len(whole.ids)] != whole.ids):
             examples.append(whole)
             whole = Example([], [])
         between = asked[len(whole.ids) :]
@@ -209,6 +239,13 @@ def encode(tokenizer: Any, shown: Demonstration, *, assistant_only: bool) -> lis
         unlearned = [MASKED] * len(between) if assistant_only else between
         whole = Example([*whole.ids, *between, *answer], [*whole.labels, *unlearned, *answer])
     return [*examples, whole]
+
+
+def _sides(row: dict[str, Any]) -> dict[str, Any]:
+    """An example of one answer as what an encoder reads and what a decoder writes."""
+    ids, labels = row["input_ids"], row["labels"]
+    read = next(place for place, label in enumerate(labels) if label != MASKED)
+    return {"prompt_ids": ids[:read], "answer_ids": ids[read:]}
 
 
 def _plain(tokenizer: Any, text: str) -> Example:
