@@ -101,6 +101,20 @@ def left_out(model: Any, target_modules: str | Sequence[str]) -> list[str] | Non
     return None
 
 
+def check_dora(model: Any, target_modules: str | Sequence[str]) -> None:
+    """A DoRA needs layers, and a mixture may hold all experts of a layer as one tensor.
+
+    Raises:
+        ModelError: some of what is adapted is no layer.
+    """
+    experts = any(".experts." in name and each.ndim == 3 for name, each in model.named_parameters())
+    if experts and isinstance(target_modules, str):
+        raise ModelError(
+            f"lora.use_dora: {model.config.model_type} holds its experts as one tensor, which a DoRA cannot be on; name "
+            "other layers as lora.target_modules, such as [q_proj, k_proj, v_proj, o_proj], or set use_dora to false"
+        )
+
+
 def _has_matrix(module: Any) -> bool:
     return getattr(module, "weight", None) is not None and type(module).__name__.startswith(("Linear", "Conv1D"))
 

@@ -383,6 +383,8 @@ class Setting(Config):
         import peft
 
         lora = config.lora
+        if lora.use_dora:
+            architectures.check_dora(self.model, lora.target_modules)
         targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
         return peft.LoraConfig(
             r=lora.r,
