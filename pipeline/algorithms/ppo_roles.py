@@ -150,8 +150,9 @@ class Roles:
         self, packed: Packed, temperature: float, *, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of each response token: log-probability and entropy at this temperature, and the state it is chosen from."""
-        states_NH = self.hidden(packed.ids_BT)[packed.row_N, packed.before_N]
         head_VH = self.base.get_output_embeddings().weight
+        # Mamba keeps its residual stream in fp32, and its output layer rounds it.
+        states_NH = self.hidden(packed.ids_BT)[packed.row_N, packed.before_N].to(head_VH.dtype)
         logp_N, entropy_N = selective_logprobs(
             states_NH, head_VH, packed.target_N, temperature=temperature, entropy_gradient=entropy_gradient
         )
