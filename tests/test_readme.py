@@ -36,7 +36,7 @@ def test_every_file_that_the_tree_names_is_there() -> None:
 
 
 def test_every_judge_of_the_table_is_a_file() -> None:
-    rows = re.findall(r"^\| `([a-z_]+)` \|", README, flags=re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z_]+)` \|", README.split("## Swap the judge")[1].split("\n## ")[0], flags=re.MULTILINE)
     from pipeline.plugins import names
 
     assert sorted(rows) == names("judge")

@@ -176,3 +176,40 @@ def _trained(
     job = job_of(top, cell(method, kind, architecture, bases[architecture]), step=f"train.{method}", inputs=inputs)
     train.finish(job)
     return job.out
+
+
+# ---- README's table
+
+REASONS = {
+    "train by adapter alone": r"tune: no such option",
+    "computes its adapters in fewer passes than a DoRA has": "fewer passes",
+    "an encoder writes no text": "writes no text",
+    "what reads a prompt with an encoder is no reward model here": "a decoder or an encoder that",
+    "TRL's trainers would give the encoder prompt and answer as one text": "sft and dpo alone",
+    "transformers has no classifier of it": "is a mamba",
+    "its experts are one tensor, which a DoRA cannot be on; name other `target_modules`": r"use_dora: \.\*",
+}  # fmt: skip
+"""What README says of a refusal, by a part of its pattern."""
+
+
+def table() -> str:
+    """A row for each method and the kinds that fare alike; a dot trains, a number is the reason below."""
+    lines = [f"| | weights | {' | '.join(ARCHITECTURES)} |", f"|---|---|{':-:|' * len(ARCHITECTURES)}"]
+    for method in METHODS:
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for kind in KINDS:
+            cells = tuple(_mark(refusal(method, kind, each)) for each in ARCHITECTURES)
+            alike.setdefault(cells, []).append(kind)
+        lines += [f"| `{method}` | {', '.join(kinds)} | {' | '.join(cells)} |" for cells, kinds in alike.items()]
+    notes = [f"{number}. {reason}" for number, reason in enumerate(REASONS, start=1)]
+    return "\n".join([*lines, "", *notes])
+
+
+def _mark(why: str | None) -> str:
+    if why is None:
+        return "●"
+    return next(str(number) for number, part in enumerate(REASONS.values(), start=1) if re.search(part, why))
+
+
+def test_readme_shows_the_matrix_that_is_tested() -> None:
+    assert table() in (ROOT / "README.md").read_text(encoding="utf-8")
