@@ -73,6 +73,7 @@ with tempfile.TemporaryDirectory() as folder:
         max_length=1024,
         weight_1H=torch.randn(1, base.config.hidden_size) / base.config.hidden_size**0.5,
         accuracy=(1.0, 1.0, 1.0),
+        temperature=1.0,
     )
     roles = Roles(adapted.unload(), lora, seed=1, reward=head)
 config = Config(

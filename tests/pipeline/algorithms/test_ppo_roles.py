@@ -51,7 +51,7 @@ def reward(tiny: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple
         rows = [torch.tensor([p + a]) for p, a in zip(PREFIXES, ANSWERS, strict=True)]
         scores = [float(model(input_ids=row).logits) for row in rows]
     weight = model.base_model.model.score.modules_to_save["default"].weight.detach().clone()
-    head = RewardHead(folder, tiny, True, "last", 0, 512, weight, (1.0, 1.0, 1.0))
+    head = RewardHead(folder, tiny, True, "last", 0, 512, weight, (1.0, 1.0, 1.0), 1.0)
     return head, scores
 
 
