@@ -110,8 +110,8 @@ def check_dora(model: Any, target_modules: str | Sequence[str]) -> None:
     experts = any(".experts." in name and each.ndim == 3 for name, each in model.named_parameters())
     if experts and isinstance(target_modules, str):
         raise ModelError(
-            f"lora.use_dora: {model.config.model_type} holds its experts as one tensor, which a DoRA cannot be on; name "
-            "other layers as lora.target_modules, such as [q_proj, k_proj, v_proj, o_proj], or set use_dora to false"
+            f"lora.use_dora: {model.config.model_type} holds its experts as one tensor, which a DoRA cannot be on; "
+            "name other layers as lora.target_modules, such as [q_proj, k_proj, v_proj, o_proj], or no DoRA"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import model_validator
 
 from pipeline import demonstrations, store
+from pipeline.algorithms.base import NO_ENCODER
 from pipeline.algorithms.reward_model import Config as RewardModel
 from pipeline.algorithms.sft import Config as SFT
 from pipeline.demonstrations import Demonstration
@@ -130,7 +131,9 @@ def _of_models(
     recipe: Recipe, trained: Sequence[Prompt], held_out: Sequence[Prompt], memory: tuple[int, bool]
 ) -> Iterator[Finding]:
     prompts: dict[str, int] = {}
-    if not has_encoder(recipe.model):
+    if has_encoder(recipe.model):
+        yield from _untrainable(recipe)
+    else:
         tokenizer = load_tokenizer(recipe.model)
         yield from rendering_findings(tokenizer, trained[0] if trained else EXAMPLE)
         lengths = {"train": _lengths(tokenizer, trained), "heldout": _lengths(tokenizer, held_out)}
@@ -138,6 +141,15 @@ def _of_models(
         prompts = {name: max(found) for name, found in lengths.items() if found}
     yield from _reward_models(recipe)
     yield from memory_findings(recipe, prompts, memory[0], gpu=memory[1])
+
+
+def _untrainable(recipe: Recipe) -> Iterator[Finding]:
+    """Steps that would stop at an encoder-decoder, when the run is half done."""
+    for name, algorithm in recipe.train.items():
+        if not algorithm.ENCODER_DECODERS and getattr(algorithm, "base", None) is None:
+            what = f"{recipe.model.base} {NO_ENCODER.partition(';')[0]}"
+            remedy = "leave the step out, or name a causal model (a ...ForCausalLM) as model.base"
+            yield Finding(level="error", check="model", where=f"train.{name}", what=what, remedy=remedy)
 
 
 def _lengths(tokenizer: Any, prompts: Sequence[Prompt]) -> list[int]:

@@ -10,13 +10,14 @@ from tiny import END, make_model, make_tokenizer, preferences_of, prompt_of
 from pipeline import cli, doctor
 from pipeline.algorithms import dpo, kto
 from pipeline.algorithms.base import Setting
-from pipeline.doctor_data import folded, label_findings, length_findings, prompt_findings
+from pipeline.demonstrations import Demonstration
+from pipeline.doctor_data import demonstration_findings, folded, label_findings, length_findings, prompt_findings
 from pipeline.doctor_memory import memory_findings
 from pipeline.doctor_rendering import ANSWER, CLOSE, OPEN, rendering_findings
 from pipeline.findings import Finding
 from pipeline.models import ModelConfig, load_model, load_tokenizer
 from pipeline.recipe import load
-from pipeline.records import Prompt
+from pipeline.records import Message, Prompt
 
 EIGHT = "please write down a short poem about the"
 """A run of eight words."""
@@ -66,6 +67,34 @@ def test_prompts_that_fill_max_length_are_counted_and_all_of_them_are_an_error()
     assert some.what == "2 of 3 prompts alone have 64 tokens or more"
     assert levels(list(length_findings([64, 70], steps))) == ["error"]
     assert not list(length_findings([10, 63], steps))
+
+
+# ---- demonstrations
+
+
+def shown(where: str, ask: str, say: str) -> Demonstration:
+    return Demonstration(
+        where=where, messages=(Message(role="user", content=ask), Message(role="assistant", content=say))
+    )
+
+
+def test_a_test_row_that_is_learned_and_a_held_out_prompt_that_is_learned_are_errors() -> None:
+    learned = [shown("a:1", "Why?", "So."), shown("a:2", "Who?", "Me."), shown("a:3", "who?", "ME.")]
+    tested = [shown("b:1", "WHY?", "so."), shown("b:2", "Why?", "Else.")]
+    found = demonstration_findings(
+        learned, tested, [prompt_of("who?", "h1"), prompt_of("How?", "h2")], "train.sft.data"
+    )
+    assert [(each.level, each.where, each.what) for each in found] == [
+        ("warning", "train.sft.data.train", "1 of 3 demonstrations repeat another, such as 'a:3' (as 'a:2')"),
+        ("error", "train.sft.data.test", "1 of 2 test rows are learned, such as 'b:1' (as 'a:1')"),
+        ("error", "compare.prompts.files", "1 of 2 held-out prompts are learned, such as 'h1' (as 'a:3')"),
+    ]
+
+
+def test_clean_demonstrations_are_counted_by_their_kind() -> None:
+    texts = [Demonstration(where="c:1", text="One."), Demonstration(where="c:2", text="Two.")]
+    (found,) = demonstration_findings([shown("a:1", "Why?", "So."), *texts], [], [prompt_of("How?")], "at")
+    assert (found.level, found.what) == ("info", "1 conversations and 2 texts to learn, 0 to test on, all different")
 
 
 # ---- labels
