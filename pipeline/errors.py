@@ -48,3 +48,9 @@ class StepFailedError(PrefloopError):
     """A step's own process ended badly. What it printed is above; what was finished is kept."""
 
     exit_code = 4
+
+
+class LostRankError(PrefloopError):
+    """A process that trains together with others cannot reach one of them. The cause is where that one is."""
+
+    exit_code = 6

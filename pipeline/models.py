@@ -137,7 +137,7 @@ def tokenizer_of(config: ModelConfig) -> "PreTrainedTokenizerBase":
     return found
 
 
-def load_model(config: ModelConfig, *, training: bool = False) -> "PreTrainedModel":
+def load_model(config: ModelConfig, *, training: bool = False, divided: bool = False) -> "PreTrainedModel":
     """The base model in eval mode on `device()`, frozen.
 
     For inference on a processor a quantised model's weights are dequantised once instead of at every forward pass.
@@ -146,6 +146,7 @@ def load_model(config: ModelConfig, *, training: bool = False) -> "PreTrainedMod
 
     Args:
         training: keep the weights quantised, for an adapter to be trained on them.
+        divided: ZeRO-3 will divide the weights over several processes.
 
     Raises:
         ModelError: it cannot be loaded, or it writes no text.
@@ -162,7 +163,7 @@ def load_model(config: ModelConfig, *, training: bool = False) -> "PreTrainedMod
         )
     # Asked for as a causal model, BART would come without its encoder.
     kind = AutoModelForSeq2SeqLM if told.is_encoder_decoder else AutoModelForCausalLM
-    quantized = quantization(config)
+    quantized = quantization(config, divided=divided)
     if quantized is not None and (past := read_past(told)):
         # Named with the head, which is left out by itself only where nothing is named.
         quantized.llm_int8_skip_modules = [*past, "lm_head"]
@@ -174,7 +175,7 @@ def has_encoder(config: ModelConfig) -> bool:
     return config.base != BUILT_IN and bool(told_of(config).is_encoder_decoder)
 
 
-def load_scorer(config: ModelConfig, *, seed: int, training: bool = False) -> "PreTrainedModel":
+def load_scorer(config: ModelConfig, *, seed: int, training: bool = False, divided: bool = False) -> "PreTrainedModel":
     """The base with a head in the place of `lm_head` that gives a sequence one score, in eval mode and frozen.
 
     A linear head is in fp32 and begins at zero, so that all scores are equal at first: the N(0, 1 / (hidden size + 1))
@@ -184,7 +185,7 @@ def load_scorer(config: ModelConfig, *, seed: int, training: bool = False) -> "P
 
     Args:
         seed: of what else is new, in encoders whose head has several layers.
-        training: as for `load_model`.
+        training, divided: as for `load_model`.
 
     Raises:
         ModelError: it cannot be loaded, or there is no such model with a head for one score.
@@ -200,7 +201,7 @@ def load_scorer(config: ModelConfig, *, seed: int, training: bool = False) -> "P
         )
     # transformers draws whatever is new in the model.
     set_seed(seed)
-    quantized = quantization(config)
+    quantized = quantization(config, divided=divided)
     if quantized is not None:
         # The head is trained whole, which its quantised weights could not be.
         quantized.llm_int8_skip_modules = ["score", "classifier", "pooler", *read_past(told)]
@@ -298,8 +299,8 @@ def _score_head(head: Any) -> Any:
     return made.to(head.weight.device).requires_grad_(False)
 
 
-def quantization(config: ModelConfig) -> Any:
-    """The BitsAndBytesConfig of this model, or None."""
+def quantization(config: ModelConfig, *, divided: bool = False) -> Any:
+    """The BitsAndBytesConfig of this model, or None. Weights that ZeRO-3 divides need to lie in floating point."""
     from transformers import BitsAndBytesConfig
 
     if config.quantization == "none":
@@ -311,6 +312,7 @@ def quantization(config: ModelConfig) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=config.double_quantization,
         bnb_4bit_compute_dtype=dtype_of(config),
+        **({"bnb_4bit_quant_storage": dtype_of(config)} if divided else {}),
     )
 
 

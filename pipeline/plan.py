@@ -21,6 +21,7 @@ from judges import exam, grading
 from judges.base import JudgeConfig
 from pipeline import compare, crowd, doctor, examine, generate, label, people, train, votes
 from pipeline.algorithms.base import AlgorithmConfig
+from pipeline.launch import HERE, LaunchConfig
 from pipeline.models import processes_for
 from pipeline.plugins import Config
 from pipeline.recipe import BASE, AnnotationsConfig, AnySampler, GenerateConfig, Recipe, dump, policies
@@ -187,10 +188,12 @@ def _label(recipe: Recipe, judge: JudgeConfig, generated: GenerateConfig) -> Ste
 
 def _train(recipe: Recipe, name: str) -> Step:
     algorithm = recipe.train[name]
+    launch = algorithm.launch or recipe.launch
     config = train.Training(
         seed=recipe.seed,
         model=recipe.model,
         algorithm=algorithm,
+        launch=launch,
         budget_usd=recipe.budget_usd,
         allow_inexact_resume=recipe.allow_inexact_resume,
     )
@@ -202,6 +205,7 @@ def _train(recipe: Recipe, name: str) -> Step:
         inputs=(*algorithm.reads(), *earlier),
         files=_files(algorithm),
         finish="pipeline.train:finish",
+        launch=launch,
     )
 
 
@@ -285,6 +289,7 @@ def _step(
     files: tuple[Path, ...] = (),
     work: str | None = None,
     processes: int | None = None,
+    launch: LaunchConfig = HERE,
 ) -> Step:
     return Step(
         name=name,
@@ -295,4 +300,5 @@ def _step(
         work=work,
         ranks=processes_for(processes) if work else 1,
         finish=finish,
+        launch=launch,
     )

@@ -13,6 +13,7 @@ imports torch, and no plugin is imported that the recipe does not name.
 
 import contextlib
 import difflib
+import importlib.util
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from judges.exam import ExamConfig, GoldPair
 from pipeline.algorithms.base import AlgorithmConfig, Need
 from pipeline.errors import RecipeError
 from pipeline.importers.base import Source
+from pipeline.launch import HERE, LaunchConfig
 from pipeline.models import ModelConfig
 from pipeline.plugins import FOLDERS, Config, Files, Plugin, config_class, names
 from pipeline.sampling.base import SamplerConfig
@@ -148,7 +150,7 @@ class CompareConfig(Config):
 class Recipe(Config):
     """One experiment: from prompts to which of its train steps made the policy better."""
 
-    RUNTIME: ClassVar[frozenset[str]] = frozenset({"budget_usd", "allow_inexact_resume"})
+    RUNTIME: ClassVar[frozenset[str]] = frozenset({"launch", "budget_usd", "allow_inexact_resume"})
     ONE_OF: ClassVar[frozenset[str]] = frozenset({"generate", "annotations"})
 
     seed: int = Field(default=1, ge=0, lt=2**63)
@@ -165,6 +167,8 @@ class Recipe(Config):
     """What the judge must show before it labels."""
     label: LabelConfig = LabelConfig()
     """Stage 2: which verdicts of the judge count."""
+    launch: LaunchConfig = HERE
+    """The processes in which each train step runs, unless it says otherwise. `here`: one, on this machine."""
     train: dict[Annotated[str, AfterValidator(_step_name)], AnyAlgorithm]
     """Steps by name, in the order they run. A step's algorithm is its name, unless the block has another `name`."""
     compare: CompareConfig
@@ -211,6 +215,8 @@ class Recipe(Config):
             mistakes += _without_answers(steps)
         if "model" in info.data:
             mistakes += _wrong_tuning(steps, info.data["model"])
+        if "launch" in info.data:
+            mistakes += _wrong_launches(steps, info.data["launch"], info.data.get("model"))
         if mistakes:
             raise ValidationError.from_exception_data("train", mistakes)
         return steps
@@ -312,6 +318,19 @@ def _changes_base(steps: Mapping[str, AlgorithmConfig], name: str) -> bool:
     earlier = list(steps)[: list(steps).index(name)]
     starts = [need.step for need in steps[name].needs() if need.makes == "policy" and need.step in earlier]
     return steps[name].trains_base() or any(_changes_base(steps, start) for start in starts)
+
+
+def _wrong_launches(
+    steps: Mapping[str, AlgorithmConfig], launch: LaunchConfig, model: ModelConfig | None
+) -> Iterator[InitErrorDetails]:
+    for name, algorithm in steps.items():
+        own = algorithm.launch or launch
+        for problem in algorithm.refusals(own):
+            yield _mistake((name,), problem)
+        base = getattr(algorithm, "base", None) or model
+        if own.zero == 3 and base is not None and base.quantization == "int8":
+            problem = "launch.zero=3 cannot divide weights in int8; set model.quantization to nf4 or none, or zero to 2"
+            yield _mistake((name,), problem)
 
 
 def _wrong_checkpoints(compare: CompareConfig, steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDetails]:
@@ -464,6 +483,20 @@ def check_judges(recipe: Recipe) -> None:
     mistakes = [f"{path}: {lacking}" for path, judge in judges.items() for lacking in judge.lacks()]
     if mistakes:
         raise _all_of(mistakes, "")
+
+
+def check_launch(recipe: Recipe) -> None:
+    """Looks whether DeepSpeed is there where a train step is to use it.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    asking = [name for name, step in recipe.train.items() if (step.launch or recipe.launch).zero]
+    if asking and importlib.util.find_spec("deepspeed") is None:
+        raise RecipeError(
+            f"train.{asking[0]}: launch.zero needs DeepSpeed, which is not installed; pip install 'prefloop[gpu]', "
+            "or set launch.zero to 0"
+        )
 
 
 def explain(error: ValidationError) -> list[str]:

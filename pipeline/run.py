@@ -20,6 +20,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
@@ -40,8 +41,9 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import store
-from pipeline.errors import DataError, RunLockedError, StepFailedError
+from pipeline import launch, store
+from pipeline.errors import DataError, LostRankError, RunLockedError, StepFailedError
+from pipeline.launch import HERE, LaunchConfig, Process
 from pipeline.records import canonical, digest
 from pipeline.worker import PROVENANCE
 
@@ -50,6 +52,11 @@ GRACE_S = 5.0
 
 POLL_S = 0.02
 """Seconds between two looks at the workers."""
+
+REASONED = (2, 3, 4, 5)
+"""Exit codes of a worker that said what is wrong: those of `pipeline.errors`."""
+
+LOST = LostRankError.exit_code
 
 PACKAGES = (
     "prefloop", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "deepspeed", "datasets",
@@ -75,7 +82,9 @@ class Step:
     """Runs first, in `ranks` processes at once that share their work through the journal or among themselves."""
     ranks: int = 1
     finish: str
-    """Runs after `work` in one process, and fills `out/`."""
+    """Runs after `work` and fills `out/`."""
+    launch: LaunchConfig = HERE
+    """The processes in which `finish` runs; the first one alone writes."""
 
 
 @dataclass(frozen=True)
@@ -261,11 +270,11 @@ class Run:
         started, clock = datetime.now(UTC), time.monotonic()
         staging = self._staging(state)
         job = self._prepare(staging, step, inputs)
-        peak = _run_workers(step, job, "work", step.ranks, lock) if step.work else 0
+        peak = _run_workers(step, "work", launch.shared(job, "work", step.ranks), lock) if step.work else 0
         # Whatever a killed `finish` left is half of something.
         store.remove(staging / "out")
         store.make_dirs(staging / "out")
-        peak = max(peak, _run_workers(step, job, "finish", 1, lock))
+        peak = max(peak, _run_workers(step, "finish", launch.together(job, "finish", step.launch), lock))
         for path in step.files:
             if not path.is_file() or store.sha256_file(path) != data[path]:
                 raise DataError(f"{path}: changed while {step.name!r} was reading it; run the same command again")
@@ -505,19 +514,25 @@ class _Worker:
             os.killpg(self.process.pid, number)
 
 
-def _run_workers(step: Step, job: Path, phase: str, ranks: int, lock: int) -> int:
-    """Run one phase in `ranks` processes. Returns the peak memory of the largest, in bytes.
+def _run_workers(step: Step, phase: str, processes: Sequence[Process], lock: int) -> int:
+    """Run one phase in these processes. Returns the peak memory of the largest, in bytes.
 
     Raises:
         StepFailedError: one of them ended badly; the others were stopped.
     """
     workers: list[_Worker] = []
     try:
-        for rank in range(ranks):
-            workers.append(_Worker(rank, _start(job, phase, rank, ranks, lock)))
+        for rank, process in enumerate(processes):
+            workers.append(_Worker(rank, _start(process, lock)))
+        lost_at = math.inf
         while True:
             codes = [worker.poll() for worker in workers]
-            failed = next((worker for worker in workers if worker.process.returncode), None)
+            failed = _first_to_blame(workers)
+            if failed is not None and failed.process.returncode == LOST and None in codes:
+                # It only lost touch with another one, which may still be writing down why.
+                lost_at = min(lost_at, time.monotonic())
+                if time.monotonic() < lost_at + GRACE_S:
+                    failed = None
             if failed is not None:
                 _fail(step, phase, failed)
             if None not in codes:
@@ -527,10 +542,10 @@ def _run_workers(step: Step, job: Path, phase: str, ranks: int, lock: int) -> in
         _stop(workers)
 
 
-def _start(job: Path, phase: str, rank: int, ranks: int, lock: int) -> subprocess.Popen[bytes]:
+def _start(process: Process, lock: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.worker", str(job), phase],
-        env=_worker_environment(phase, rank, ranks),
+        process.command,
+        env=process.environment,
         # The worker dies when this pipe ends, which the kernel sees to if we are killed.
         stdin=subprocess.PIPE,
         # The lock is free when the last process that holds its descriptor is gone, and not before.
@@ -540,25 +555,24 @@ def _start(job: Path, phase: str, rank: int, ranks: int, lock: int) -> subproces
     )
 
 
-def _worker_environment(phase: str, rank: int, ranks: int) -> dict[str, str]:
-    # Not RANK and WORLD_SIZE: to torch and accelerate those mean a process group that nobody has set up here.
-    told = {"PREFLOOP_RANK": str(rank), "PREFLOOP_WORLD": str(ranks), "TOKENIZERS_PARALLELISM": "false"}
-    if phase == "work":
-        # Shared work is divided over processes, and the number of threads would change the rounding of sums.
-        told["OMP_NUM_THREADS"] = "1"
-    # glibc gives every large tensor back to the kernel and asks for it anew: a quarter of the time of training here.
-    kept = {f"MALLOC_{name}_": str(2**33) for name in ("MMAP_THRESHOLD", "TRIM_THRESHOLD")}
-    # Nobody can act on these: bars of milliseconds, and TRL's and PEFT's use of names that will be renamed some day.
-    told["TQDM_DISABLE"] = "1"
-    renamed = ("transformers.modeling_utils", "transformers.training_args")
-    told["PYTHONWARNINGS"] = ",".join(f"ignore::FutureWarning:{module}" for module in renamed)
-    return {**kept, **os.environ, **told}
+def _first_to_blame(workers: Sequence[_Worker]) -> _Worker | None:
+    """Of those that ended badly, one that gave its reason, else one that died of something, else any."""
+    failed = [worker for worker in workers if worker.process.returncode]
+    return min(failed, key=lambda worker: _blame(worker.process.returncode), default=None)
+
+
+def _blame(code: int) -> int:
+    return 0 if code in REASONED else 2 if code == LOST else 1
 
 
 def _fail(step: Step, phase: str, worker: _Worker) -> NoReturn:
     code = worker.process.returncode
     again = "What was finished is kept: when the cause is mended, the same command continues from there."
-    if code in (2, 3, 4, 5):  # those of pipeline.errors
+    if code == LOST:
+        raise StepFailedError(
+            f"{step.name}: the processes that train together lost touch with one another, see above. {again}"
+        )
+    if code in REASONED:
         error = StepFailedError(f"{step.name}: stopped, for the reason above. {again}")
         error.exit_code = code
         raise error

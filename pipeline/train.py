@@ -6,6 +6,7 @@ out: what is learned and how (`pipeline.algorithms`), checkpoints included.
 
 from pipeline.algorithms.base import TrainRun
 from pipeline.label import session_of
+from pipeline.launch import HERE, LaunchConfig
 from pipeline.models import ModelConfig
 from pipeline.plugins import Config
 from pipeline.recipe import AnyAlgorithm
@@ -18,26 +19,32 @@ VERSION = 1
 class Training(Config):
     """The identity of a train step."""
 
-    RUNTIME = frozenset({"budget_usd", "allow_inexact_resume"})
+    RUNTIME = frozenset({"launch", "budget_usd", "allow_inexact_resume"})
 
     seed: int
     model: ModelConfig
     algorithm: AnyAlgorithm
+    launch: LaunchConfig = HERE
     budget_usd: float | None = None
     allow_inexact_resume: bool = False
 
 
 def finish(job: Job) -> None:
-    """Train, and write the adapter, its model card, metrics.jsonl and summary.json.
+    """Train, alone or together with others, and write the adapter, its model card, metrics.jsonl and summary.json.
 
     Raises:
         TrainingError: there is nothing to learn from, the model cannot be trained here, or a guard stopped it.
+        LostRankError: another process of the step ended or fell silent.
     """
+    # Only here, because planning imports this file, and this one imports torch.
+    from pipeline.algorithms.ranks import together
+
     config = Training.model_validate(job.options["config"])
     run = TrainRun(
         step=job.step,
         seed=config.seed,
         model=config.model,
+        launch=config.launch,
         inputs=job.inputs,
         work_dir=job.work_dir,
         out=job.out,
@@ -45,4 +52,5 @@ def finish(job: Job) -> None:
         fingerprinted=config.identity(),
         allow_inexact_resume=config.allow_inexact_resume,
     )
-    config.algorithm.train(run)
+    with together(job.step, job.rank, job.world, config.launch.timeout_s):
+        config.algorithm.train(run)

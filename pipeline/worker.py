@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class Job:
     cache: Path
     """A directory shared by all runs, for the journal and for what is dear to make."""
     rank: int
-    """Which of the `world` processes this is. `finish` is rank 0 of 1."""
+    """Which of the `world` processes this is. In `finish`, those of a train step are a group, and the first writes."""
     world: int
     run: str = ""
     """The run's name: whose account paid calls are charged to."""
@@ -58,12 +59,20 @@ def main(arguments: list[str]) -> int:
     job, target = _read_job(Path(path), phase)
     if job.rank > 0:
         _silence_stdout()
+    code = 0
     try:
         _load(target)(job)
     except PrefloopError as error:
         print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+        code = error.exit_code
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if code and "RANK" in os.environ:
+        # Leaving in good order would wait for the others of the group, which wait for this one.
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _read_job(path: Path, phase: str) -> tuple[Job, str]:

@@ -21,6 +21,7 @@ LAYERS = [
         "pipeline.progress",
         "pipeline.terminal",
         "pipeline.worker",
+        "pipeline.launch",
         "pipeline.architectures",
     ],
     ["pipeline.decoding", "pipeline.weights"],
@@ -51,7 +52,7 @@ LAYERS = [
             "export*",
         )
     ],
-    ["pipeline.run", "pipeline.plan", "pipeline.launch"],
+    ["pipeline.run", "pipeline.plan"],
     ["pipeline.costing"],
     [
         "pipeline.cli",
@@ -60,6 +61,7 @@ LAYERS = [
         "pipeline.cli_export",
         "pipeline.cli_import",
         "pipeline.cli_judge",
+        "pipeline.cli_slurm",
     ],
 ]
 """Lowest first. A module imports from its own layer and from lower ones; who adds a module says where it belongs."""
@@ -74,11 +76,13 @@ LIGHT = ["judges*"] + [
         "views",
         "recipe",
         "run",
+        "launch",
         "cli",
         "cli_judge",
         "cli_import",
         "cli_doctor",
         "cli_export",
+        "cli_slurm",
         "findings",
         "importers*",
         "crowd",

@@ -5,7 +5,8 @@ gives its rows and that trainer; one that has none overrides `train`. What is le
 leaves (`checkpoints.py`), which are the same for every algorithm.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -14,10 +15,11 @@ from pydantic import Field
 
 from judges.base import Session
 from pipeline import architectures, store, views, weights
-from pipeline.algorithms import checkpoints
+from pipeline.algorithms import checkpoints, zero
 from pipeline.algorithms.checkpoints import Checkpoints
 from pipeline.algorithms.origin import origin
 from pipeline.errors import TrainingError
+from pipeline.launch import HERE, LaunchConfig
 from pipeline.models import ModelConfig, dtype_of, has_encoder, load_model, load_tokenizer
 from pipeline.plugins import Config
 from pipeline.records import Pair, Preference, Prompt, Thumb, Verdict
@@ -85,7 +87,7 @@ class AlgorithmConfig(Config):
     """The stages whose output it reads: `label` for preferences, `generate` for prompts."""
     ENCODER_DECODERS: ClassVar[bool] = False
     """It trains models with an encoder (T5, BART) too."""
-    RUNTIME: ClassVar[frozenset[str]] = frozenset({"report_to"})
+    RUNTIME: ClassVar[frozenset[str]] = frozenset({"report_to", "launch"})
 
     name: str
     """The algorithm: a file of `pipeline/algorithms/`, or the dotted name of a module that defines such a Config."""
@@ -102,9 +104,9 @@ class AlgorithmConfig(Config):
     max_steps: int = Field(default=-1, ge=-1)
     """Stop after so many updates, whatever the epochs; -1: no such limit."""
     per_device_train_batch_size: int = Field(default=4, ge=1)
-    """Examples a forward pass and process."""
+    """Examples a forward pass."""
     gradient_accumulation_steps: int = Field(default=4, ge=1)
-    """Forward passes an update."""
+    """Forward passes an update. Several processes share them out, and see together what one would see."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Longer gradients are scaled down to this norm."""
     max_length: int = Field(default=1024, ge=2)
@@ -117,6 +119,8 @@ class AlgorithmConfig(Config):
     """Updates between two checkpoints to resume from."""
     report_to: tuple[str, ...] = ()
     """Trackers of transformers that also get the metrics: trackio, wandb, tensorboard, mlflow."""
+    launch: LaunchConfig | None = None
+    """The processes in which this step runs. None: those of the recipe."""
 
     def identity(self) -> dict[str, Any]:
         """The options, and the version of the code."""
@@ -139,6 +143,33 @@ class AlgorithmConfig(Config):
         """Data files that it reads itself, by the options that name them, as key paths inside the block."""
         return {}
 
+    @property
+    def by_example(self) -> bool:
+        """Whether the loss of a forward pass is the mean of its examples', so that it can be spread over processes."""
+        return False
+
+    def share(self, world: int) -> tuple[int, int] | None:
+        """What each of so many processes has as batch of a forward pass and accumulation, so that an update sees the
+        examples that it sees with one process, in the same batches where the loss needs it. None: that cannot be."""
+        passes = math.gcd(self.gradient_accumulation_steps, world)
+        rest = world // passes
+        batch, left = divmod(self.per_device_train_batch_size, rest)
+        if rest > 1 and (left or not self.by_example):
+            return None
+        return batch, self.gradient_accumulation_steps // passes
+
+    def refusals(self, launch: LaunchConfig) -> list[str]:
+        """Why this algorithm cannot run so; told before anything loads."""
+        if self.share(launch.world):
+            return []
+        batch, accumulation = self.per_device_train_batch_size, self.gradient_accumulation_steps
+        also = " or per_device_train_batch_size" if self.by_example else ""
+        return [
+            f"an update has gradient_accumulation_steps={accumulation} passes of per_device_train_batch_size={batch}, "
+            f"which {launch.world} processes cannot share without changing it; make gradient_accumulation_steps{also} "
+            f"a multiple of {launch.world}, or give this step launch: here"
+        ]
+
     def train(self, run: "TrainRun") -> None:
         """Train, and leave the result in `run.out`; by default with the trainer of TRL that `trainer` gives.
 
@@ -154,7 +185,8 @@ class AlgorithmConfig(Config):
         left_out = _left_out(len(examples.rows), kept, self.max_length)
         started = self.started(trainer)
         metrics = checkpoints.fit(trainer, run.checkpoints)
-        alarms = [*examples.alarms, *left_out, *self.alarms(metrics)]
+        repeated = _repeated(kept, trainer.args.per_device_train_batch_size, run.launch.world)
+        alarms = [*examples.alarms, *left_out, *repeated, *self.alarms(metrics)]
         summary = {**examples.counts, "examples": kept, "updates": trainer.state.global_step, **started}
         if alarms:
             summary["alarms"] = alarms
@@ -211,6 +243,17 @@ def _left_out(rows: int, kept: int, max_length: int) -> list[str]:
     return [f"{rows - kept} of {rows} examples were left out: their prompt alone fills max_length ({max_length})."]
 
 
+def _repeated(examples: int, batch: int, world: int) -> list[str]:
+    """accelerate gives every process as many batches as the others, the last ones from the beginning again."""
+    batches = math.ceil(examples / batch)
+    if batches % world == 0:
+        return []
+    return [
+        f"the last update of each pass repeats its first {world - batches % world} batches, so that all {world} "
+        f"processes have as many of the {batches}: another number of processes learns slightly other weights."
+    ]
+
+
 class TrainRun(Config):
     """One train step at work: what it was given, and where it leaves what."""
 
@@ -219,6 +262,8 @@ class TrainRun(Config):
     seed: int
     model: ModelConfig
     """The policy before training."""
+    launch: LaunchConfig = HERE
+    """The processes that train together; this is one of them."""
     inputs: dict[str, Path]
     """The published folder of each step that it reads: stages by their names, train steps as `train.<name>`."""
     work_dir: Path
@@ -238,7 +283,7 @@ class TrainRun(Config):
         return Checkpoints(
             self.work_dir / "checkpoints",
             self.step,
-            made_by=origin(self.fingerprinted, self.model, self.inputs),
+            made_by=origin(self.fingerprinted, self.model, self.inputs, self.launch.zero),
             allow_inexact=self.allow_inexact_resume,
         )
 
@@ -278,7 +323,7 @@ class TrainRun(Config):
             # TRL's trainers would give the encoder prompt and answer as one text.
             raise TrainingError(f"{self.step}: model.base: {self.model.base} {NO_ENCODER}")
         start = self.folder(start_from) if start_from else None
-        model = load_model(self.model, training=True)
+        model = load_model(self.model, training=True, divided=self.launch.zero == 3)
         if start is not None:
             weights.load(model, start)
         return Setting(
@@ -287,6 +332,7 @@ class TrainRun(Config):
             output_dir=self.checkpoints.folder,
             seed=self.seed,
             start=start,
+            launch=self.launch,
         )
 
     def publish(
@@ -299,8 +345,11 @@ class TrainRun(Config):
         base: ModelConfig | None = None,
         adapter: str = "default",
         start: Path | None = None,
+        files: Mapping[str, Any] | None = None,
     ) -> None:
         """Leave a PEFT folder, or the weights that were trained, with a model card, metrics.jsonl and summary.json.
+
+        Every process calls it, and the first one writes.
 
         Args:
             model: a PeftModel, or the base if it was trained itself.
@@ -309,9 +358,28 @@ class TrainRun(Config):
             base: what the adapter is on top of. None: the policy before training.
             adapter: the one that was trained.
             start: the folder that training started from.
+            files: what else is written, as JSON, by name.
         """
-        below = base or self.model
+        from pipeline.algorithms.ranks import Ranks
+
         trained = [each for each in model.parameters() if each.requires_grad]
+        with zero.whole(trained):
+            if Ranks().rank == 0:
+                self._write(algorithm, model, trained, metrics, summary, base or self.model, adapter, start)
+                for name, content in (files or {}).items():
+                    store.write_json(self.out / name, content)
+
+    def _write(
+        self,
+        algorithm: AlgorithmConfig,
+        model: Any,
+        trained: Sequence[Any],
+        metrics: Sequence[dict[str, Any]],
+        summary: dict[str, Any],
+        below: ModelConfig,
+        adapter: str,
+        start: Path | None,
+    ) -> None:
         whole = {
             "algorithm": algorithm.name,
             **summary,
@@ -328,7 +396,7 @@ class TrainRun(Config):
             weights.save(model, self.out, dtype_of(below))
         checkpoints.write_card(
             self.out,
-            algorithm.model_dump(mode="json"),
+            algorithm.model_dump(mode="json", exclude={"launch"}),
             below,
             self.seed,
             metrics,
@@ -356,15 +424,21 @@ class Setting(Config):
     seed: int
     start: Path | None = None
     """The published folder of the step that training starts from."""
+    launch: LaunchConfig = HERE
 
     def arguments(self, config: AlgorithmConfig) -> dict[str, Any]:
         """The options that every trainer of transformers knows, as keyword arguments of its TrainingArguments."""
         import torch
 
-        shared = AlgorithmConfig.model_fields.keys() - {"name", "lora", "report_to"}
+        shared = AlgorithmConfig.model_fields.keys() - {"name", "lora", "report_to", "launch"}
         dtype = self.model.dtype
+        own = config.share(self.launch.world)
+        assert own is not None, "or the recipe would have been refused"
         return {
             **{name: getattr(config, name) for name in shared},
+            "per_device_train_batch_size": own[0],
+            "gradient_accumulation_steps": own[1],
+            **zero.arguments(self.launch, self.model.device),
             "report_to": list(config.report_to) or "none",
             "output_dir": str(self.output_dir),
             "seed": self.seed,

@@ -122,6 +122,15 @@ class Checkpoints:
         Args:
             of: the number of updates of the whole training.
         """
+        from pipeline.algorithms.ranks import Ranks
+
+        ranks = Ranks()
+        ranks.wait()  # until each process has written its part
+        if ranks.rank == 0:
+            self._seal(update, of)
+        ranks.wait()
+
+    def _seal(self, update: int, of: int) -> None:
         folder = self.folder / f"checkpoint-{update}"
         # It is a pickle that holds the hub's token in clear, and resuming does not read it.
         (folder / "training_args.bin").unlink(missing_ok=True)
@@ -135,7 +144,11 @@ class Checkpoints:
         Raises:
             TrainingError: going on from it would end elsewhere than an uninterrupted training, and nobody asked for it.
         """
-        newest = newest_sound(self.folder, self.step)
+        from pipeline.algorithms.ranks import Ranks
+
+        ranks = Ranks()
+        # One looks and sets damaged ones aside; all go on from what it found.
+        newest = ranks.first(newest_sound(self.folder, self.step) if ranks.rank == 0 else None)
         if newest is None:
             return None
         manifest = store.read_manifest(newest) or {}
@@ -143,6 +156,7 @@ class Checkpoints:
         found = differences(manifest.get("made_by", {}), self.made_by)
         if not found:
             return newest
+        self._check_parts(newest, manifest.get("made_by", {}))
         more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
         told = "; ".join([*found[:SHOWN], *more])
         if not self.allow_inexact:
@@ -153,6 +167,16 @@ class Checkpoints:
             )
         self.inexact.append(f"it went on from update {manifest['step']} with another {told}")
         return newest
+
+    def _check_parts(self, newest: Path, before: Mapping[str, Any]) -> None:
+        """DeepSpeed writes a part for each process, which the same number of them under the same stage can take up."""
+        was, now = ((each.get("zero", 0), each.get("world_size", 1)) for each in (before, self.made_by))
+        if was != now and (was[0] or now[0]):
+            raise TrainingError(
+                f"{self.step}: {newest}: {was[1]} processes under launch.zero={was[0]} wrote it, and {now[1]} under "
+                f"launch.zero={now[0]} cannot go on from it. Set launch as it was, or delete {self.folder} to begin at "
+                "the beginning"
+            )
 
 
 def newest_sound(folder: Path, step: str) -> Path | None:

@@ -111,6 +111,11 @@ class Config(PolicyConfig):
             raise ValueError("exo_pair needs a label_smoothing above 0; its paper uses 0.001")
         return self
 
+    @property
+    def by_example(self) -> bool:
+        """Some losses sort the pairs of a batch, or take a mean over its tokens."""
+        return not {"aot", "aot_unpaired", "sft"} & {*self.loss_type}
+
     def rows(self, preferences: Sequence[Preference]) -> list[dict[str, Any]]:
         """Chosen against rejected, one row a preference; `cut` names the answers that did not end by themselves."""
         rows = views.paired(preferences)

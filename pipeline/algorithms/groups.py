@@ -16,6 +16,7 @@ from pipeline.algorithms import checkpoints, rewards
 from pipeline.algorithms.base import AlgorithmConfig, Need, Setting, TrainRun
 from pipeline.algorithms.rewards import RewardConfig
 from pipeline.errors import TrainingError
+from pipeline.launch import LaunchConfig
 from pipeline.models import chat_ids
 from pipeline.records import Prompt, Response, seed_of
 
@@ -45,7 +46,7 @@ class GroupConfig(AlgorithmConfig):
     mask_truncated_completions: bool = False
     """Learn nothing from answers that were cut."""
     per_device_train_batch_size: int = Field(default=8, ge=1)
-    """Answers a forward pass and process."""
+    """Answers a forward pass."""
     max_length: int = Field(default=1024, ge=2)
     """Tokens of prompt and answer together; prompts that leave no room for a whole answer are left out."""
 
@@ -85,6 +86,12 @@ class GroupConfig(AlgorithmConfig):
     def needs(self) -> tuple[Need, ...]:
         """The reward model's step, if that is the reward."""
         return self.reward.needs("reward")
+
+    def refusals(self, launch: LaunchConfig) -> list[str]:
+        """See `AlgorithmConfig.refusals`."""
+        if launch.world == 1 and not launch.zero:
+            return []
+        return [f"{self.name} runs in one process without DeepSpeed; give this step launch: here, or use ppo"]
 
     def train(self, run: TrainRun) -> None:
         """See `AlgorithmConfig.train`."""

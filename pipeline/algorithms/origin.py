@@ -23,12 +23,15 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate"
 """Packages that compute an update, or say what it is."""
 
 
-def origin(identity: Mapping[str, Any], model: ModelConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
+def origin(
+    identity: Mapping[str, Any], model: ModelConfig, inputs: Mapping[str, Path], zero: int = 0
+) -> dict[str, Any]:
     """What the outcome of a train step that runs here and now depends on, JSON-ready.
 
     Args:
         identity: seed, model and algorithm, as they are in the step's fingerprint.
         inputs: the folders that it reads.
+        zero: DeepSpeed's stage; in the parts of a checkpoint is what each process held.
     """
     import torch
 
@@ -39,6 +42,7 @@ def origin(identity: Mapping[str, Any], model: ModelConfig, inputs: Mapping[str,
         "data": {name: digest(store.hashes(folder)) for name, folder in inputs.items()},
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "world_size": Ranks().world,
+        "zero": zero,
         "dtype": str(dtype_of(model)),
         "device": _device(),
         # Sums are cut into as many parts as there are threads, and rounded in another order.

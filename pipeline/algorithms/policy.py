@@ -22,6 +22,7 @@ from pipeline.algorithms import checkpoints
 from pipeline.algorithms.base import AlgorithmConfig, Need, Setting, TrainRun
 from pipeline.algorithms.scoring import frozen_role
 from pipeline.errors import TrainingError
+from pipeline.launch import LaunchConfig
 from pipeline.models import ADAPTER, padded_logprobs
 
 if TYPE_CHECKING:
@@ -75,6 +76,15 @@ class PolicyConfig(AlgorithmConfig):
     def trains_base(self) -> bool:
         """All but an adapter does."""
         return self.tune != "lora"
+
+    def refusals(self, launch: LaunchConfig) -> list[str]:
+        """See `AlgorithmConfig.refusals`."""
+        found = super().refusals(launch)
+        if launch.zero and self.trains_base():
+            found.append(
+                f"launch.zero={launch.zero} is for adapters (tune: lora), and tune is {self.tune}; set zero to 0"
+            )
+        return found
 
     def policy_arguments(self, setting: Setting) -> dict[str, Any]:
         """`Setting.arguments`, with what is asked for here."""

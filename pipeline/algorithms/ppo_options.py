@@ -11,6 +11,7 @@ from judges.base import AnyJudge
 from pipeline.algorithms.base import AlgorithmConfig, Need
 from pipeline.algorithms.ppo_guards import GuardConfig
 from pipeline.algorithms.rewards import RewardConfig
+from pipeline.launch import LaunchConfig
 
 ESTIMATOR = {"reward": "k1", "loss": "k2"}
 """The one estimator of the divergence that leads to the right policy, by where it is used. On a bandit with a known
@@ -38,8 +39,7 @@ class Options(AlgorithmConfig):
     max_steps: int = Field(default=-1, ge=-1)
     """Stop after so many updates, each with a batch of fresh answers; -1: no such limit."""
     num_mini_batches: int = Field(default=1, ge=1)
-    """Optimizer steps an epoch. Answers an update: this x per_device_train_batch_size x gradient_accumulation_steps,
-    a process."""
+    """Optimizer steps an epoch. Answers an update: this x per_device_train_batch_size x gradient_accumulation_steps."""
     num_ppo_epochs: int = Field(default=4, ge=1)
     """Passes over the answers of an update; 2 are often as good."""
     save_steps: int = Field(default=10, ge=1)
@@ -144,6 +144,16 @@ class Options(AlgorithmConfig):
         start = () if self.start_from is None else (Need("start_from", self.start_from, "policy", adapter=True),)
         return (*self.reward.needs("reward"), *start)
 
+    def refusals(self, launch: LaunchConfig) -> list[str]:
+        """See `AlgorithmConfig.refusals`. Any number of processes can share PPO's answers."""
+        if not launch.zero:
+            return []
+        return [
+            f"launch.zero={launch.zero}: PPO trains adapters on a frozen base that every process holds whole, for it "
+            "acts as four models in turn and samples; DeepSpeed would divide nothing but the adapters' small state. "
+            "Give this step a launch of its own without zero"
+        ]
+
     # ---- what follows from the options
 
     @property
@@ -156,9 +166,10 @@ class Options(AlgorithmConfig):
         """The critic's learning rate."""
         return self.critic_learning_rate or 10 * self.learning_rate
 
-    def episodes(self, world: int) -> int:
-        """Answers an update, over so many processes."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches * world
+    @property
+    def episodes(self) -> int:
+        """Answers an update, over all processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
 
     def updates(self, prompts: int, episodes: int) -> int:
         """How many there are."""

@@ -80,7 +80,7 @@ class PPOTrainer:
             "policy": Trained(named["policy"], learning_rate=config.learning_rate, betas=config.betas),
             "critic": Trained(named["critic"], learning_rate=config.critic_rate, betas=config.betas),
         }
-        self.episodes = config.episodes(self.ranks.world)
+        self.episodes = config.episodes
         self.total = config.updates(len(self.tasks), self.episodes)
         self.schedule = config.schedule(self.total)
         self.progress = Progress(kl_coef=config.kl_coef)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline import store, views
+from pipeline import views
 from pipeline.algorithms import checkpoints, scoring
 from pipeline.algorithms.base import AlgorithmConfig, Product, Setting, TrainRun
 from pipeline.errors import TrainingError
@@ -55,7 +55,12 @@ class Config(AlgorithmConfig):
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of AdamW."""
     per_device_train_batch_size: int = Field(default=4, ge=1)
-    """Prompts a forward pass and process, each with all its answers."""
+    """Prompts a forward pass, each with all its answers."""
+
+    @property
+    def by_example(self) -> bool:
+        """Every prompt weighs the same."""
+        return True
 
     def train(self, run: TrainRun) -> None:
         """See `AlgorithmConfig.train`. Leaves reward_model.json as well."""
@@ -68,27 +73,24 @@ class Config(AlgorithmConfig):
         metrics = checkpoints.fit(trainer, run.checkpoints)
         found = self._examined(trainer.model, setting, held_out)
         base = self.base or run.model
-        store.write_json(
-            run.out / scoring.FACTS,
-            {
-                "model": base.model_dump(mode="json"),
-                "shared": base == run.model,
-                "pool": _pool(trainer.model),
-                "pad_id": trainer.model.config.get_text_config().pad_token_id,
-                # An answer that ended has its end of turn as the last token that is scored, and nothing after it.
-                "trailing_ids": [],
-                "max_length": self._length(setting),
-                "dtype": str(setting.model.dtype),
-                "held_out": found,
-            },
-        )
+        facts = {
+            "model": base.model_dump(mode="json"),
+            "shared": base == run.model,
+            "pool": _pool(trainer.model),
+            "pad_id": trainer.model.config.get_text_config().pad_token_id,
+            # An answer that ended has its end of turn as the last token that is scored, and nothing after it.
+            "trailing_ids": [],
+            "max_length": self._length(setting),
+            "dtype": str(setting.model.dtype),
+            "held_out": found,
+        }
         summary = {
             "preferences": len(trained) + len(held_out),
             "examples": len(trained),
             "updates": trainer.state.global_step,
             "held_out": found,
         }
-        run.publish(self, trainer.model, metrics, summary, base=base)
+        run.publish(self, trainer.model, metrics, summary, base=base, files={scoring.FACTS: facts})
 
     def rows(self, preferences: Sequence[Preference]) -> list[dict[str, Any]]:
         """Each prompt with its answers, the pairs of them, and how sure the judge is of each; one row a prompt."""
@@ -126,12 +128,13 @@ class Config(AlgorithmConfig):
         return run.preferences() if self.pairs == "preferences" else run.decided()
 
     def _setting(self, run: TrainRun) -> Setting:
-        model = load_scorer(self.base or run.model, seed=run.seed, training=True)
+        model = load_scorer(self.base or run.model, seed=run.seed, training=True, divided=run.launch.zero == 3)
         return Setting(
             model=model,
             tokenizer=load_tokenizer(self.base or run.model, chat=_pool(model) == "last"),
             output_dir=run.checkpoints.folder,
             seed=run.seed,
+            launch=run.launch,
         )
 
     def _length(self, setting: Setting) -> int:

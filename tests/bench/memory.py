@@ -21,11 +21,11 @@ from pipeline import store
 from pipeline.algorithms import dpo, kto, ppo, reward_model
 from pipeline.doctor_memory import work_of
 from pipeline.generate import Pairing, Sampling
+from pipeline.launch import environment
 from pipeline.memory import Work, number_of, peak, sizes_of
 from pipeline.models import ModelConfig, chat_ids, load_tokenizer
 from pipeline.recipe import PromptsConfig
 from pipeline.records import Pair, Preference, Verdict
-from pipeline.run import _worker_environment
 from pipeline.sampling.local import Config as Local
 from pipeline.train import Training
 
@@ -85,7 +85,7 @@ def peak_mb(folder: Path, step: str, config: Any, inputs: dict[str, Path], targe
     (folder / "job.json").write_text(json.dumps(job))
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.worker", str(folder / "job.json"), "work"],
-        env={**_worker_environment("finish", 0, 1), "OMP_NUM_THREADS": "1"},
+        env={**environment("finish", 0, 1), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         cwd=ROOT,

@@ -350,7 +350,12 @@ OTHER: dict[str, Any] = {
 }
 """A value that is not the default, for each option that transformers is given under its own name."""
 
-ELSEWHERE = {"name": "chooses the algorithm", "lora": "peft_config", "report_to": "a list, or none"}
+ELSEWHERE = {
+    "name": "chooses the algorithm",
+    "lora": "peft_config",
+    "report_to": "a list, or none",
+    "launch": "the processes",
+}
 
 
 def test_every_shared_option_reaches_the_trainer_or_is_handled_elsewhere(

@@ -577,15 +577,15 @@ def one_of_two(rank: int, port: int, top: Path, training: Training) -> None:
 def test_two_processes_do_what_one_does(tiny: ModelConfig, tmp_path: Path) -> None:
     import socket
 
-    # Eight answers an update, in two minibatches: 4 x 2 by one process, 2 x 2 by each of two.
+    # Eight answers an update, in two minibatches.
     options: dict[str, Any] = {"whiten_rewards": True, "target_kl_per_sequence": 2.0, "max_steps": 3}
-    one = trainer_of(tmp_path / "one", config(tiny, per_device_train_batch_size=4, **options))
+    training = config(tiny, per_device_train_batch_size=4, **options)
+    one = trainer_of(tmp_path / "one", training)
     expected = one.train()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = config(tiny, per_device_train_batch_size=2, **options)
-    torch.multiprocessing.spawn(one_of_two, args=(port, tmp_path, shared), nprocs=2)  # type: ignore[no-untyped-call]
+    torch.multiprocessing.spawn(one_of_two, args=(port, tmp_path, training), nprocs=2)  # type: ignore[no-untyped-call]
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert found[0]["metrics"] == found[1]["metrics"]
     for role, part in one.trained.items():

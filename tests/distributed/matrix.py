@@ -1,0 +1,87 @@
+"""Every algorithm, in one process and in two under DDP, ZeRO-2 and ZeRO-3: `make test-distributed`.
+
+    runs/bench/distributed.json   {"matrix": {"dpo": {"one": "ok", "zero3": "refused: why", ...}, ...}, "bf16": ...}
+
+`matrix` has NF4 and LoRA, `bf16` LoRA on a base in bf16. Beside them `seconds`, and `gap`: the largest difference of a
+loss, step by step, from that of one process. A cell that neither trains nor refuses is "failed: why", and the command
+ends with 1.
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tiny import make_model, make_tokenizer
+
+from distributed import rig
+from pipeline.errors import PrefloopError
+
+OUT = Path("runs/bench/distributed.json")
+ROWS = ("sft", "reward_model", "dpo", "kto", "ppo")
+COLUMNS: dict[str, dict[str, Any]] = {
+    "one": {},
+    "ddp": {"gpus": 2},
+    "zero2": {"gpus": 2, "zero": 2},
+    "zero3": {"gpus": 2, "zero": 3},
+}
+MODELS = {
+    "matrix": {"quantization": "nf4", "dtype": "fp32"},
+    "bf16": {"quantization": "none", "dtype": "bf16"},
+}
+
+
+def cell(
+    top: Path, base: Path, row: str, launch: dict[str, Any], model: dict[str, str]
+) -> tuple[str, list[dict[str, Any]]]:
+    """What became of it, and its metrics."""
+    config = rig.training(base, row, launch, **model)
+    refusals = config.algorithm.refusals(config.launch)
+    if refusals:
+        return f"refused: {refusals[0]}", []
+    try:
+        return "ok", rig.metrics(rig.trained(top, config))
+    except PrefloopError as error:
+        return f"failed: {error}", []
+
+
+def gap(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> float | None:
+    """The largest difference of a loss."""
+    names = {"loss", "policy_loss", "value_loss"}
+    pairs = [(one, other) for one, other in zip(found, expected, strict=False) if len(found) == len(expected)]
+    return max((abs(one[name] - other[name]) for one, other in pairs for name in names & one.keys()), default=None)
+
+
+def main() -> int:
+    """Fill the tables, and write them after each cell."""
+    import os
+
+    os.environ["PYTHONPATH"] = rig.IMPORTABLE
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    report: dict[str, Any] = {name: {row: {} for row in ROWS} for name in (*MODELS, "seconds", "gap")}
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        top = Path(folder)
+        make_model(top / "llama")
+        make_tokenizer(top / "llama")
+        for table, model in MODELS.items():
+            for row in ROWS:
+                one: list[dict[str, Any]] = []
+                for column, launch in COLUMNS.items():
+                    began = time.monotonic()
+                    found, lines = cell(top / f"{table}-{row}-{column}", top / "llama", row, launch, model)
+                    seconds = round(time.monotonic() - began, 1)
+                    one = lines if column == "one" else one
+                    report[table][row][column] = found
+                    if table == "matrix":
+                        report["seconds"][row][column] = seconds
+                        report["gap"][row][column] = gap(lines, one)
+                    OUT.write_text(json.dumps(report, indent=2) + "\n")
+                    print(f"{table:8} {row:14} {column:6} {seconds:6.1f} s  {gap(lines, one)}  {found}", flush=True)
+    cells = [each for table in MODELS for row in report[table].values() for each in row.values()]
+    return int(any(each.startswith("failed") for each in cells))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,87 @@
+"""Several processes train what one trains, under DDP and DeepSpeed, and when one fails all end and say why."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distributed import rig
+from pipeline.errors import StepFailedError
+
+TWO: dict[str, Any] = {"gpus": 2}
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers find the tests' functions and the pipeline wherever the tests are started."""
+    monkeypatch.setenv("PYTHONPATH", rig.IMPORTABLE)
+
+
+def assert_same_course(found: Path, expected: Path, names: tuple[str, ...]) -> None:
+    """Both have the same metrics, step by step, and nearly the same weights."""
+    lines = list(zip(rig.metrics(found), rig.metrics(expected), strict=True))
+    assert len(lines) > 1
+    for line, other in lines:
+        for name in names:
+            assert line[name] == pytest.approx(other[name], abs=1e-3), (line["step"], name)
+    theirs = rig.weights(expected)
+    assert rig.weights(found).keys() == theirs.keys()
+    for name, tensor in rig.weights(found).items():
+        assert torch.allclose(tensor, theirs[name], atol=1e-3), name
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_and_the_adapter_of_one(tiny_folder: Path, tmp_path: Path) -> None:
+    one = rig.trained(tmp_path / "one", rig.training(tiny_folder, "dpo", {}))
+    ddp = rig.trained(tmp_path / "ddp", rig.training(tiny_folder, "dpo", TWO))
+    zero = rig.trained(tmp_path / "zero", rig.training(tiny_folder, "dpo", {**TWO, "zero": 2}))
+    for other in (ddp, zero):
+        assert_same_course(other, one, ("loss", "grad_norm", "rewards/margins"))
+        assert {path.name for path in other.iterdir()} == {path.name for path in one.iterdir()}
+        assert (other / "adapter_config.json").read_bytes() == (one / "adapter_config.json").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_of_ppo_have_the_losses_of_one(tiny_folder: Path, tmp_path: Path) -> None:
+    one = rig.trained(tmp_path / "one", rig.training(tiny_folder, "ppo", {}))
+    two = rig.trained(tmp_path / "two", rig.training(tiny_folder, "ppo", TWO))
+    assert_same_course(two, one, ("policy_loss", "value_loss", "kl", "score"))
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_the_step_with_its_own_error(
+    tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = rig.training(tiny_folder, "ppo", {**TWO, "timeout_s": 600}, reward="distributed.rig:refuses_in_the_second")
+    with pytest.raises(StepFailedError, match="for the reason above") as raised:
+        rig.trained(tmp_path, config)
+    assert raised.value.exit_code == 2
+    assert "train.ppo: the second process has no reward" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_defect_in_one_process_is_the_one_that_is_told(
+    tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = rig.training(tiny_folder, "ppo", {**TWO, "timeout_s": 600}, reward="distributed.rig:breaks_in_the_second")
+    with pytest.raises(StepFailedError, match="process of rank 1 ended badly"):
+        rig.trained(tmp_path, config)
+    assert "ValueError: this reward is broken" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_process_that_falls_silent_ends_the_step_after_the_timeout(
+    tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = rig.training(tiny_folder, "ppo", {**TWO, "timeout_s": 20}, reward="distributed.rig:sleeps_in_the_second")
+    began = time.monotonic()
+    with pytest.raises(StepFailedError, match="lost touch with one another"):
+        rig.trained(tmp_path, config)
+    # The sleeper would sleep for ten minutes.
+    assert time.monotonic() - began < 300
+    assert "did not answer for 20 s (launch.timeout_s)" in capfd.readouterr().err
