@@ -3,7 +3,7 @@
 Every share and every gain has an interval over prompts. An abstention is no answer: it is in no share but that of the
 questions answered, and where its evidence still holds the logits, they tell the position bias all the same.
 
-What is left out: the questions (`judges.exam`), and the statistics (`pipeline.agreement`, `pipeline.ratings`).
+What is left out: the questions (`judges.exam`), and the statistics (`pipeline.agreement`, `pipeline.statistics`).
 """
 
 from collections import Counter
@@ -16,10 +16,11 @@ from pydantic import Field
 from judges.base import MAX_LOGIT, JudgeConfig, logit, sigmoid
 from judges.exam import ALTERED, Floors, GoldPair, Question
 from pipeline import agreement
-from pipeline.ratings import Estimate, clustered_mean, interval, percent, win_rate
+from pipeline.ratings import interval, percent
 from pipeline.records import ABSTENTIONS, Pair, Record, Verdict, seed_of
+from pipeline.statistics.win_rate import Estimate, clustered_mean, share
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of this file changes what is made of the answers."""
 
 MAX_RATIO = 1000.0
@@ -73,6 +74,8 @@ class GoldReport(Record):
     """Share of the other answered rows where it preferred the better answer; its own p of 0.5 counts one half."""
     by_subset: dict[str, Estimate] = Field(default_factory=dict)
     """The same for each value of `source` and of the texts in `meta`, where there are from 2 to 12 of them."""
+    trust: Estimate | None = None
+    """Mean probability that it gave to the better answer of the same rows."""
     kappa: Estimate | None
     """Cohen's kappa over a, b and tie; a p within 0.05 of one half is a tie."""
     brier: float | None
@@ -361,6 +364,7 @@ def _gold(answers: Sequence[Answer], seed: int) -> GoldReport:
         ties=sum(_row(answer).label == "tie" for answer in answers),
         accuracy=_share(right, asked, seed),
         by_subset=_by_subset(asked, right, seed),
+        trust=_share([agreement.given(p_a, label) for _, p_a, label in decisive], asked, seed),
         kappa=agreement.clustered(table, clusters, agreement.kappa_of, seed=seed),
         brier=agreement.brier(p, targets) if p else None,
         ece=agreement.expected_calibration_error(p, targets) if p else None,
@@ -450,15 +454,7 @@ def _share(values: Sequence[float], answers: Sequence[Answer], seed: int) -> Est
     """Mean of values in [0, 1], with an interval that is not empty where all are equal (Wilson's). None: no value."""
     if not values:
         return None
-    found = win_rate([float(value) for value in values], _clusters(answers), seed=seed_of(seed, "exam"))
-    return Estimate(
-        value=found.win_rate,
-        low=found.low,
-        high=found.high,
-        standard_error=found.standard_error,
-        n=found.n,
-        n_clusters=found.n_clusters,
-    )
+    return share([float(value) for value in values], _clusters(answers), seed=seed_of(seed, "exam"))
 
 
 def _mean(values: Sequence[float], answers: Sequence[Answer], seed: int) -> Estimate | None:

@@ -2,7 +2,7 @@
 
 A judge gives p, the probability that `a` is better; a person gives one of `a`, `b` and `tie`. A probability within
 `TIE` of one half counts as a tie where classes are compared, and as one half of a right answer where accuracy is.
-Intervals resample prompts, as in `pipeline.ratings`, and every statistic is recomputed for each resample.
+Intervals resample prompts, as in `pipeline.statistics`, and every statistic is recomputed for each resample.
 
 What is left out: which questions are asked (`judges.exam`), and reading the verdicts of runs (`pipeline.cli_judge`).
 """
@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from pipeline.ratings import RESAMPLES, Estimate
 from pipeline.records import Record, seed_of
+from pipeline.statistics.win_rate import RESAMPLES, Estimate, share
 
 LABELS = ("a", "b", "tie")
 """What a rater can say of a pair."""
@@ -26,6 +27,9 @@ TARGETS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 TIE = 0.05
 """Distance from one half within which a probability says `tie`."""
+
+VERSION = 1
+"""Raised when a change of this file changes how far judges are said to agree."""
 
 FOLDS = 5
 """Parts of the cross-fitting: each is calibrated by what the others say."""
@@ -53,6 +57,11 @@ def credit(p: float, label: str) -> float:
     if p == 0.5:
         return 0.5
     return float((p > 0.5) == (label == "a"))
+
+
+def given(p: float, label: str) -> float:
+    """The probability that p gives to the right side; `label` is a or b."""
+    return p if label == "a" else 1.0 - p
 
 
 # ---- with an interval over prompts
@@ -309,6 +318,8 @@ class AgreementReport(Record):
     """Krippendorff's, nominal, of all raters together over the pairs that two or more of them answered."""
     accuracy: dict[str, Estimate]
     """Rater -> share of the pairs that people decided in which it preferred their answer."""
+    trust: dict[str, Estimate] = Field(default_factory=dict)
+    """Rater -> mean probability that it gave to that answer; for `statistics.judge_error`, as a win rate is a mean."""
 
 
 def agree(
@@ -333,9 +344,8 @@ def agree(
         alpha=clustered(
             alpha_rows([units[pair] for pair in shared]), [prompts[pair] for pair in shared], alpha_of, seed=seed
         ),
-        accuracy={
-            each.name: accuracy for each in raters if (accuracy := _accuracy(each, prompts, people, seed)) is not None
-        },
+        accuracy=dict(_right(raters, prompts, people, credit, seed)),
+        trust=dict(_right(raters, prompts, people, given, seed)),
     )
 
 
@@ -362,7 +372,16 @@ def _couple(
     )
 
 
-def _accuracy(rater: Rater, prompts: Mapping[str, str], people: Mapping[str, str], seed: int) -> Estimate | None:
-    judged = [pair for pair in rater.p if people.get(pair, "tie") != "tie"]
-    right = [credit(rater.p[pair], people[pair]) for pair in judged]
-    return clustered(mean_rows(right), [prompts[pair] for pair in judged], mean_of, seed=seed)
+def _right(
+    raters: Sequence[Rater],
+    prompts: Mapping[str, str],
+    people: Mapping[str, str],
+    marked: Callable[[float, str], float],
+    seed: int,
+) -> Iterator[tuple[str, Estimate]]:
+    """Each rater's mean mark over the pairs that people decided."""
+    for rater in raters:
+        judged = [pair for pair in rater.p if people.get(pair, "tie") != "tie"]
+        marks = [marked(rater.p[pair], people[pair]) for pair in judged]
+        if marks:
+            yield rater.name, share(marks, [prompts[pair] for pair in judged], seed=seed)

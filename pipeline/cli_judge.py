@@ -28,7 +28,7 @@ from pipeline.terminal import RUNS, console, recipe_of
 if TYPE_CHECKING:
     from judges.grading import Position
     from pipeline.agreement import AgreementReport, Rater
-    from pipeline.ratings import Estimate
+    from pipeline.statistics.win_rate import Estimate
 
 Said = tuple[Pair, Verdict]
 

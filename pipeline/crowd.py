@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from pipeline.agreement import LABELS, alpha_of, alpha_rows, clustered
 from pipeline.importers.base import NOBODY, Aggregate, Choice
-from pipeline.ratings import Estimate
 from pipeline.records import Record, Verdict, Vote, digest
+from pipeline.statistics.win_rate import Estimate
 
 VERSION = 1
 """Raised when a change of this file changes what votes amount to."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from judges import exam, grading
 from judges.base import JudgeConfig
-from pipeline import compare, crowd, doctor, examine, generate, label, people, train, votes
+from pipeline import agreement, compare, crowd, doctor, examine, generate, label, people, train, votes
 from pipeline.algorithms.base import AlgorithmConfig
 from pipeline.launch import HERE, LaunchConfig
 from pipeline.models import processes_for
@@ -133,7 +133,7 @@ def _check(recipe: Recipe) -> Step:
     return _step(
         "people",
         people.Checking(seed=recipe.seed, judges=recipe.compare.judges, budget_usd=recipe.budget_usd),
-        [label.VERSION, people.VERSION],
+        [label.VERSION, people.VERSION, agreement.VERSION],
         inputs=("generate",),
         work="pipeline.people:check_work",
         finish="pipeline.people:check_finish",

@@ -1,67 +1,22 @@
-"""How much better one checkpoint is than another, and whether that is real: pure functions on numbers.
+"""What a comparison of checkpoints found, and what it comes to in words: records, and pure functions on numbers.
 
-A judge's answer is a probability, a tie counts one half, and the unit that is resampled is the prompt: answers to
-one prompt stand or fall together, and intervals that ignore it are too narrow (Miller, arXiv:2411.00640).
-Intervals are percentile bootstraps over prompts and not Student's t: they stay inside [0, 1], are as skewed as the
-scores are, and need no distribution function. Abstentions are in no rate; they are bounded from both sides instead.
-What is left out: sampling and judging (`pipeline.compare`), length-controlled rates, Bradley-Terry strengths,
-and every picture (`pipeline.report`).
+A judge's answer is a probability, and a tie counts one half. Abstentions are in no rate; they are bounded from both
+sides instead. Several claims of one judge stand together under Holm's correction.
+What is left out: sampling and judging (`pipeline.compare`), how an interval is made (`pipeline.statistics`), and every
+picture (`pipeline.report`).
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import NormalDist
 from typing import Any, Self
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import JudgeError
 from pipeline.records import Pair, Record, Response, Verdict, seed_of
-
-RESAMPLES = 5000
-"""Bootstrap resamples and sign flips. With 5000 the 2.5 % point moves by about 2 % of the interval between seeds."""
-FEW_CLUSTERS = 30
-"""Below this many prompts the bootstrap's tails are too thin to test with, and p comes from sign flips."""
-POWER = 0.8
-"""How surely the smallest detectable difference would have been detected."""
-
-_CHUNK = 100  # resamples drawn at once: bounds memory at 100 x prompts, and divides RESAMPLES
-_ROUNDING = 1e-12  # means closer than this are equal; exchanging the sides must not turn on the last bit
-
-Floats = NDArray[np.float64]
-
-
-class Estimate(Record):
-    """A mean with its interval over prompts, in the unit of what was averaged."""
-
-    value: float
-    low: float
-    high: float
-    standard_error: float
-    n: int
-    n_clusters: int
-
-
-class WinRate(Record):
-    """P(candidate better) over held-out prompts, as a share of 1, with what it takes to doubt it."""
-
-    win_rate: float
-    low: float
-    high: float
-    standard_error: float
-    """Over prompts, with the finite-cluster factor G/(G-1)."""
-    n: int
-    """Answers of the judge that were counted."""
-    n_clusters: int
-    """Prompts they came from."""
-    p_value: float
-    """Two-sided, against 50 %. Never below what `RESAMPLES` can show."""
-    smallest_detectable: float
-    """Distance from 50 % that a sample like this would have called decisive `POWER` of the time."""
-    decisive: bool
-    """The interval excludes 50 %, and the p-value agrees."""
+from pipeline.statistics.bradley_terry import Strengths
+from pipeline.statistics.judge_error import Corrected
+from pipeline.statistics.length_control import LengthCoefficient, LengthControlled
+from pipeline.statistics.win_rate import Estimate, WinRate, clustered_mean, excludes_half, holm, win_rate
 
 
 class Comparison(WinRate):
@@ -78,6 +33,10 @@ class Comparison(WinRate):
     """The rate had `one` lost wherever the judge abstained."""
     worst_high: float
     """The rate had `one` won wherever the judge abstained."""
+    bounds_low: float
+    """Lower end of the interval, had `one` lost wherever the judge abstained."""
+    bounds_high: float
+    """Upper end, had it won there: whatever the judge would have said, the rate is between the two."""
     tokens_ratio: float | None
     """Mean tokens of an answer by `one` over those by `other`: how much of a win may be length."""
     p_holm: float
@@ -93,6 +52,10 @@ class Comparison(WinRate):
             "high": 1 - self.low,
             "worst_low": 1 - self.worst_high,
             "worst_high": 1 - self.worst_low,
+            "bootstrap_low": 1 - self.bootstrap_high,
+            "bootstrap_high": 1 - self.bootstrap_low,
+            "bounds_low": 1 - self.bounds_high,
+            "bounds_high": 1 - self.bounds_low,
             "tokens_ratio": 1 / self.tokens_ratio if self.tokens_ratio else None,
         }
         return self.model_copy(update=mirrored)
@@ -150,6 +113,14 @@ class Results(Record):
     """Name of the judge that labelled the training data, whether or not it also compares."""
     exam: dict[str, Any] | None = None
     """What that judge's exam found (`judges.grading.ExamReport`, as JSON). None: it was not examined."""
+    strengths: tuple[Strengths, ...] = ()
+    """Bradley-Terry, one a judge; none of a judge that left some checkpoint without an opponent."""
+    length_coefficients: tuple[LengthCoefficient, ...] = ()
+    """What each judge gives to length."""
+    length_controlled: tuple[LengthControlled, ...] = ()
+    """Each comparison between answers of one length."""
+    corrected: tuple[Corrected, ...] = ()
+    """Each comparison as people would have it, where it is known how a judge errs."""
 
     @classmethod
     def of(
@@ -161,6 +132,7 @@ class Results(Record):
         prompts: int,
         confidence: float = 0.95,
         labelling_judge: str | None = None,
+        strengths: Sequence[Strengths] = (),
     ) -> Self:
         """The results with Holm's correction over each judge's comparisons, and the headline they support."""
         results = cls(
@@ -171,6 +143,7 @@ class Results(Record):
             prompts=prompts,
             confidence=confidence,
             labelling_judge=labelling_judge,
+            strengths=tuple(strengths),
         )
         return results.model_copy(update={"headline": headline(results)})
 
@@ -186,71 +159,6 @@ class Results(Record):
         seen += [found.swap() for found in self.comparisons if (found.other, found.one) == (one, other)]
         order = {judge.name: place for place, judge in enumerate(self.judges)}
         return tuple(sorted(seen, key=lambda found: order.get(found.judge, len(order))))
-
-
-def win_rate(scores: Sequence[float], clusters: Sequence[str], *, confidence: float = 0.95, seed: int) -> WinRate:
-    """The mean score with its prompt-clustered interval.
-
-    Args:
-        scores: P(candidate better) in [0, 1], a tie 0.5. Abstentions are not among them.
-        clusters: the prompt of each score.
-
-    The same seed and prompts give the mirrored interval for the exchanged scores `1 - s`, because the same prompts
-    are drawn. Where no prompt differs from another (one prompt, or all won) there is nothing to resample, and the
-    interval is Wilson's with one trial per prompt.
-    """
-    if not scores or not all(0 <= score <= 1 for score in scores):
-        raise ValueError(f"scores must be some numbers in [0, 1], not {list(scores[:5])}")
-    sums, sizes = _by_cluster(scores, clusters)
-    value, error, z = float(sums.sum() / sizes.sum()), _standard_error(sums, sizes), _z((1 + confidence) / 2)
-    if error < _ROUNDING:
-        low, high = wilson(value, len(sums), confidence)
-        # The spread that was seen is none, which is no proof that there is none: take Wilson's.
-        error, p_value = (high - low) / (2 * z), _sign_flip_p(sums - sizes / 2, seed)
-    else:
-        means = _resampled_means(sums, sizes, seed)
-        low, high = _percentile_interval(means, confidence)
-        p_value = _bootstrap_p(means) if len(sums) >= FEW_CLUSTERS else _sign_flip_p(sums - sizes / 2, seed)
-    return WinRate(
-        win_rate=value,
-        low=low,
-        high=high,
-        standard_error=error,
-        n=len(scores),
-        n_clusters=len(sums),
-        p_value=p_value,
-        smallest_detectable=(z + _z(POWER)) * error,
-        decisive=_excludes_half(low, high) and p_value < 1 - confidence,
-    )
-
-
-def clustered_mean(
-    values: Sequence[float], clusters: Sequence[str], *, confidence: float = 0.95, seed: int
-) -> Estimate:
-    """The mean of any numbers with the same interval. With one prompt, or no spread, the interval is the point."""
-    sums, sizes = _by_cluster(values, clusters)
-    value, error = float(sums.sum() / sizes.sum()), _standard_error(sums, sizes)
-    low, high = (value, value)
-    if error > 0:
-        low, high = _percentile_interval(_resampled_means(sums, sizes, seed), confidence)
-    return Estimate(value=value, low=low, high=high, standard_error=error, n=len(values), n_clusters=len(sums))
-
-
-def wilson(share: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a share of n trials (Wilson 1927): never empty, never outside [0, 1]."""
-    z = _z((1 + confidence) / 2)
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p-values, in the order given: all claims at once are right with the stated confidence."""
-    adjusted, floor = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
-        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = floor
-    return adjusted
 
 
 def compare_checkpoints(
@@ -281,6 +189,7 @@ def compare_checkpoints(
     # Sorted: the same prompts are drawn whichever checkpoint is named first, so that the intervals mirror exactly.
     drawn_with = seed_of(seed, judge, *sorted((one.name, other.name)))
     rate = win_rate(scores, [prompt for prompt, _ in decided], confidence=confidence, seed=drawn_with)
+    lost, won = (_had(rows, instead, confidence, drawn_with) if abstained else rate for instead in (0.0, 1.0))
     return Comparison(
         **rate.model_dump(),
         judge=judge,
@@ -288,11 +197,19 @@ def compare_checkpoints(
         other=other.name,
         ties=scores.count(0.5),
         abstained=abstained,
-        worst_low=math.fsum(scores) / len(rows),
-        worst_high=(math.fsum(scores) + abstained) / len(rows),
+        worst_low=lost.win_rate,
+        worst_high=won.win_rate,
+        bounds_low=lost.low,
+        bounds_high=won.high,
         tokens_ratio=one.tokens_mean / other.tokens_mean if one.tokens_mean and other.tokens_mean else None,
         p_holm=rate.p_value,
     )
+
+
+def _had(rows: Sequence[tuple[str, float | None]], instead: float, confidence: float, seed: int) -> WinRate:
+    """The rate had the judge said this wherever it abstained."""
+    scores = [instead if p is None else p for _, p in rows]
+    return win_rate(scores, [prompt for prompt, _ in rows], confidence=confidence, seed=seed)
 
 
 def corrected(comparisons: Sequence[Comparison], *, confidence: float) -> tuple[Comparison, ...]:
@@ -306,7 +223,7 @@ def corrected(comparisons: Sequence[Comparison], *, confidence: float) -> tuple[
         found.model_copy(
             update={
                 "p_holm": adjusted[place],
-                "decisive": _excludes_half(found.low, found.high) and adjusted[place] < 1 - confidence,
+                "decisive": excludes_half(found.low, found.high) and adjusted[place] < 1 - confidence,
             }
         )
         for place, found in enumerate(comparisons)
@@ -470,66 +387,6 @@ def _role(results: Results, comparison: Comparison, *, short: bool) -> str:
     if comparison.judge == results.labelling_judge:
         return ", which also labelled the training data"
     return ", which did not" if short else ", which did not label the training data"
-
-
-def _by_cluster(values: Sequence[float], clusters: Sequence[str]) -> tuple[Floats, Floats]:
-    """Sum and number of the values of each cluster, ordered by the cluster's name."""
-    if len(values) != len(clusters):
-        raise ValueError(f"{len(values)} values but {len(clusters)} clusters")
-    names, index = np.unique(np.asarray(clusters, dtype=object), return_inverse=True)
-    sums, sizes = np.zeros(len(names)), np.zeros(len(names))
-    np.add.at(sums, index, np.asarray(values, dtype=np.float64))
-    np.add.at(sizes, index, 1.0)
-    return sums, sizes
-
-
-def _standard_error(sums: Floats, sizes: Floats) -> float:
-    """sqrt(G/(G-1) * sum_g (sum_{i in g} (s_i - mean))^2) / n; 0 for one cluster."""
-    groups = len(sums)
-    if groups == 1:
-        return 0.0
-    residuals = sums - sizes * (sums.sum() / sizes.sum())
-    return float(math.sqrt(groups / (groups - 1) * (residuals @ residuals)) / sizes.sum())
-
-
-def _resampled_means(sums: Floats, sizes: Floats, seed: int) -> Floats:
-    """`RESAMPLES` means, each over as many clusters as there are, drawn with replacement."""
-    random, groups = np.random.default_rng(seed), len(sums)
-    means = np.empty(RESAMPLES)
-    for start in range(0, RESAMPLES, _CHUNK):
-        drawn = random.integers(groups, size=(_CHUNK, groups))
-        means[start : start + _CHUNK] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    return means
-
-
-def _percentile_interval(means: Floats, confidence: float) -> tuple[float, float]:
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _bootstrap_p(means: Floats) -> float:
-    """2 min(share at or below 1/2, share at or above 1/2), at least one resample's worth."""
-    below = int(np.count_nonzero(means <= 0.5 + _ROUNDING))
-    above = int(np.count_nonzero(means >= 0.5 - _ROUNDING))
-    return min(1.0, max(2 * min(below, above), 1) / RESAMPLES)
-
-
-def _sign_flip_p(deviations: Floats, seed: int) -> float:
-    """Two-sided permutation p: were the candidates equal, each cluster's distance from one half had any sign."""
-    random, observed, as_large = np.random.default_rng(seed), abs(deviations.sum()), 1
-    for _ in range(0, RESAMPLES, _CHUNK):
-        signs = random.choice([-1.0, 1.0], size=(_CHUNK, len(deviations)))
-        as_large += int(np.count_nonzero(np.abs(signs @ deviations) >= observed - _ROUNDING))
-    return as_large / (RESAMPLES + 1)
-
-
-def _excludes_half(low: float, high: float) -> bool:
-    return low > 0.5 + _ROUNDING or high < 0.5 - _ROUNDING
-
-
-def _z(probability: float) -> float:
-    return NormalDist().inv_cdf(probability)
 
 
 def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:

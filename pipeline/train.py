@@ -12,7 +12,7 @@ from pipeline.plugins import Config
 from pipeline.recipe import AnyAlgorithm
 from pipeline.worker import Job
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of this file, or of what is shared by all algorithms, changes what comes out."""
 
 

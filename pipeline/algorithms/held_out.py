@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline import agreement, ratings
+from pipeline import agreement
 from pipeline.errors import TrainingError
 from pipeline.records import Preference, Record, digest, seed_of
+from pipeline.statistics.win_rate import WinRate, win_rate
 
 CONFIDENCE = 0.95
 """Level of the intervals."""
@@ -136,9 +137,9 @@ def calibration_error(p_N: np.ndarray, truth_N: np.ndarray) -> float:
     return sum(gaps) / len(p_N)
 
 
-def _share(values_N2: np.ndarray, prompts: Sequence[str], seed: int) -> ratings.WinRate:
+def _share(values_N2: np.ndarray, prompts: Sequence[str], seed: int) -> WinRate:
     wins_N = (1 + np.sign(values_N2[:, 0] - values_N2[:, 1])) / 2
-    return ratings.win_rate(wins_N.tolist(), prompts, confidence=CONFIDENCE, seed=seed)
+    return win_rate(wins_N.tolist(), prompts, confidence=CONFIDENCE, seed=seed)
 
 
 def _pearson(x_N: np.ndarray, y_N: np.ndarray) -> float | None:
