@@ -1,7 +1,7 @@
 """Stage 4: every checkpoint answers the held-out prompts, and judges compare the checkpoints by their answers.
 
 Comparing is generating and labelling again with the checkpoints as the sources, so the code is that of `generate` and
-`label`. What is left out: the statistics (`pipeline.ratings`) and the page (`pipeline.report`).
+`label`. What is left out: the statistics (`pipeline.statistics`, `pipeline.ratings`) and the page (`pipeline.report`).
 """
 
 import itertools
@@ -13,7 +13,7 @@ from typing import Any
 from judges.base import AnyJudge, judge_names
 from judges.grading import ExamReport
 from judges.ledger import Spent
-from pipeline import crowd, doctor, generate, label, people, report, store
+from pipeline import adjustments, crowd, doctor, generate, label, people, report, store
 from pipeline.agreement import AgreementReport
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.algorithms.scoring import FACTS
@@ -30,10 +30,12 @@ from pipeline.ratings import (
     interval,
     percent,
 )
-from pipeline.records import Pair, Prompt, Response, Verdict
+from pipeline.records import Pair, Prompt, Response, Verdict, seed_of
+from pipeline.statistics import bradley_terry
+from pipeline.statistics.win_rate import excludes_half
 from pipeline.worker import Job
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of this file changes what comes out."""
 
 DOCTORS = ("doctor", "doctor.labels")
@@ -145,6 +147,7 @@ def _results(
                 compare_checkpoints(name, one, other, rows, confidence=config.confidence, seed=config.seed)
             )
     return Results.of(
+        strengths=tuple(_strengths(config, pairs, verdicts)),
         checkpoints=described,
         judges=judges,
         comparisons=comparisons,
@@ -152,6 +155,22 @@ def _results(
         confidence=config.confidence,
         labelling_judge=config.labelled_by,
     )
+
+
+def _strengths(
+    config: Comparing, pairs: Sequence[Pair], verdicts: dict[str, list[Verdict]]
+) -> Iterator[bradley_terry.Strengths]:
+    """Every judge's, with the base as the anchor."""
+    names = list(config.algorithms)
+    anchor = next((name for name, algorithm in config.algorithms.items() if algorithm == "base"), names[0])
+    by_id = {pair.id: pair for pair in pairs}
+    for judge, name in zip(config.judges, judge_names(config.judges), strict=True):
+        said = [(by_id[verdict.pair_id], verdict.p_a) for verdict in verdicts[judge.fingerprint()]]
+        rows = [(pair.prompt.id, pair.a.source, pair.b.source, p) for pair, p in said if p is not None]
+        seed = seed_of(config.seed, "strengths", name)
+        found = bradley_terry.strengths(name, names, anchor, rows, confidence=config.confidence, seed=seed)
+        if found is not None:
+            yield found
 
 
 def _describe(name: str, algorithm: str, answers: Sequence[Answer], config: Comparing) -> Checkpoint:
@@ -196,6 +215,7 @@ def report_finish(job: Job) -> None:
     config = Reporting.model_validate(job.options["config"])
     results = Results.model_validate_json((job.inputs["compare"] / "results.json").read_text(encoding="utf-8"))
     exam, against_people = label.examined(job), people.agreement_of(job)
+    results = adjustments.adjusted(job, results, exam, against_people)
     trained = {name.removeprefix("train."): job.inputs[name] for name in config.steps if name.startswith("train.")}
     held_out = dict(_held_out(trained))
     data = report.ReportData(
@@ -262,6 +282,13 @@ def _warnings(results: Results, exam: ExamReport | None) -> Iterator[str]:
         yield f"{name} labelled the training data and also compares: trust it less than a judge that did not."
     if all(judge.labelled for judge in results.judges):
         yield "Every comparing judge labelled the training data: the policy is graded by what it was trained on."
+    for found in results.comparisons:
+        if found.decisive and not excludes_half(found.bounds_low, found.bounds_high):
+            yield (
+                f"{found.one} against {found.other} is decisive by {found.judge} only without the {found.abstained} "
+                f"verdicts that it left open: with them, whatever they were, the rate is somewhere in "
+                f"{interval(found.bounds_low, found.bounds_high)}."
+            )
 
 
 def _against_people(found: AgreementReport | None) -> Iterator[str]:

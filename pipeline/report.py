@@ -3,7 +3,7 @@
 The HTML is one file that opens offline and asks nobody for anything. Its tables and plots are markup rendered with
 autoescape; plots are SVG placed in percentages, so they fit a phone and take their colours from the page in light
 and dark alike. The answers side by side are JSON that a small script puts on the page as text, never as markup.
-The same input gives the same bytes: no time, no random id. What is left out: every statistic (`pipeline.ratings`)
+The same input gives the same bytes: no time, no random id. What is left out: every statistic (`pipeline.statistics`)
 and reading a run directory.
 """
 
@@ -29,8 +29,12 @@ from pipeline.agreement import AgreementReport
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.crowd import People
 from pipeline.findings import Finding
-from pipeline.ratings import Checkpoint, Comparison, Estimate, JudgeInfo, Results, interval, percent
+from pipeline.ratings import Checkpoint, Comparison, JudgeInfo, Results, interval, percent
 from pipeline.records import Message, Record
+from pipeline.statistics.bradley_terry import Strengths
+from pipeline.statistics.judge_error import Corrected
+from pipeline.statistics.length_control import LengthControlled
+from pipeline.statistics.win_rate import Estimate
 
 NOTHING = "–"
 """Stands in a table for a number that is not known."""
@@ -184,6 +188,10 @@ def _sheets(data: ReportData) -> dict[str, Sheet]:
     results = data.results
     return {
         "comparisons": _comparison_sheet(results),
+        "controlled": _controlled_sheet(results),
+        "corrected": _corrected_sheet(results),
+        "strengths": _strength_sheet(results),
+        "habits": _habit_sheet(results),
         "checkpoints": _checkpoint_sheet(results),
         "judges": _judge_sheet(results.judges),
         "labels": _label_sheet(data.labels),
@@ -203,8 +211,8 @@ def _sheets(data: ReportData) -> dict[str, Sheet]:
 
 def _comparison_sheet(results: Results) -> Sheet:
     columns = (
-        "comparison", "judge", "verdict", "win rate", _interval_name(results), "prompts", "verdicts", "ties",
-        "abstained", "worst to best", "p (Holm)", "detectable", "length ratio",
+        "comparison", "judge", "verdict", "win rate", _interval_name(results), "bootstrap", "prompts", "verdicts",
+        "ties", "abstained", "worst to best", "p (Holm)", "detectable", "length ratio",
     )  # fmt: skip
     rows = tuple(
         (
@@ -213,11 +221,12 @@ def _comparison_sheet(results: Results) -> Sheet:
             verdict(found),
             percent(found.win_rate),
             interval(found.low, found.high),
+            interval(found.bootstrap_low, found.bootstrap_high),
             str(found.n_clusters),
             str(found.n),
             str(found.ties),
             str(found.abstained),
-            interval(found.worst_low, found.worst_high) if found.abstained else NOTHING,
+            interval(found.bounds_low, found.bounds_high) if found.abstained else NOTHING,
             _p(found.p_holm),
             f"± {100 * found.smallest_detectable:.1f}",
             _number(found.tokens_ratio, 2),
@@ -225,6 +234,93 @@ def _comparison_sheet(results: Results) -> Sheet:
         for found in results.comparisons
     )
     return Sheet("Comparisons", columns, rows, names=3)
+
+
+def _controlled_sheet(results: Results) -> Sheet:
+    """The win rates between answers of one length, beside the raw ones."""
+    raw = {(found.judge, found.one, found.other): found.win_rate for found in results.comparisons}
+    columns = ("comparison", "judge", "note", "win rate", "at equal length", _interval_name(results))
+    rows = tuple(
+        (
+            f"{found.one} vs {found.other}",
+            found.judge,
+            f"not identified: {found.not_identified}" if found.not_identified else "",
+            _share(raw.get((found.judge, found.one, found.other))),
+            _share(found.win_rate),
+            _bounds(found),
+        )
+        for found in results.length_controlled
+    )
+    return Sheet("At equal length", columns, rows, names=3)
+
+
+def _corrected_sheet(results: Results) -> Sheet:
+    """The win rates as people would have them."""
+    raw = {(found.judge, found.one, found.other): found.win_rate for found in results.comparisons}
+    columns = (
+        "comparison", "judge", "method", "note", "the judge says", "people would", _interval_name(results),
+        "people's labels", "reliance",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            f"{found.one} vs {found.other}",
+            found.judge,
+            found.method,
+            f"not identified: {found.not_identified}" if found.not_identified else "",
+            _share(raw.get((found.judge, found.one, found.other))),
+            _share(found.win_rate),
+            _bounds(found),
+            str(found.labels),
+            _number(found.reliance, 2),
+        )
+        for found in results.corrected
+    )
+    return Sheet("Corrected by people", columns, rows, names=4)
+
+
+def _bounds(found: LengthControlled | Corrected) -> str:
+    return NOTHING if found.low is None or found.high is None else interval(found.low, found.high)
+
+
+def _strength_sheet(results: Results) -> Sheet:
+    """All checkpoints on one scale."""
+    columns = ("checkpoint", "judge", "strength, log-odds", _interval_name(results), "Elo")
+    rows = tuple(
+        (one.name, found.judge, _number(one.value, 2), f"[{one.low:.2f}, {one.high:.2f}]", _number(one.elo, 0))
+        for found in results.strengths
+        for one in found.strengths
+    )
+    return Sheet("Strengths (Bradley-Terry)", columns, rows, names=2)
+
+
+def _habit_sheet(results: Results) -> Sheet:
+    """What a judge gives to the side of an answer and to its length, and how well one order fits its verdicts."""
+    fits = {found.judge: found for found in results.strengths}
+    columns = (
+        "judge",
+        "side a, log-odds",
+        _interval_name(results),
+        "ties, nu",
+        "largest misfit",
+        "length, phi",
+        "error",
+    )
+    rows = tuple(
+        (
+            phi.judge,
+            *(_habits(fits[phi.judge]) if phi.judge in fits else (NOTHING,) * 4),
+            _number(phi.value, 2),
+            _number(phi.standard_error, 2),
+        )
+        for phi in results.length_coefficients
+    )
+    return Sheet("What sways the judges", columns, rows)
+
+
+def _habits(found: Strengths) -> tuple[str, ...]:
+    side = found.side
+    bounds = f"[{side.low:.2f}, {side.high:.2f}]"
+    return (_number(side.value, 2), bounds, _number(found.tie, 2), percent(found.largest_misfit))
 
 
 def _checkpoint_sheet(results: Results) -> Sheet:

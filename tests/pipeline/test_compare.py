@@ -168,6 +168,10 @@ def test_every_two_checkpoints_are_compared_by_every_judge(tmp_path: Path) -> No
     # "medium-sized" is longer than "short 0 0" and as long as no "much longer 0 0".
     assert only(found, "kto", "base", "length").win_rate == 1.0
     assert only(found, "kto", "dpo", "length").win_rate == 0.0
+    # By length each beats all below it, so no finite strengths say so; to the other judge all are equal.
+    (scale,) = found.strengths
+    assert (scale.judge, scale.anchor, scale.n, scale.n_clusters) == ("scripted.judge", "base", 15, 5)
+    assert [(one.name, round(one.value, 9)) for one in scale.strengths] == [("base", 0), ("dpo", 0), ("kto", 0)]
     assert only(found, "kto", "dpo", "scripted.judge").ties == 5
 
 

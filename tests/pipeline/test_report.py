@@ -20,7 +20,7 @@ from judges.ledger import Spent
 from pipeline import crowd
 from pipeline.agreement import Rater, agree
 from pipeline.algorithms.held_out import HeldOut
-from pipeline.ratings import Estimate, JudgeInfo, Results, compare_checkpoints, describe
+from pipeline.ratings import JudgeInfo, Results, compare_checkpoints, describe
 from pipeline.records import Message, Response, Vote
 from pipeline.report import (
     MAX_POINTS,
@@ -38,6 +38,10 @@ from pipeline.report import (
     render,
     table,
 )
+from pipeline.statistics.bradley_terry import strengths
+from pipeline.statistics.judge_error import prediction_powered, rogan_gladen
+from pipeline.statistics.length_control import coefficient, controlled
+from pipeline.statistics.win_rate import Estimate
 
 HOSTILE = [
     "</script><img src=x onerror=alert(1)>",
@@ -135,6 +139,7 @@ def example(prompts: int = 40, *, hostile: bool = False) -> ReportData:
         prompts=prompts,
         labelling_judge=judges["likelihood"],
     )
+    results = results.model_copy(update=_adjusted(results, scores))
     return ReportData(
         title=text("SmolLM2-135M on the built-in prompts"),
         recipe_yaml=text("seed: 0\ntrain:\n  - {name: dpo, beta: 0.1}\n  - {name: kto}\n"),
@@ -180,6 +185,41 @@ def example(prompts: int = 40, *, hostile: bool = False) -> ReportData:
             for place, prompt in enumerate(ids)
         ],
     )  # fmt: skip
+
+
+def _adjusted(results: Results, scores: dict[str, dict[str, dict[str, float | None]]]) -> dict[str, Any]:
+    """Strengths, length control and corrections by the scores: of the first judge all are known, of the second none."""
+    names = [checkpoint.name for checkpoint in results.checkpoints]
+    first, second = (judge.name for judge in results.judges)
+    rows: dict[str, list[tuple[str, str, str, float]]] = {first: [], second: []}
+    for prompt, by_judge in scores.items():
+        for judge, told in by_judge.items():
+            met = [(*both.split(" vs "), p) for both, p in told.items()]
+            rows[judge] += [(prompt, one, other, p) for one, other, p in met if p is not None]
+    chance = random.Random(8)
+    d = [chance.gauss(0, 0.2) for _ in range(200)]
+    own = [f"q{place // 4}" for place in range(200)]
+    phi = {
+        first: coefficient(first, [float(x + chance.gauss(0, 0.5) > 0) for x in d], d, own),
+        second: coefficient(second, [], [], []),
+    }
+    one = results.comparisons[0]
+    trust = Estimate(value=0.8, low=0.7, high=0.9, standard_error=0.03, n=90, n_clusters=60)
+    p = [p for _, a, b, p in rows[first] if (a, b) == (one.one, one.other)]
+    prompts = [f"p{place}" for place in range(len(p))]
+    labels = dict.fromkeys(range(0, len(p), 2), 1.0)
+    return {
+        "strengths": (strengths(first, names, names[0], rows[first], resamples=100),),
+        "length_coefficients": tuple(phi.values()),
+        "length_controlled": tuple(
+            controlled(found.one, found.other, phi[found.judge], p, [0.1 * x for x in d[: len(p)]], prompts)
+            for found in results.comparisons
+        ),
+        "corrected": (
+            prediction_powered(first, one.one, one.other, p, labels, prompts),
+            rogan_gladen(second, one.one, one.other, one, trust),
+        ),
+    }
 
 
 def held_out(low: float) -> HeldOut:
@@ -298,6 +338,27 @@ def test_every_rate_is_in_the_page_and_in_the_markdown_and_in_the_terminal() -> 
         assert f"| {rate} % | {bounds} |" in files["report.md"]
         if found.other == "base":
             assert re.search(rf"{re.escape(rate)} %( \*)? {re.escape(bounds)}", shown)
+
+
+def test_strengths_rates_at_equal_length_and_corrections_are_in_the_page_and_in_the_markdown() -> None:
+    data = example()
+    files, results = render(data), data.results
+    assert results.strengths and results.corrected
+    one = results.strengths[0].strengths[1]
+    assert f"| {one.value:.2f} | [{one.low:.2f}, {one.high:.2f}] | {one.elo:.0f} |" in files["report.md"]
+    known = [found for found in results.length_controlled if found.win_rate is not None]
+    assert known and len(known) < len(results.length_controlled)
+    shown = [found for found in (*known, *results.corrected) if found.win_rate is not None]
+    assert len(shown) > len(known)
+    for found in shown:
+        assert found.win_rate is not None and found.low is not None and found.high is not None
+        rate, bounds = f"{100 * found.win_rate:.1f}", f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
+        assert f"| {rate} % | {bounds} |" in files["report.md"]
+        assert f"{rate}\u202f%" in files["report.html"] and bounds in files["report.html"]
+    for found in (*results.length_controlled, *results.corrected):
+        if found.not_identified:
+            told = f"not identified: {found.not_identified}"
+            assert told in files["report.md"] and told.replace(" %", "\u202f%") in files["report.html"]
 
 
 def test_what_the_judge_tells_of_itself_is_said_in_words() -> None:
