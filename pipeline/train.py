@@ -4,6 +4,7 @@ A killed step goes on from its newest sound checkpoint, with the same numbers as
 out: what is learned and how (`pipeline.algorithms`), checkpoints included.
 """
 
+from pipeline import store
 from pipeline.algorithms.base import TrainRun
 from pipeline.label import session_of
 from pipeline.launch import HERE, LaunchConfig
@@ -49,7 +50,7 @@ def finish(job: Job) -> None:
         work_dir=job.work_dir,
         out=job.out,
         session=session_of(job, config.budget_usd),
-        fingerprinted=config.identity(),
+        fingerprinted={**config.identity(), "files": {str(path): store.sha256_file(path) for path in job.files}},
         allow_inexact_resume=config.allow_inexact_resume,
     )
     with together(job.step, job.rank, job.world, config.launch.timeout_s):

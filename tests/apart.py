@@ -6,7 +6,7 @@ from typing import Any
 
 PRELOADED = (
     "pipeline.train", "pipeline.algorithms.ppo_trainer", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer",
-    "trl.trainer.reward_trainer", "peft", "bitsandbytes",
+    "trl.trainer.reward_trainer", "trl.trainer.sft_trainer", "peft", "bitsandbytes",
 )  # fmt: skip
 """Imported once for all tests: the first one that asks decides what the process they are forked from has imported."""
 

@@ -273,7 +273,7 @@ class TrainRun(Config):
     session: Session = Session()
     """For whom a judge works that gives rewards."""
     fingerprinted: dict[str, Any] = Field(default_factory=dict)
-    """What the step's fingerprint holds besides its inputs: seed, model and algorithm."""
+    """What the step's fingerprint holds besides its inputs: seed, model, algorithm, hashes of data files."""
     allow_inexact_resume: bool = False
     """Go on from a checkpoint that was made with other versions, on another device, or otherwise."""
 

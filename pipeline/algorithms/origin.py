@@ -29,7 +29,7 @@ def origin(
     """What the outcome of a train step that runs here and now depends on, JSON-ready.
 
     Args:
-        identity: seed, model and algorithm, as they are in the step's fingerprint.
+        identity: what the step's fingerprint holds besides its inputs.
         inputs: the folders that it reads.
         zero: DeepSpeed's stage; in the parts of a checkpoint is what each process held.
     """

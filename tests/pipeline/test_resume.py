@@ -44,7 +44,7 @@ def stopped_after(top: Path, into: Path, *, checkpoints: tuple[int, ...]) -> Pat
 # ---- killed
 
 
-METHODS: dict[str, dict[str, Any]] = {"dpo": {}, "kto": {}, "reward_model": {"pairs": "preferences"}}
+METHODS: dict[str, dict[str, Any]] = {"sft": {}, "reward_model": {"pairs": "preferences"}, "dpo": {}, "kto": {}}
 """What is trained, with the options that it needs here."""
 
 HELD: dict[str, dict[str, Any]] = {
@@ -55,28 +55,47 @@ HELD: dict[str, dict[str, Any]] = {
 }
 """How the base is held."""
 
-TUNED: dict[str, dict[str, Any]] = {"lora": {}}
+TUNED: dict[str, dict[str, Any]] = {
+    # TRL takes dropout out of the losses that compare; in SFT the state of the random generators counts.
+    "lora": {"lora": {"lora_dropout": 0.1}},
+    "dora": {"lora": {"lora_dropout": 0.1, "use_dora": True}},
+    "full": {"tune": "full", "learning_rate": 1e-3},
+    "layers": {"tune": "layers", "layers": ["model.layers.1", "lm_head"], "learning_rate": 1e-3},
+    "lm_head": {"tune": "lm_head"},
+}
 """What of it is trained."""
+
+KILLED = [
+    *((method, held, "lora") for method in METHODS for held in HELD),
+    *(("sft", held, "full") for held in ("fp32", "bf16")),
+    ("sft", "fp32", "layers"),
+    ("sft", "bf16", "lm_head"),
+    ("sft", "bf16 over nf4", "dora"),
+    ("dpo", "fp32", "full"),
+    ("dpo", "fp32", "dora"),
+    ("kto", "fp32", "full"),
+    ("kto", "fp32", "layers"),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tuned", TUNED)
-@pytest.mark.parametrize("held", HELD)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "held", "tuned"), KILLED)
 def test_a_training_that_was_killed_leaves_the_bytes_of_one_that_was_not(
     method: str, held: str, tuned: str, tiny: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     model = tiny.model_copy(update=HELD[held])
-    config = training(model, method, model.quantization, save_steps=3, **METHODS[method], **TUNED[tuned])
+    config = training(model, method, model.quantization, save_steps=3, **{**METHODS[method], **TUNED[tuned]})
     whole, job = (prepared(tmp_path / name, config) for name in ("whole", "killed"))
     assert ended(started(train.finish, whole)) == 0
     assert len(lines(published(whole))) == 8
-    for moment, update in zip(MOMENTS, (5, 6, 6), strict=True):
+    between, *saving = MOMENTS
+    # A checkpoint after every third update; how far the sixth update's has come takes turns.
+    for moment, update in ((between, 5), (saving[KILLED.index((method, held, tuned)) % 2], 6)):
         assert ended(started(killed_at, job, moment, update)) == -signal.SIGKILL
         folder = job.work_dir / "checkpoints"
         assert (folder / "checkpoint-3" / store.MANIFEST).exists()
-        assert (folder / "checkpoint-6").exists() == (moment != "between two checkpoints")
+        assert (folder / "checkpoint-6").exists() == (moment != between)
         assert not (folder / "checkpoint-6" / store.MANIFEST).exists()
         assert not published(job)
     assert ended(started(train.finish, job)) == 0
