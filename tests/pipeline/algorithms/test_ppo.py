@@ -533,6 +533,19 @@ def test_a_training_that_goes_on_from_any_checkpoint_leaves_the_same_bytes(
         assert trained(top, training) == expected, f"from update {number}"
 
 
+def test_a_checkpoint_that_was_made_by_another_number_of_processes_is_refused(
+    once: Any, tiny: ModelConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(once("none")[0] / "work", tmp_path / "work")
+    checkpoint = tmp_path / "work" / "checkpoints" / "checkpoint-3"
+    manifest = store.read_manifest(checkpoint)
+    assert manifest is not None
+    sealed = {name: manifest[name] for name in ("step", "of", "inexact")}
+    store.seal(checkpoint, {**sealed, "made_by": {**manifest["made_by"], "world_size": 2}})
+    with pytest.raises(TrainingError, match=r"checkpoint-3: it was made otherwise \(world_size: 2 -> 1\)"):
+        trained(tmp_path, config(tiny))
+
+
 def test_a_checkpoint_is_no_pickle(once: Any) -> None:
     top, _ = once("none")
     files = {path.name for path in (top / "work" / "checkpoints").rglob("*") if path.is_file()}
