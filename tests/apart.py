@@ -22,6 +22,6 @@ def started(target: Callable[..., None], *arguments: Any) -> Any:
 
 def ended(process: Any) -> int | None:
     """Its exit code, once it has ended; -9 if it was killed."""
-    process.join(120)
+    process.join(600)
     code: int | None = process.exitcode
     return code
