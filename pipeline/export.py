@@ -6,8 +6,8 @@
 
 An adapter that was trained on a quantised base is merged into the weights that this base computes with, the
 dequantised ones, and not into the original: those are what its gradients were taken at and what answered when it was
-compared. They are added in fp32 and rounded once. How far the merged model's logits are from those of adapter on base
-is measured, and in the card.
+compared. They are added in fp32 and rounded once. How far the merged model's logits are from those before merging is
+measured, and in the card. A policy that trained weights of the base itself has no other form than a whole model.
 
 What is left out: uploading. Nothing here is a pickle, and no token is ever read.
 """
@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from pipeline import store
+from pipeline import store, weights
 from pipeline.algorithms.scoring import FACTS
 from pipeline.errors import DataError, ModelError
 from pipeline.export_card import Exported, card
-from pipeline.models import BUILT_IN, ModelConfig, dtype_of, load_model, load_scorer, plain, tokenizer_of
+from pipeline.models import ADAPTER, BUILT_IN, ModelConfig, dtype_of, load_model, load_scorer, plain, tokenizer_of
 from pipeline.recipe import Recipe
 from pipeline.records import canonical
 
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = (ADAPTER, "adapter_model.safetensors")
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 
-SENTENCE = "The merged model has to say what the adapter said on its base, whatever comes next."
+SENTENCE = "The merged model has to say what the policy said before, whatever comes next."
 """What both read when their logits are compared."""
 
 
@@ -148,6 +148,11 @@ def _trained(recipe: Recipe, done: Mapping[str, Path], name: str) -> Trained:
 def _check_servable(trained: Sequence[Trained]) -> None:
     """What vLLM's loader refuses (`vllm/lora/peft_helper.py`) is refused here, and so are several bases."""
     for each in trained:
+        if (each.folder / weights.FILE).exists():
+            raise ModelError(
+                f"train.{each.name}: trained weights of the base itself, and vLLM serves adapters on the base as it "
+                "came; add --merge"
+            )
         config = _adapter_config(each)
         reasons = {
             f"has whole layers beside its LoRA ({config.get('modules_to_save')})": config.get("modules_to_save"),
@@ -198,11 +203,14 @@ def _merged(each: Trained, folder: Path, dtype: Dtype) -> float:
     """Write the whole model. Returns the largest difference that rounding and merging made to a logit."""
     from peft import PeftModel
 
-    base = _dense(each.base, scores=each.scores)
-    model: Any = PeftModel.from_pretrained(base.float(), each.folder).eval()
+    model = _dense(each.base, scores=each.scores).float()
+    weights.load(model, each.folder)
+    adapted = (each.folder / ADAPTER).exists()
+    if adapted:
+        model = PeftModel.from_pretrained(model, each.folder).eval()
     ids = _ids(each.base)
     before = _logits(model, ids)
-    whole = _save(model.merge_and_unload(), each.base, folder, dtype)
+    whole = _save(model.merge_and_unload() if adapted else model, each.base, folder, dtype)
     return float((_logits(whole, ids) - before).abs().max())
 
 

@@ -28,7 +28,7 @@ class Exported:
     licence: str
     serve: str
     gaps: Mapping[str, float] = field(default_factory=dict)
-    """Largest difference of a logit between merged model and adapter on base, by step."""
+    """Largest difference that merging and rounding made to a logit, by step."""
 
 
 def card(recipe: Recipe, done: Mapping[str, Path], exported: Exported) -> str:
@@ -77,9 +77,7 @@ def _training(recipe: Recipe, done: Mapping[str, Path], exported: Exported) -> s
         summary = store.read_json(done[f"train.{name}"] / "summary.json")
         told = f"{summary['examples']} examples, {summary['updates']} updates"
         gap = exported.gaps.get(name)
-        merged = (
-            f"; merged in {exported.dtype}, its logits within {gap:.2g} of adapter on base" if gap is not None else ""
-        )
+        merged = f"; merged in {exported.dtype}, its logits within {gap:.2g} of those before" if gap is not None else ""
         lines.append(f"- {name}: {recipe.train[name].name} on {told}{merged}")
         lines += [f"  - alarm: {alarm}" for alarm in summary.get("alarms", ())]
         lines += [f"  - inexact: {how}" for how in summary.get("inexact_resume", ())]

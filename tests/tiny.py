@@ -49,8 +49,8 @@ def make_tokenizer(folder: Path, template: str | None = CHATML, *, ends: bool = 
     whole.save_pretrained(folder)
 
 
-def make_model(folder: Path, hidden: int = 32, seed: int = 0) -> None:
-    """A Llama of two layers with random weights, as safetensors."""
+def make_model(folder: Path, hidden: int = 32, seed: int = 0, *, tied: bool = False) -> None:
+    """A Llama of two layers with random weights, as safetensors; `tied`: the output layer is the embeddings."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -66,7 +66,7 @@ def make_model(folder: Path, hidden: int = 32, seed: int = 0) -> None:
         bos_token_id=1,
         eos_token_id=END,
         pad_token_id=0,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -1,20 +1,23 @@
 """What is exported loads without this project and answers as it did in the run; what cannot be served is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import make_adapter, make_model, make_tokenizer, prompt_of
+import torch
+from tiny import job_of, make_adapter, make_model, make_tokenizer, preferences_of, prompt_of
 
-from pipeline import cli, plan, store
+from pipeline import cli, models, plan, store, train
 from pipeline.export import licence_of
 from pipeline.models import BUILT_IN, ModelConfig
 from pipeline.recipe import load
 from pipeline.sampling.base import Batch
 from pipeline.sampling.local import Config as Local
+from pipeline.train import Training
 
 PLAIN = """
 import json, sys, torch
@@ -36,16 +39,16 @@ print(json.dumps(tokenizer.decode(found, skip_special_tokens=True)))
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model whose card names a licence. Its layers are wide enough for NF4."""
+    """A tiny model whose card names a licence. Its layers are wide enough for NF4, its output layer is tied."""
     folder = tmp_path_factory.mktemp("bases") / "base"
-    make_model(folder, hidden=64)
+    make_model(folder, hidden=64, tied=True)
     make_tokenizer(folder)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
     return folder
 
 
-def run_of(top: Path, base: Path, model: str, **config: Any) -> Path:
-    """A run whose steps `one` and `two` are done: adapters with random weights."""
+def run_of(top: Path, base: Path, model: str, left: Path | None = None, **config: Any) -> Path:
+    """A run whose steps `one` and `two` are done: adapters with random weights, or what was `left` by a training."""
     for name in ("train", "heldout"):
         (top / f"{name}.jsonl").write_text(f'{{"id": "{name}", "prompt": "{name}?"}}\n')
     run = top / "run"
@@ -61,11 +64,14 @@ def run_of(top: Path, base: Path, model: str, **config: Any) -> Path:
         inputs = {each: {"fingerprint": "", "digest": None} for each in state.step.inputs}
         if name in ("one", "two"):
             staging = top / f"{name}.staging"
-            make_adapter(base, staging, seed=len(name) + (name == "two"))
-            adapter = staging / "adapter_config.json"
-            adapter.write_text(json.dumps({**json.loads(adapter.read_text()), **config}))
-            (staging / "training_args.bin").write_bytes(b"a pickle")
-            (staging / "summary.json").write_text('{"examples": 8, "updates": 2}')
+            if left is not None:
+                shutil.copytree(left, staging)
+            else:
+                make_adapter(base, staging, seed=len(name) + (name == "two"))
+                adapter = staging / "adapter_config.json"
+                adapter.write_text(json.dumps({**json.loads(adapter.read_text()), **config}))
+                (staging / "training_args.bin").write_bytes(b"a pickle")
+                (staging / "summary.json").write_text('{"examples": 8, "updates": 2}')
             store.publish(staging, state.path, {"inputs": inputs, "data": []})
     return run
 
@@ -82,6 +88,19 @@ def plain(folder: Path, base: str = "") -> str:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return str(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def trained(top: Path, base: Path, inputs: dict[str, Path] | None = None, **options: Any) -> Path:
+    """What three updates of an algorithm leave, on an unquantised base in fp32."""
+    label = top / "label"
+    label.mkdir(parents=True)
+    store.write_jsonl(label / "preferences.jsonl", preferences_of(12))
+    short = {"max_steps": 3, "learning_rate": 1e-2, "gradient_accumulation_steps": 1, **options}
+    model = ModelConfig(base=str(base), quantization="none", dtype="fp32")
+    training = Training(seed=1, model=model, algorithm=short)  # type: ignore[arg-type]
+    job = job_of(top, training, step="train.one", inputs={"label": label, **(inputs or {})})
+    train.finish(job)
+    return job.out
 
 
 def adapter_of(run: Path, name: str = "one") -> Path:
@@ -126,6 +145,61 @@ def test_several_adapters_are_served_on_one_base_and_load_in_plain_peft(
     names = {path.name for path in out.rglob("*") if path.is_file()}
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
     assert "tokenizer.json" in names
+
+
+@pytest.mark.parametrize(
+    ("options", "tied"),
+    [
+        ({"tune": "full"}, True),
+        ({"tune": "lm_head"}, False),
+        ({"lora": {"r": 4, "use_dora": True}}, True),
+    ],
+)
+def test_what_is_merged_has_the_logits_that_were_compared(
+    options: dict[str, Any], tied: bool, base: Path, tmp_path: Path
+) -> None:
+    left = trained(tmp_path / "sft", base, name="sft", **options)
+    check_merged(tmp_path, base, left, tied=tied)
+
+
+def test_an_adapter_is_merged_into_the_weights_that_it_was_trained_on(base: Path, tmp_path: Path) -> None:
+    head = trained(tmp_path / "sft", base, name="sft", tune="lm_head")
+    left = trained(tmp_path / "dpo", base, {"train.sft": head}, name="dpo", start_from="sft")
+    check_merged(tmp_path, base, left, tied=False)
+
+
+def check_merged(top: Path, base: Path, left: Path, *, tied: bool) -> None:
+    """Transformers alone, against what answers in the run."""
+    from transformers import AutoModelForCausalLM
+
+    run = run_of(top, base, "quantization: none, dtype: fp32", left)
+    out = top / "out"
+    assert cli.main(["export", str(run), "one", "--to", str(out), "--merge", "--dtype", "fp32"]) == 0
+    merged = AutoModelForCausalLM.from_pretrained(out / "one", dtype=torch.float32)
+    assert merged.config.tie_word_embeddings == tied
+    assert (merged.lm_head.weight is merged.model.embed_tokens.weight) == tied
+    ids = torch.tensor([[1, 7, 9, 30, 4]])
+    attached = models.attach(
+        models.load_model(ModelConfig(base=str(base), quantization="none", dtype="fp32")), {"one": left}
+    )
+    with torch.no_grad():
+        with models.role(attached, "one"):
+            expected = attached(ids).logits
+        assert torch.allclose(merged(ids).logits, expected, atol=1e-5)
+        with models.role(attached, "base"):
+            assert not torch.allclose(attached(ids).logits, expected, atol=1e-2)
+
+
+def test_trained_weights_of_the_base_are_no_adapter(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = trained(tmp_path / "sft", base, name="sft", tune="lm_head")
+    run = run_of(tmp_path, base, "quantization: none", left)
+    assert cli.main(["export", str(run), "one", "--to", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "train.one: trained weights of the base itself, and vLLM serves adapters on the base as it came" in told
+    assert "add --merge" in told
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
