@@ -1,24 +1,25 @@
 """What RLOO and GRPO share: several answers to each prompt, rewarded, and compared with one another.
 
 The mean of a prompt's other answers takes the place of PPO's critic. Both run on TRL's trainers. What is left out: the
-losses (TRL's), and where rewards come from (`rewards.py`).
+losses (TRL's), where rewards come from (`rewards.py`), and how an adapter is gone on with (`policy.py`).
 """
 
 import math
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from judges.base import Scorer
-from pipeline.algorithms import checkpoints, rewards
+from pipeline.algorithms import checkpoints, policy, rewards
 from pipeline.algorithms.base import AlgorithmConfig, Need, Setting, TrainRun
 from pipeline.algorithms.rewards import RewardConfig
 from pipeline.errors import TrainingError
 from pipeline.launch import LaunchConfig
 from pipeline.models import chat_ids
-from pipeline.records import Prompt, Response, seed_of
+from pipeline.records import Message, Prompt, Response, seed_of
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -31,6 +32,8 @@ class GroupConfig(AlgorithmConfig):
 
     reward: RewardConfig = RewardConfig(step="reward_model")
     """What answers are rewarded by."""
+    start_from: str | None = None
+    """An earlier train step whose adapter this one goes on with, and is held to. None: the base."""
     num_generations: int = Field(default=4, ge=2)
     """Answers to each prompt that are compared with one another."""
     max_completion_length: int = Field(default=256, ge=1)
@@ -84,8 +87,9 @@ class GroupConfig(AlgorithmConfig):
         return self.steps_per_generation or self.gradient_accumulation_steps
 
     def needs(self) -> tuple[Need, ...]:
-        """The reward model's step, if that is the reward."""
-        return self.reward.needs("reward")
+        """The reward model's step, if that is the reward, and the step that it starts from."""
+        start = () if self.start_from is None else (Need("start_from", self.start_from, "policy", adapter=True),)
+        return (*self.reward.needs("reward"), *start)
 
     def refusals(self, launch: LaunchConfig) -> list[str]:
         """See `AlgorithmConfig.refusals`."""
@@ -97,15 +101,28 @@ class GroupConfig(AlgorithmConfig):
         """See `AlgorithmConfig.train`."""
         rewards.check(self.reward, run)
         prompts = run.prompts()
-        setting = run.setting()
+        setting = run.setting(self.start_from)
         rewarded = Rewarded(prompts, setting.tokenizer)
         rows = self.fitting(prompts, setting.tokenizer)
         trainer: Any = self.group_trainer(self.in_order(rows, run.seed), setting, rewarded)
+        started = self.started(trainer)
         rewarded.scorer = rewards.build(self.reward, run, trainer.model, setting.tokenizer)
         checkpoints.save_only_the_policy(trainer.model)
         metrics = checkpoints.fit(trainer, run.checkpoints)
-        summary = {"prompts": len(prompts), "examples": len(rows), "updates": trainer.state.global_step}
-        run.publish(self, trainer.model, metrics, summary)
+        summary = {"prompts": len(prompts), "examples": len(rows), "updates": trainer.state.global_step, **started}
+        run.publish(self, trainer.model, metrics, summary, start=setting.start)
+
+    def started(self, trainer: Any) -> dict[str, Any]:
+        """See `AlgorithmConfig.started`: how far the policy is from its reference, if it is held to one.
+
+        There are no answers yet: the prompts' own tokens are compared, each given those before it.
+        """
+        if not trainer.beta:
+            return {}
+        rows = trainer.train_dataset.select(range(min(policy.CHECKED, len(trainer.train_dataset))))
+        encode = partial(chat_ids, trainer.processing_class)
+        prompts = [encode([Message(**turn) for turn in turns]) for turns in rows["prompt"]]
+        return {"start_gap": policy.start_gap(trainer, [ids[:1] for ids in prompts], [ids[1:] for ids in prompts])}
 
     def fitting(self, prompts: Sequence[Prompt], tokenizer: Any) -> list[dict[str, Any]]:
         """The prompts that leave room for an answer, as TRL's prompt-only format with their ids.
@@ -150,13 +167,14 @@ class GroupConfig(AlgorithmConfig):
 
         kind, arguments = self.of_trl(setting)
         trainer: Trainer = kind(
-            model=setting.model,
+            **policy.adapted(self, setting),
             reward_funcs=reward,
             args=arguments,
             train_dataset=Dataset.from_list(list(rows)),
             processing_class=setting.tokenizer,
-            peft_config=setting.peft_config(self),
         )
+        if setting.start:
+            policy.reload(trainer.model, setting.start)
         return trainer
 
     def of_trl(self, setting: Setting) -> tuple[Any, Any]:

@@ -1,4 +1,5 @@
-"""What SFT, DPO and KTO share: which weights of the policy are trained, by which optimizer, and where they start.
+"""What SFT, DPO and KTO share: which weights of the policy are trained, by which optimizer, and where they start. RLOO
+and GRPO start in the same way, from adapters alone.
 
     tune: lora      an adapter on the frozen base, which may be quantised (QLoRA); with `lora.use_dora` a DoRA
     tune: full      every weight of the base
@@ -13,6 +14,7 @@ moved is stopped. What is left out: data and losses.
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -111,9 +113,7 @@ class PolicyConfig(AlgorithmConfig):
             checkpoints.train_in_fp32(setting.model)
             found = {"ref_model": _frozen_copy(setting.model)} if reference else {}
             return {"model": setting.model, **found}
-        if setting.start and (setting.start / ADAPTER).exists():
-            return {"model": continued(setting)}
-        return {"model": setting.model, "peft_config": setting.peft_config(self)}
+        return adapted(self, setting)
 
     def _names(self, model: Any) -> tuple[str, ...]:
         if self.tune != "lm_head":
@@ -126,7 +126,7 @@ class PolicyConfig(AlgorithmConfig):
     def ready(self, trainer: "Trainer", setting: Setting) -> "Trainer":
         """A trainer of TRL with the weights that it should start from, and one that is held to them."""
         if setting.start and (setting.start / ADAPTER).exists() and not self.trains_base():
-            _reload(trainer.model, setting)
+            reload(trainer.model, setting.start)
             checkpoints.save_only_the_policy(trainer.model)
         checkpoints.train_in_fp32(trainer.model)
         return trainer
@@ -176,24 +176,26 @@ def _frozen_copy(model: Any) -> Any:
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 
-# ---- an adapter that is gone on with
+# ---- an adapter, which may be gone on with
 
 
-def continued(setting: Setting) -> Any:
-    """The base with the adapter that the policy starts from, to be trained on."""
+def adapted(algorithm: AlgorithmConfig, setting: Setting) -> dict[str, Any]:
+    """What a trainer of TRL is given as policy that is an adapter: a new one, or the one that it starts from."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(setting.model, setting.start, is_trainable=True)
+    if setting.start and (setting.start / ADAPTER).exists():
+        return {"model": PeftModel.from_pretrained(setting.model, setting.start, is_trainable=True)}
+    return {"model": setting.model, "peft_config": setting.peft_config(algorithm)}
 
 
-def _reload(model: Any, setting: Setting) -> None:
+def reload(model: Any, start: Path) -> None:
+    """Give the policy's adapter, and the copy of it that is TRL's reference, the numbers that were saved, in place."""
     # On a 4-bit base TRL's DPO and KTO copy the adapter as the reference and then cast both to bf16, SFT the adapter
     # alone: what was saved in fp32 would be rounded in the policy, and the two would differ before the first update.
     import torch
     from safetensors.torch import load_file
 
-    assert setting.start is not None
-    saved = load_file(setting.start / "adapter_model.safetensors")
+    saved = load_file(start / "adapter_model.safetensors")
     parameters = dict(model.named_parameters())
     for adapter in ("default", "ref"):
         if adapter not in model.peft_config:

@@ -193,6 +193,8 @@ def test_one_that_goes_on_with_an_adapter_has_its_shape_unless_it_says_so(small:
          "train.more.start_from: 'sft' has trained an adapter, which is not gone on with by training the base"),
         (["train.sft.tune=full", "train.rl={name: ppo, reward: {judge: {name: length}}, start_from: sft}"],
          "train.rl.start_from: 'sft' has trained weights of the base itself, and ppo goes on with an adapter alone"),
+        (["train.sft.tune=full", "train.rl={name: rloo, reward: {judge: {name: length}}, start_from: sft}"],
+         "train.rl.start_from: 'sft' has trained weights of the base itself, and rloo goes on with an adapter alone"),
         (["train.sft.packing=true", "train.sft.group_by_length=true"], "train.sft: group_by_length: packed rows"),
         (["train.sft.eval_steps=5"], "train.sft: eval_steps: there is nothing to measure on; name data.test"),
         (["train.rl={name: ppo, lora: {use_dora: true}}"], "train.rl: lora.use_dora: PPO computes its adapters"),

@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from tiny import END, job_of, preferences_of, prompt_of, said
 
 from pipeline import store, train
 from pipeline.algorithms import groups, grpo, rloo
+from pipeline.algorithms.base import Setting
 from pipeline.errors import TrainingError
-from pipeline.models import ModelConfig
+from pipeline.models import ModelConfig, load_model
 from pipeline.records import Pair
 from pipeline.train import Training
 from pipeline.worker import Job
 
 BOTH = pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 LETTERS = "scripted.reward:letters"
+ADAPTER = "adapter_model.safetensors"
 
 
 def config(tiny: ModelConfig, algorithm: str, quantization: Any = "none", **options: Any) -> Training:
@@ -103,6 +107,71 @@ def test_a_policy_that_has_learned_nothing_has_no_divergence(
     assert first["kl"] == pytest.approx(0.0, abs=1e-6)
 
 
+# ---- from an earlier step
+
+
+def fine_tuned(tiny: ModelConfig, top: Path, quantization: str) -> Path:
+    """The folder of an adapter that learned three updates of chosen answers."""
+    training = Training(
+        seed=3,
+        model=tiny.model_copy(update={"quantization": quantization}),
+        algorithm={"name": "sft", "max_steps": 3, "learning_rate": 1e-2},  # type: ignore[arg-type]
+    )
+    store.make_dirs(top / "label")
+    store.write_jsonl(top / "label" / "preferences.jsonl", preferences_of(12))
+    job = job_of(top, training, step="train.sft", inputs={"label": top / "label"})
+    train.finish(job)
+    return job.out
+
+
+@BOTH
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_policy_that_goes_on_is_held_to_the_adapter_that_it_goes_on_with(
+    algorithm: str, quantization: str, tiny: ModelConfig, tmp_path: Path
+) -> None:
+    start = fine_tuned(tiny, tmp_path / "sft", quantization)
+    training = config(tiny, algorithm, quantization, max_steps=2, start_from="sft")
+    files = trained(tmp_path / "next", training, {"train.sft": start})
+    assert json.loads(files["summary.json"])["start_gap"] == 0.0
+    assert lines(files)[0]["kl"] == 0.0
+    before, after = (load_file(folder / ADAPTER) for folder in (start, tmp_path / "next" / "out"))
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[key], after[key]) for key in before), "and then it learns"
+
+
+@BOTH
+def test_the_reference_stays_what_it_was_while_the_policy_moves(
+    algorithm: str, tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    start = fine_tuned(tiny, tmp_path / "sft", "nf4")
+    given: Any = config(tiny, algorithm, "nf4", max_steps=2, start_from="sft")
+    model = load_model(given.model, training=True)
+    setting = Setting(model=model, tokenizer=tiny_tokenizer, output_dir=tmp_path, seed=3, start=start)
+    prompts = [prompt_of(f"What is {number}?") for number in range(5)]
+    rewarded = groups.Rewarded(prompts, tiny_tokenizer)
+    rewarded.scorer = Noting()
+    rows = given.algorithm.fitting(prompts, tiny_tokenizer)
+    trainer: Any = given.algorithm.group_trainer(given.algorithm.in_order(rows, 3), setting, rewarded)
+    trainer.train()
+    saved = load_file(start / ADAPTER)
+    found = dict(trainer.model.named_parameters())
+    for key, value in saved.items():
+        assert torch.equal(found[key.replace(".weight", ".ref.weight")], value)
+    assert any(not torch.equal(found[key.replace(".weight", ".default.weight")], saved[key]) for key in saved)
+
+
+def test_a_policy_that_went_on_goes_on_again_after_a_kill(tiny: ModelConfig, tmp_path: Path) -> None:
+    inputs = {
+        "train.sft": fine_tuned(tiny, tmp_path / "sft", "nf4"),
+        "train.rm": reward_model(tiny, tmp_path / "reward"),
+    }
+    training = config(tiny, "rloo", "nf4", reward={"step": "rm", "min_accuracy": 0}, start_from="sft")
+    expected = trained(tmp_path / "whole", training, inputs)
+    checkpoints = tmp_path / "killed" / "work" / "checkpoints"
+    shutil.copytree(tmp_path / "whole" / "work" / "checkpoints" / "checkpoint-4", checkpoints / "checkpoint-4")
+    assert trained(tmp_path / "killed", training, inputs) == expected
+
+
 # ---- rewards
 
 
@@ -141,9 +210,7 @@ def test_a_reward_model_on_the_same_base_is_no_part_of_what_is_saved(
     assert not [path for path in (tmp_path / "policy").rglob("reward") if path.is_dir()]
     checkpoint = tmp_path / "policy" / "work" / "checkpoints" / "checkpoint-2"
     for folder in (checkpoint, tmp_path / "policy" / "out"):
-        from safetensors.torch import load_file
-
-        assert len(load_file(folder / "adapter_model.safetensors")) == 2 * 7 * 2
+        assert len(load_file(folder / ADAPTER)) == 2 * 7 * 2
 
 
 def reward_model(tiny: ModelConfig, top: Path) -> Path:
@@ -262,9 +329,6 @@ def test_prompts_that_leave_no_room_for_an_answer_are_left_out(tiny_tokenizer: A
 
 
 def test_every_option_reaches_the_trainer(tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path) -> None:
-    from pipeline.algorithms.base import Setting
-    from pipeline.models import load_model
-
     shared = {
         "num_generations": 2, "max_completion_length": 7, "temperature": 0.7, "epsilon": 0.3, "num_iterations": 5,
         "steps_per_generation": 8, "mask_truncated_completions": True, "beta": 0.37,
