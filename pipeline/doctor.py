@@ -7,7 +7,7 @@ the run. Nothing that trains depends on them: a finding changes no weights.
 What is left out: the checks (`doctor_data`, `doctor_rendering`, `doctor_memory`) and the command (`cli_doctor`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipeline import demonstrations, store
 from pipeline.algorithms.base import NO_ENCODER
 from pipeline.algorithms.reward_model import Config as RewardModel
 from pipeline.algorithms.sft import Config as SFT
+from pipeline.algorithms.sft import encode
 from pipeline.demonstrations import Demonstration
 from pipeline.doctor_data import demonstration_findings, label_findings, length_findings, prompt_findings
 from pipeline.doctor_memory import memory_findings
@@ -96,10 +97,12 @@ def before(recipe: Recipe, memory: tuple[int, bool] | None = None) -> list[Findi
     trained = read_prompts(recipe.generate.prompts) if recipe.generate else []
     held_out = read_prompts(recipe.compare.prompts)
     found = prompt_findings(trained, held_out, "generate.prompts.files") if recipe.generate else []
-    for name, shown, tested in _demonstrations(recipe):
-        found += demonstration_findings(shown, tested, held_out, f"train.{name}.data")
+    demonstrated = list(_demonstrations(recipe))
+    for name, learned, tested in demonstrated:
+        found += demonstration_findings(learned, tested, held_out, f"train.{name}.data")
+    shown = {name: learned for name, learned, _ in demonstrated}
     try:
-        found += _of_models(recipe, trained, held_out, memory or machine_bytes())
+        found += _of_models(recipe, trained, held_out, shown, memory or machine_bytes())
     except ModelError as error:
         where, _, what = str(error).partition(": ")
         remedy = "mend it before the run, which would stop there"
@@ -128,7 +131,11 @@ def _demonstrations(recipe: Recipe) -> Iterator[tuple[str, list[Demonstration], 
 
 
 def _of_models(
-    recipe: Recipe, trained: Sequence[Prompt], held_out: Sequence[Prompt], memory: tuple[int, bool]
+    recipe: Recipe,
+    trained: Sequence[Prompt],
+    held_out: Sequence[Prompt],
+    shown: Mapping[str, Sequence[Demonstration]],
+    memory: tuple[int, bool],
 ) -> Iterator[Finding]:
     prompts: dict[str, int] = {}
     if has_encoder(recipe.model):
@@ -139,6 +146,7 @@ def _of_models(
         lengths = {"train": _lengths(tokenizer, trained), "heldout": _lengths(tokenizer, held_out)}
         yield from length_findings(lengths["train"], recipe.train)
         prompts = {name: max(found) for name, found in lengths.items() if found}
+        prompts |= {f"train.{name}": longest(tokenizer, found) for name, found in shown.items()}
     yield from _reward_models(recipe)
     yield from memory_findings(recipe, prompts, memory[0], gpu=memory[1])
 
@@ -155,6 +163,17 @@ def _untrainable(recipe: Recipe) -> Iterator[Finding]:
 def _lengths(tokenizer: Any, prompts: Sequence[Prompt]) -> list[int]:
     longest = sorted(prompts, key=lambda each: -sum(len(turn.content) for turn in each.messages))[:MEASURED]
     return [len(chat_ids(tokenizer, prompt.messages)) for prompt in longest]
+
+
+def longest(tokenizer: Any, shown: Sequence[Demonstration]) -> int:
+    """Tokens of the longest example that SFT makes of demonstrations."""
+
+    def characters(each: Demonstration) -> int:
+        return len(each.text or "") + sum(len(turn.content) for turn in each.messages)
+
+    longest = sorted(shown, key=characters, reverse=True)[:MEASURED]
+    examples = [each for one in longest for each in encode(tokenizer, one, assistant_only=False)]
+    return max(len(each.ids) for each in examples)
 
 
 def _reward_models(recipe: Recipe) -> Iterator[Finding]:

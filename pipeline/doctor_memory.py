@@ -4,22 +4,23 @@ A plan is for the longest rows that the recipe allows, so a step may stay below 
 (`pipeline.memory`), judges behind a server, and algorithms and samplers that are not of this project.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
 from judges.base import JudgeConfig
-from pipeline.algorithms import kto, ppo, reward_model
+from pipeline.algorithms import kto, ppo, reward_model, sft
 from pipeline.algorithms.base import AlgorithmConfig
 from pipeline.algorithms.groups import GroupConfig
+from pipeline.algorithms.policy import PolicyConfig
 from pipeline.findings import Finding, Level
-from pipeline.memory import Change, Sizes, Work, nearest, number_of, peak, sizes_of
+from pipeline.memory import ADAPTER, Change, Sizes, Tuned, Work, nearest, number_of, peak, sizes_of
 from pipeline.models import ModelConfig, processes_for
 from pipeline.plugins import Config
 from pipeline.recipe import Recipe
 
-OWN = frozenset({"dpo", "kto", "reward_model", "ppo", "rloo", "grpo"})
+OWN = frozenset({"sft", "dpo", "kto", "reward_model", "ppo", "rloo", "grpo"})
 """Algorithms whose work is known."""
 
 CLOSE = 0.85
@@ -44,7 +45,8 @@ def memory_findings(recipe: Recipe, prompts: dict[str, int], memory: int, *, gpu
     """The plan of each step, against so many bytes.
 
     Args:
-        prompts: tokens of the longest prompt, of `train` and of `heldout`; what is missing is not known yet.
+        prompts: tokens of the longest prompt, of `train` and of `heldout`, and by its key path (`train.sft`) of the
+            longest demonstration of a step; what is missing is not known yet.
     """
     counted = cache(sizes_of)
     for each in loads(recipe, prompts, gpu=gpu):
@@ -62,14 +64,15 @@ def _loads(recipe: Recipe, prompts: dict[str, int]) -> Iterator[Loaded]:
     if recipe.generate is not None:
         sampler = recipe.generate.sampler
         longest |= {"answer": getattr(sampler, "max_new_tokens", 0), "candidates": recipe.generate.candidates}
-        yield from _sampling("generate", recipe.model, sampler, longest.get("train"), recipe.generate.processes, 0)
+        yield from _sampling("generate", recipe.model, sampler, longest.get("train"), recipe.generate.processes)
     if recipe.judge is not None:
         yield from _judging("label", recipe.judge, recipe.label.processes)
     for name, algorithm in recipe.train.items():
         yield from _training(name, algorithm, recipe, longest)
     drawn = recipe.compare.sampler or (recipe.generate and recipe.generate.sampler)
-    adapters = max((step.lora.r for step in recipe.train.values()), default=0)
-    yield from _sampling("answers", recipe.model, drawn, longest.get("heldout"), recipe.compare.processes, adapters)
+    policies = [step for step in recipe.train.values() if step.MAKES == "policy"]
+    heldout = longest.get("heldout")
+    yield from _sampling("answers", recipe.model, drawn, heldout, recipe.compare.processes, policies)
     for number, judge in enumerate(recipe.compare.judges):
         yield from _judging("compare", judge, recipe.compare.processes, f"compare.judges.{number}")
 
@@ -81,7 +84,7 @@ def work_of(
 
     Args:
         prompt: tokens of the longest prompt. None: not known, so that only `max_length` bounds a row.
-        answer: tokens of the longest answer.
+        answer: tokens of the longest answer. 0: prompts are whole rows.
         candidates: answers to a prompt.
     """
     samples = isinstance(algorithm, ppo.Config | GroupConfig)
@@ -89,11 +92,13 @@ def work_of(
         answer = algorithm.max_new_tokens
     elif isinstance(algorithm, GroupConfig):
         answer = algorithm.max_completion_length
-    length = algorithm.max_length if prompt is None else min(algorithm.max_length, prompt + answer)
+    packed = isinstance(algorithm, sft.Config) and algorithm.packing
+    length = algorithm.max_length if prompt is None or packed else min(algorithm.max_length, prompt + answer)
     scores = isinstance(algorithm, reward_model.Config)
     each = 2 if algorithm.name == "dpo" else 1
     if isinstance(algorithm, reward_model.Config):
         each = candidates if algorithm.pairs == "all" else 2
+    tuned = _tuned(algorithm)
     return Work(
         kind="ppo" if isinstance(algorithm, ppo.Config) else "train",
         batch=algorithm.per_device_train_batch_size,
@@ -102,8 +107,11 @@ def work_of(
         answer=0 if scores else min(answer, length) if samples else length,
         quantization=model.quantization,
         double=model.double_quantization,
-        rank=algorithm.lora.r,
+        rank=algorithm.lora.r if tuned.tune == "lora" else 0,
+        dora=algorithm.lora.use_dora and tuned.tune == "lora",
         frozen=_further_adapters(algorithm),
+        tuned=tuned,
+        reference=tuned.tune != "lora" and not isinstance(algorithm, sft.Config),
         checkpointing=algorithm.gradient_checkpointing,
         rollout=_rollout(algorithm),
         least=2 if isinstance(algorithm, kto.Config) else 1,
@@ -114,14 +122,15 @@ def _training(name: str, algorithm: AlgorithmConfig, recipe: Recipe, longest: di
     if algorithm.name not in OWN:
         return
     model = getattr(algorithm, "base", None) or recipe.model
+    at = f"train.{name}"
+    shows = isinstance(algorithm, sft.Config) and algorithm.data is not None
     work = work_of(
         algorithm,
         model,
-        prompt=longest.get("train"),
-        answer=longest["answer"],
+        prompt=longest.get(at if shows else "train"),
+        answer=0 if shows else longest["answer"],
         candidates=longest["candidates"],
     )
-    at = f"train.{name}"
     options = {
         "batch": f"{at}.per_device_train_batch_size",
         "max_length": f"{at}.max_length",
@@ -131,10 +140,19 @@ def _training(name: str, algorithm: AlgorithmConfig, recipe: Recipe, longest: di
     yield Loaded(at, model, work, options)
 
 
+def _tuned(algorithm: AlgorithmConfig) -> Tuned:
+    return Tuned(algorithm.tune, algorithm.layers) if isinstance(algorithm, PolicyConfig) else ADAPTER
+
+
 def _further_adapters(algorithm: AlgorithmConfig) -> int:
-    if not isinstance(algorithm, ppo.Config):
+    """Those of the reward model and, of a policy that goes on with one, the reference; PPO's critic counts for four."""
+    if isinstance(algorithm, PolicyConfig):
+        refers = algorithm.tune == "lora" and not isinstance(algorithm, sft.Config)
+        return int(refers and algorithm.start_from is not None)
+    if not isinstance(algorithm, ppo.Config | GroupConfig):
         return 0
-    return bool(algorithm.reward.step) + bool(algorithm.start_from) + 4 * (algorithm.critic == "own")
+    critic = isinstance(algorithm, ppo.Config) and algorithm.critic == "own"
+    return bool(algorithm.reward.step) + bool(algorithm.start_from) + 4 * critic
 
 
 def _rollout(algorithm: AlgorithmConfig) -> int:
@@ -144,11 +162,17 @@ def _rollout(algorithm: AlgorithmConfig) -> int:
 
 
 def _sampling(
-    step: str, model: ModelConfig, sampler: Any, prompt: int | None, processes: int | None, rank: int
+    step: str,
+    model: ModelConfig,
+    sampler: Any,
+    prompt: int | None,
+    processes: int | None,
+    policies: Sequence[AlgorithmConfig] = (),
 ) -> Iterator[Loaded]:
     answer = getattr(sampler, "max_new_tokens", None)
     if getattr(sampler, "name", "") != "local" or answer is None or prompt is None:
         return
+    tuned = tuple(_tuned(each) for each in policies)
     work = Work(
         kind="sample",
         batch=sampler.batch_size,
@@ -157,8 +181,9 @@ def _sampling(
         answer=answer,
         quantization=model.quantization,
         double=model.double_quantization,
-        rank=rank,
-        frozen=1 if rank else 0,
+        rank=max((each.lora.r for each in policies), default=0),
+        frozen=tuned.count(ADAPTER),
+        policies=tuned,
         rollout=sampler.batch_size,
     )
     block = "generate.sampler" if step == "generate" else "compare.sampler"

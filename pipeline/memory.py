@@ -11,9 +11,12 @@ what autograd keeps for the way back:
     the two norms, in fp32                         8 H
     attention: query, key, value, output           4 A b
     gated MLP: gate, its activation, up            3 I b
+    with DoRA: each layer's own output, LoRA's     2 b x outputs
 
-with H the hidden size, A heads x head size and I the MLP's width. `HEAP` and `LOGIT` stand for what a formula does not
-know: temporaries of the way back, and how the heap falls apart. They are measured, and so is `PROGRAM`; `make
+with H the hidden size, A heads x head size and I the MLP's width. Where the base itself is trained, a weight takes 16
+bytes in the place of its own: itself, its gradient and two moments, in fp32; norms keep what they give too; and where
+the output layer alone is trained, nothing below it is kept. `HEAP`, `LOGIT` and `TILED_LOGIT` stand for what a formula
+does not know: temporaries of the way back, and how the heap falls apart. They are measured, and so is `PROGRAM`; `make
 bench-memory` measures them again and writes predicted beside measured. On a GPU nothing was measured: there all of it
 is a prediction, and says so.
 
@@ -32,6 +35,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline.models import ModelConfig, dtype_of, told_of, weight_bytes
+from pipeline.weights import named
 
 PROGRAM = {"train": 550_000_000, "infer": 456_000_000, "gpu": 600_000_000}
 """Bytes of a process before it has a model. train: Python 3.11, torch 2.13 without CUDA, transformers 5.23, peft 0.21,
@@ -42,7 +46,13 @@ HEAP = 1.6
 """Peak of the activations over what autograd keeps; 1.55 to 1.68 over four settings of a 135M Llama in bf16."""
 
 LOGIT = 28
-"""Bytes a logit that is trained on: in the compute dtype, their log-softmax, and the gradients of both; 27 to 29."""
+"""Bytes a logit that PPO trains on: in the compute dtype, their log-softmax, and the gradients of both; 27 to 29."""
+
+TILED_LOGIT = 42
+"""The same of TRL's trainers, which have these for a tile at a time: of `TILE` tokens and words; 41 to 44."""
+
+TILE = (4096, 32768)
+"""Tokens and words of the vocabulary whose logits TRL 1.16 has in memory at once."""
 
 READ_LOGIT = 10
 """Bytes a logit that is only read: in the compute dtype and in fp32, and one temporary."""
@@ -50,7 +60,20 @@ READ_LOGIT = 10
 CACHE_COPIES = 2
 """A cache is copied when it grows by a token, and when a prompt's is repeated for its answers."""
 
+HEAD = "lm_head.weight"
+"""What the output layer's weight is called, which the body that is counted does not have."""
+
 Kind = Literal["train", "ppo", "read", "sample"]
+
+
+class Tuned(NamedTuple):
+    """Which weights a policy trained, by the names of `pipeline.algorithms.policy`."""
+
+    tune: Literal["lora", "full", "layers", "lm_head"] = "lora"
+    layers: tuple[str, ...] = ()
+
+
+ADAPTER = Tuned()
 
 
 @dataclass(frozen=True)
@@ -73,6 +96,12 @@ class Sizes:
     vocabulary: int
     file: int
     """Bytes of the weights on the disk."""
+    outputs: int
+    """Sum over the linear layers of outputs."""
+    tied: bool
+    """The output layer is the input embeddings, and not among the parameters."""
+    names: tuple[tuple[str, int], ...]
+    """Parameters, the output layer's last, and their sizes."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +123,16 @@ class Work:
     """Bytes of a number in the compute dtype."""
     rank: int = 0
     """Of the adapter. 0: there is none."""
+    dora: bool = False
+    """It has magnitudes too."""
     frozen: int = 0
     """Further adapters of that rank that are not trained."""
+    tuned: Tuned = ADAPTER
+    """What is trained."""
+    reference: bool = False
+    """A frozen copy of what is trained of the base is held beside it."""
+    policies: tuple[Tuned, ...] = ()
+    """Of policies that answer in turn on one base."""
     checkpointing: bool = False
     rollout: int = 0
     """Sequences sampled at once."""
@@ -133,8 +170,9 @@ def peak(sizes: Sizes, work: Work, *, gpu: bool) -> Peak:
     kept = held if gpu or trains else dense
     parts = {
         "program": program,
-        "weights": kept,
-        "adapters": round(sizes.ends * work.rank * (16 * trains + 4 * work.frozen)),
+        "weights": kept + others(sizes, work),
+        "trained": trained_bytes(sizes, work),
+        "adapters": adapters(sizes, work),
         "activations": activations(sizes, work),
         "logits": logits(sizes, work),
         "cache": 0,
@@ -155,12 +193,46 @@ def weights(sizes: Sizes, work: Work) -> int:
     return round(sizes.linear * byte + (sizes.parameters - sizes.linear) * work.number)
 
 
+def trained(sizes: Sizes, tuned: Tuned) -> int:
+    """Weights of the base that are trained."""
+    if tuned.tune == "full":
+        return sizes.parameters
+    found = {"lora": (), "layers": tuned.layers, "lm_head": (sizes.names[-1][0],)}[tuned.tune]
+    return sum(size for own, size in sizes.names if any(named(own, name) for name in found))
+
+
+def trained_bytes(sizes: Sizes, work: Work) -> int:
+    """Bytes of those weights above what they take untrained: fp32, its gradient and two moments, for autocast a copy
+    in the compute dtype, and the reference's."""
+    count = trained(sizes, work.tuned)
+    head = sizes.names[-1][1] if sizes.tied and work.tuned.tune != "full" and _trains_head(sizes, work.tuned) else 0
+    mixed = work.number if work.number < 4 else 0
+    return count * (16 + mixed + 4 * work.reference) - (count - head) * work.number
+
+
+def _trains_head(sizes: Sizes, tuned: Tuned) -> bool:
+    return tuned.tune == "lm_head" or any(named(sizes.names[-1][0], name) for name in tuned.layers)
+
+
+def others(sizes: Sizes, work: Work) -> int:
+    """Bytes of the weights of policies that answer in turn."""
+    return sum(trained(sizes, each) for each in work.policies) * work.number
+
+
+def adapters(sizes: Sizes, work: Work) -> int:
+    """Bytes of adapters: fp32, and for the trained one its gradient and two moments."""
+    each = sizes.ends * work.rank + sizes.outputs * work.dora
+    return each * (16 * (work.kind in ("train", "ppo")) + 4 * work.frozen)
+
+
 def activations(sizes: Sizes, work: Work) -> int:
     """Bytes that the layers keep for the way back; of one layer where there is none, or where it is computed again."""
     tokens, b = work.batch * work.each * work.length, work.number
     inputs = (3 if work.kind == "ppo" else 6) * sizes.hidden * b + sizes.intermediate * b
-    layer = inputs + 8 * sizes.hidden + 4 * sizes.attention * b + 3 * sizes.intermediate * b
-    if work.kind in ("read", "sample"):
+    norms = (8 if work.tuned.tune == "lora" else 16) * sizes.hidden
+    layer = inputs + norms + 4 * sizes.attention * b + 3 * sizes.intermediate * b
+    layer += 2 * b * sizes.outputs // sizes.layers * work.dora
+    if work.kind in ("read", "sample") or work.tuned.tune == "lm_head":
         return round(HEAP * tokens * layer)
     if work.checkpointing:
         return round(HEAP * tokens * (layer + sizes.layers * sizes.hidden * b))
@@ -171,7 +243,10 @@ def logits(sizes: Sizes, work: Work) -> int:
     """Bytes of the logits that are in memory at once."""
     if work.kind in ("read", "sample"):
         return work.batch * sizes.vocabulary * READ_LOGIT * (work.kind == "sample")
-    return work.batch * work.each * work.answer * sizes.vocabulary * LOGIT
+    tokens = work.batch * work.each * work.answer
+    if work.kind == "ppo":
+        return tokens * sizes.vocabulary * LOGIT
+    return min(tokens, TILE[0]) * min(sizes.vocabulary, TILE[1]) * TILED_LOGIT
 
 
 def cache(sizes: Sizes, rows: int, length: int, number: int) -> int:
@@ -190,7 +265,8 @@ def nearest(sizes: Sizes, work: Work, memory: int, *, gpu: bool) -> tuple[Change
 
 def _alternatives(work: Work) -> Iterator[tuple[Work, tuple[Change, ...]]]:
     """The work with its options changed, the mildest first: the last one named below changes last."""
-    quantizations = [work.quantization] if work.quantization == "nf4" else [work.quantization, "nf4"]
+    fixed = work.quantization == "nf4" or work.tuned.tune != "lora"
+    quantizations = [work.quantization] if fixed else [work.quantization, "nf4"]
     trains = work.kind in ("train", "ppo")
     checkpointing = [work.checkpointing] if work.checkpointing or not trains else [False, True]
     lengths = list(_halves(work.length, 64)) if work.kind == "train" else [work.length]
@@ -202,7 +278,7 @@ def _alternatives(work: Work) -> Iterator[tuple[Work, tuple[Change, ...]]]:
             length=length,
             answer=min(work.answer, length),
             checkpointing=again,
-            quantization=held,  # type: ignore[arg-type]
+            quantization=held,
             rollout=min(work.rollout, batch) if work.kind == "sample" else work.rollout,
         )
         candidates = (
@@ -253,9 +329,10 @@ def sizes_of(config: ModelConfig) -> Sizes:
     with torch.device("meta"):
         body = AutoModel.from_config(told)
     text = told.get_text_config()
-    head = 0 if getattr(text, "tie_word_embeddings", True) else text.vocab_size * text.hidden_size
+    tied = bool(getattr(text, "tie_word_embeddings", True))
+    head = text.vocab_size * text.hidden_size
     linear = [each for each in body.modules() if isinstance(each, torch.nn.Linear)]
-    parameters = sum(each.numel() for each in body.parameters()) + head
+    parameters = sum(each.numel() for each in body.parameters()) + head * (not tied)
     heads = _first(text, "num_attention_heads") or 1
     size = _first(text, "head_dim") or text.hidden_size // heads
     return Sizes(
@@ -269,6 +346,12 @@ def sizes_of(config: ModelConfig) -> Sizes:
         intermediate=_width(text),
         vocabulary=text.vocab_size,
         file=weight_bytes(config) or parameters * 2,
+        outputs=sum(each.out_features for each in linear),
+        tied=tied,
+        names=(
+            *((f"{body.base_model_prefix}.{name}", each.numel()) for name, each in body.named_parameters()),
+            (HEAD, head),
+        ),
     )
 
 

@@ -32,18 +32,18 @@ def choose(model: Any, names: Sequence[str]) -> None:
         ModelError: a name is of nothing in this model.
     """
     head = head_name(model)
-    if head and any(_named(head, name) for name in names):
+    if head and any(named(head, name) for name in names):
         untie(model)
     found = dict(model.named_parameters())
     for name in names:
-        if not any(_named(each, name) for each in found):
+        if not any(named(each, name) for each in found):
             raise ModelError(f"layers: {model.config.model_type} has nothing called {name!r}; {_there_are(found)}")
     for each, parameter in found.items():
-        parameter.requires_grad_(not names or any(_named(each, name) for name in names))
+        parameter.requires_grad_(not names or any(named(each, name) for name in names))
 
 
-def _named(parameter: str, name: str) -> bool:
-    """Whether `name` is the parameter or a module that it is in."""
+def named(parameter: str, name: str) -> bool:
+    """Whether `name`, with `*` and `?` as in file names, is the parameter or a module that it is in."""
     parts = parameter.split(".")
     return any(fnmatchcase(".".join(parts[:length]), name) for length in range(1, len(parts) + 1))
 

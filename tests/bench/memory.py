@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from tiny import preference_of, prompt_of, response_of
 
 from pipeline import store
-from pipeline.algorithms import dpo, kto, ppo, reward_model
+from pipeline.algorithms import dpo, kto, ppo, reward_model, sft
 from pipeline.doctor_memory import work_of
 from pipeline.generate import Pairing, Sampling
 from pipeline.launch import environment
@@ -31,6 +31,7 @@ from pipeline.train import Training
 
 ROOT = Path(__file__).parents[2]
 NF4, PLAIN = ModelConfig(quantization="nf4"), ModelConfig(quantization="none")
+FP32 = ModelConfig(quantization="none", dtype="fp32")
 WORD = " day"
 """One token of the built-in model, and still one in a row of them."""
 
@@ -148,6 +149,7 @@ def ppo_of(tokens: int) -> Any:
 
 
 TWO: dict[str, Any] = {"max_steps": 2, "gradient_accumulation_steps": 1}
+SHORT: dict[str, Any] = {"per_device_train_batch_size": 2, **TWO}
 REWARD = "reward model, NF4, 2 prompts x 4 x 128"
 SETTINGS = (
     Setting("DPO, NF4, 2 x 128", NF4, dpo.Config(per_device_train_batch_size=2, **TWO), 64, 64),
@@ -162,6 +164,12 @@ SETTINGS = (
         128,
         128,
     ),
+    Setting("SFT, NF4, 4 x 128", NF4, sft.Config(per_device_train_batch_size=4, **TWO), 64, 64),
+    Setting("SFT with DoRA, NF4, 4 x 128", NF4, sft.Config(lora={"use_dora": True}, **TWO), 64, 64),
+    Setting("SFT of all weights, fp32, 2 x 64", FP32, sft.Config(tune="full", **SHORT), 32, 32),
+    Setting("SFT of all weights, bf16, 2 x 64", PLAIN, sft.Config(tune="full", **SHORT), 32, 32),
+    Setting("SFT of the output layer, bf16, 4 x 128", PLAIN, sft.Config(tune="lm_head", **TWO), 64, 64),
+    Setting("DPO of all weights, bf16, 2 x 64", PLAIN, dpo.Config(tune="full", **SHORT), 32, 32),
     Setting("PPO, NF4, 4 x (64 + 64)", NF4, ppo_of(64), 64, 64),
     Setting("PPO, NF4, 4 x (128 + 128)", NF4, ppo_of(128), 128, 128),
     Setting("generate, NF4, 32 x (128 + 64)", NF4, None, 128, 64),

@@ -8,15 +8,16 @@ import pytest
 from tiny import END, make_model, make_tokenizer, preferences_of, prompt_of
 
 from pipeline import cli, doctor
-from pipeline.algorithms import dpo, kto
+from pipeline.algorithms import dpo, kto, rloo, sft
 from pipeline.algorithms.base import Setting
 from pipeline.demonstrations import Demonstration
 from pipeline.doctor_data import demonstration_findings, folded, label_findings, length_findings, prompt_findings
-from pipeline.doctor_memory import memory_findings
+from pipeline.doctor_memory import loads, memory_findings, work_of
 from pipeline.doctor_rendering import ANSWER, CLOSE, OPEN, rendering_findings
 from pipeline.findings import Finding
+from pipeline.memory import Tuned
 from pipeline.models import ModelConfig, load_model, load_tokenizer
-from pipeline.recipe import load
+from pipeline.recipe import Recipe, load
 from pipeline.records import Message, Prompt
 
 EIGHT = "please write down a short poem about the"
@@ -189,6 +190,77 @@ def test_a_plan_for_a_gpu_says_that_it_was_not_measured() -> None:
     found = list(memory_findings(load("recipes/rlaif.yaml"), {"train": 60}, 24_000_000_000, gpu=True))
     assert {each.level for each in found} == {"info"}
     assert all("a prediction that was not measured" in each.what for each in found)
+
+
+def supervised(folder: Path, base: Path, **options: Any) -> Recipe:
+    (folder / "shown.jsonl").write_text('{"text": "Three."}\n')
+    (folder / "heldout.jsonl").write_text('{"id": "h", "prompt": "How?"}\n')
+    return Recipe.model_validate(
+        {
+            "model": {"base": str(base), "quantization": "none"},
+            "train": {"sft": {"data": {"train": str(folder / "shown.jsonl")}, "max_length": 64, **options}},
+            "compare": {
+                "prompts": {"files": str(folder / "heldout.jsonl")},
+                "judges": ["rules"],
+                "sampler": {"name": "local", "max_new_tokens": 8},
+            },
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "options", "length"),
+    [
+        ({"train.sft": 40}, {}, 40),
+        ({"train.sft": 100}, {}, 64),
+        ({"train.sft": 40}, {"packing": True}, 64),
+        ({}, {}, 64),
+    ],
+)
+def test_a_row_of_demonstrations_is_as_long_as_the_longest_and_a_packed_one_as_max_length(
+    told: dict[str, int], options: dict[str, Any], length: int, tiny_folder: Path, tmp_path: Path
+) -> None:
+    recipe = supervised(tmp_path, tiny_folder, **options)
+    (work,) = [each.work for each in loads(recipe, told, gpu=False) if each.step == "train.sft"]
+    assert (work.length, work.answer) == (length, length)
+
+
+def test_demonstrations_are_measured_in_tokens_with_their_ends(tiny_tokenizer: Any) -> None:
+    # A byte is a token, and a turn is <|im_start|>role\n...<|im_end|>\n with one token for each mark.
+    shown = [
+        Demonstration(where="a:1", text="Three."),
+        Demonstration(
+            where="a:2", messages=(Message(role="user", content="a"), Message(role="assistant", content="b"))
+        ),
+    ]
+    assert doctor.longest(tiny_tokenizer, shown[:1]) == len("Three.") + 1
+    assert doctor.longest(tiny_tokenizer, shown) == (1 + len("user\na") + 1 + 1) + (1 + len("assistant\nb") + 1)
+
+
+def test_what_is_trained_of_the_base_is_planned_for_in_training_and_in_the_comparison(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    recipe = supervised(tmp_path, tiny_folder, tune="lm_head")
+    works = {each.step: each.work for each in loads(recipe, {"heldout": 20}, gpu=False)}
+    assert (works["train.sft"].rank, works["train.sft"].tuned) == (0, Tuned("lm_head"))
+    assert (works["answers"].frozen, works["answers"].policies) == (0, (Tuned("lm_head"),))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "frozen", "reference"),
+    [
+        (sft.Config(start_from="sft"), 0, False),
+        (dpo.Config(), 0, False),
+        (dpo.Config(start_from="sft"), 1, False),
+        (kto.Config(start_from="sft", tune="full"), 0, True),
+        (rloo.Config(reward="reward_model", start_from="sft"), 2, False),
+    ],
+)
+def test_a_policy_that_goes_on_has_one_more_copy_of_what_it_trains(
+    algorithm: Any, frozen: int, reference: bool, tiny: ModelConfig
+) -> None:
+    work = work_of(algorithm, tiny, prompt=8, answer=8, candidates=2)
+    assert (work.frozen, work.reference) == (frozen, reference)
 
 
 # ---- the whole

@@ -9,8 +9,10 @@ from pipeline.memory import (
     HEAP,
     LOGIT,
     PROGRAM,
+    TILED_LOGIT,
     Change,
     Sizes,
+    Tuned,
     Work,
     activations,
     cache,
@@ -18,6 +20,7 @@ from pipeline.memory import (
     nearest,
     peak,
     sizes_of,
+    trained,
     weights,
 )
 
@@ -32,6 +35,14 @@ SIZES = Sizes(
     intermediate=16,
     vocabulary=10,
     file=4_000,
+    outputs=48,
+    tied=True,
+    names=(
+        ("model.embed_tokens.weight", 80),
+        ("model.layers.0.mlp.up_proj.weight", 700),
+        ("model.layers.1.mlp.up_proj.weight", 220),
+        ("lm_head.weight", 80),
+    ),
 )
 DPO = Work(kind="train", batch=3, each=2, length=5, answer=5, rank=4)
 
@@ -55,8 +66,68 @@ def test_training_keeps_what_each_layer_needs_on_the_way_back_for_every_token() 
 
 
 def test_the_vocabulary_counts_for_the_tokens_whose_logits_are_computed() -> None:
-    assert logits(SIZES, DPO) == 3 * 2 * 5 * 10 * LOGIT
+    assert logits(SIZES, DPO) == 3 * 2 * 5 * 10 * TILED_LOGIT
+    assert logits(SIZES, replace(DPO, kind="ppo")) == 3 * 2 * 5 * 10 * LOGIT
     assert logits(SIZES, replace(DPO, answer=0)) == 0
+
+
+def test_trls_logits_are_a_tile_of_4096_tokens_and_32768_words_at_most() -> None:
+    wide = replace(SIZES, vocabulary=150_000)
+    assert logits(wide, DPO) == 3 * 2 * 5 * 32768 * TILED_LOGIT
+    assert logits(wide, replace(DPO, batch=32, answer=1024)) == 4096 * 32768 * TILED_LOGIT
+
+
+@pytest.mark.parametrize(
+    ("tuned", "count"),
+    [
+        (Tuned("lora"), 0),
+        (Tuned("full"), 1_000),
+        (Tuned("layers", ("model.layers.1",)), 220),
+        (Tuned("layers", ("model.layers.?.mlp", "lm_head")), 1_000),
+        (Tuned("lm_head"), 80),
+    ],
+)
+def test_trained_weights_are_counted_by_their_names(tuned: Tuned, count: int) -> None:
+    assert trained(SIZES, tuned) == count
+
+
+def test_a_trained_weight_takes_sixteen_bytes_in_the_place_of_its_own() -> None:
+    # In bf16 autocast keeps a copy of two bytes, which takes the place of the two that it had.
+    full = replace(DPO, quantization="none", rank=0, tuned=Tuned("full"))
+    assert peak(SIZES, full, gpu=True).parts["trained"] == 1_000 * 16
+    assert peak(SIZES, replace(full, number=4), gpu=True).parts["trained"] == 1_000 * (16 - 4)
+    assert peak(SIZES, replace(full, reference=True), gpu=True).parts["trained"] == 1_000 * (16 + 4)
+    # A tied head gets weights of its own, and the embeddings stay.
+    head = replace(full, tuned=Tuned("lm_head"))
+    assert peak(SIZES, head, gpu=True).parts["trained"] == 80 * (16 + 2)
+    assert peak(replace(SIZES, tied=False), head, gpu=True).parts["trained"] == 80 * 16
+
+
+def test_policies_that_answer_in_turn_hold_what_each_of_them_trained() -> None:
+    answers = Work(kind="sample", batch=2, each=1, length=5, answer=2, quantization="none", rollout=2)
+    several = replace(answers, policies=(Tuned("lora"), Tuned("lm_head"), Tuned("full")))
+    alone, together = (peak(SIZES, each, gpu=True).parts["weights"] for each in (answers, several))
+    assert together - alone == 2 * (80 + 1_000)
+
+
+def test_what_is_trained_itself_keeps_its_norms_and_a_head_alone_keeps_nothing_below() -> None:
+    layer = 96 + 32 + 128 + 64 + 96
+    full = replace(DPO, quantization="none", rank=0, tuned=Tuned("full"))
+    assert activations(SIZES, full) == round(HEAP * 30 * layer * 2)
+    assert activations(SIZES, replace(full, tuned=Tuned("lm_head"))) == round(HEAP * 30 * layer)
+
+
+def test_dora_keeps_two_outputs_of_each_layer_and_trains_its_magnitudes() -> None:
+    # Two layers have 48 outputs together; LoRA's and the base's are kept, in two bytes.
+    dora = replace(DPO, dora=True)
+    assert activations(SIZES, dora) - activations(SIZES, DPO) == pytest.approx(HEAP * 30 * 2 * 2 * 48, abs=1)
+    assert peak(SIZES, dora, gpu=True).parts["adapters"] == (100 * 4 + 48) * 16
+
+
+def test_what_trains_the_base_is_not_told_to_quantise_it() -> None:
+    full = replace(DPO, batch=1, length=64, answer=64, quantization="none", rank=0, tuned=Tuned("full"))
+    least = peak(SIZES, replace(full, checkpointing=True), gpu=True).total
+    assert nearest(SIZES, full, least - 1, gpu=True) is None
 
 
 def test_a_cache_holds_keys_and_values_of_every_layer() -> None:
@@ -104,4 +175,7 @@ def test_sizes_are_counted_without_weights(tiny: Any, tiny_model: Any) -> None:
     assert found.ends == 2 * (2 * 64 + 2 * 48 + 3 * 96)
     assert (found.layers, found.hidden, found.attention, found.keys, found.intermediate) == (2, 32, 32, 16, 64)
     assert found.vocabulary == 300
+    assert found.outputs == 2 * (2 * 32 + 2 * 16 + 2 * 64 + 32)
+    assert not found.tied
+    assert dict(found.names) == {name: each.numel() for name, each in tiny_model.named_parameters()}
     assert found.file == pytest.approx(found.parameters * 4, rel=0.1)
