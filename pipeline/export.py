@@ -24,9 +24,20 @@ import yaml
 
 from pipeline import store, weights
 from pipeline.algorithms.scoring import FACTS
+from pipeline.architectures import is_encoder_decoder
 from pipeline.errors import DataError, ModelError
 from pipeline.export_card import Exported, card
-from pipeline.models import ADAPTER, BUILT_IN, ModelConfig, dtype_of, load_model, load_scorer, plain, tokenizer_of
+from pipeline.models import (
+    ADAPTER,
+    BUILT_IN,
+    ModelConfig,
+    dtype_of,
+    has_encoder,
+    load_model,
+    load_scorer,
+    plain,
+    tokenizer_of,
+)
 from pipeline.recipe import Recipe
 from pipeline.records import canonical
 
@@ -89,6 +100,7 @@ def export(
             merged=merge,
             dtype=dtype,
             base=base,
+            kind=_kind(trained[0]),
             licence=licence_of(trained[0].base),
             serve=_command(trained, base, merge=merge),
             gaps=gaps,
@@ -98,6 +110,12 @@ def export(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return exported.serve
+
+
+def _kind(each: Trained) -> str:
+    if each.scores:
+        return "SequenceClassification"
+    return "Seq2SeqLM" if has_encoder(each.base) else "CausalLM"
 
 
 def licence_of(config: ModelConfig) -> str:
@@ -247,7 +265,10 @@ def _logits(model: Any, ids_1T: "torch.Tensor") -> "torch.Tensor":
     import torch
 
     with torch.inference_mode():
-        found: torch.Tensor = model(ids_1T.to(model.device)).logits.float().cpu()
+        ids_1T = ids_1T.to(model.device)
+        # A decoder of its own answers with the same sentence.
+        more = {"decoder_input_ids": ids_1T} if is_encoder_decoder(model) else {}
+        found: torch.Tensor = model(ids_1T, **more).logits.float().cpu()
     return found
 
 

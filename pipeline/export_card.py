@@ -25,6 +25,8 @@ class Exported:
     dtype: str
     base: str
     """The base that adapters name; empty for merged models."""
+    kind: str
+    """What transformers loads them as: CausalLM and its like."""
     licence: str
     serve: str
     gaps: Mapping[str, float] = field(default_factory=dict)
@@ -59,11 +61,11 @@ def _loading(exported: Exported) -> str:
     name = exported.names[0]
     lines = [f"```\n{exported.serve}\n```", ""]
     if exported.merged:
-        lines += [f"```python\nAutoModelForCausalLM.from_pretrained({json.dumps(name)})\n```"]
+        lines += [f"```python\nAutoModelFor{exported.kind}.from_pretrained({json.dumps(name)})\n```"]
         return "Said in this folder; each folder is a whole model with its tokenizer.\n\n" + "\n".join(lines)
     lines += [
         "```python",
-        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(exported.base)})",
+        f"base = AutoModelFor{exported.kind}.from_pretrained({json.dumps(exported.base)})",
         f"model = PeftModel.from_pretrained(base, {json.dumps(name)})",
         "```",
     ]

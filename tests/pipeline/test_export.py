@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import job_of, make_adapter, make_model, make_tokenizer, preferences_of, prompt_of
+from tiny import job_of, make_adapter, make_architecture, make_model, make_tokenizer, preferences_of, prompt_of
 
-from pipeline import cli, models, plan, store, train
+from pipeline import cli, models, plan, store, train, weights
 from pipeline.export import licence_of
 from pipeline.models import BUILT_IN, ModelConfig
 from pipeline.recipe import load
@@ -166,6 +166,19 @@ def test_an_adapter_is_merged_into_the_weights_that_it_was_trained_on(base: Path
     head = trained(tmp_path / "sft", base, name="sft", tune="lm_head")
     left = trained(tmp_path / "dpo", base, {"train.sft": head}, name="dpo", start_from="sft")
     check_merged(tmp_path, base, left, tied=False)
+
+
+def test_an_encoder_decoder_is_merged_too(tmp_path: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM
+
+    make_architecture(tmp_path / "t5", "t5")
+    left = trained(tmp_path / "sft", tmp_path / "t5", name="sft", tune="lm_head")
+    run = run_of(tmp_path, tmp_path / "t5", "quantization: none, dtype: fp32", left)
+    out = tmp_path / "out"
+    assert cli.main(["export", str(run), "one", "--to", str(out), "--merge", "--dtype", "fp32"]) == 0
+    merged = AutoModelForSeq2SeqLM.from_pretrained(out / "one")
+    assert torch.equal(merged.lm_head.weight, weights.read(left)["lm_head.weight"])
+    assert 'AutoModelForSeq2SeqLM.from_pretrained("one")' in (out / "README.md").read_text()
 
 
 def check_merged(top: Path, base: Path, left: Path, *, tied: bool) -> None:
