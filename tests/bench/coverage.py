@@ -159,10 +159,11 @@ def holm(random: Random, number: int) -> list[Claim]:
     found, truths = [], []
     for other, one in itertools.combinations(range(4), 2):
         won = quality[:, one] - quality[:, other] + random.normal(size=prompts) > 0
-        rows = [(f"p{place}", float(each)) for place, each in enumerate(won)]
+        scores, shrunk = unsure(random, won.astype(float))
+        rows = [(f"p{place}", each) for place, each in enumerate(scores.tolist())]
         seed = int(random.integers(2**31))
         found.append(compare_checkpoints("j", bare(CHECKPOINTS[one]), bare(CHECKPOINTS[other]), rows, seed=seed))
-        truths.append(float(ndtr(lead * (one - other) / np.sqrt(3))))
+        truths.append(0.5 + shrunk * (float(ndtr(lead * (one - other) / np.sqrt(3))) - 0.5))
     claims = corrected(found, confidence=0.95)
     any_claim = any(each.decisive for each in claims)
     return [Claim(each.low, each.high, truth, lead == 0, any_claim) for each, truth in zip(claims, truths, strict=True)]

@@ -25,7 +25,7 @@ SHORT = {
 def test_intervals_cover_what_was_planted_and_claims_are_as_rare_as_is_said(name: str) -> None:
     found, experiments = simulate(name, SHORT[name], seed=2), SHORT[name]
     # Four standard errors of a share of so many experiments, beside the one point that `make coverage` allows; half of
-    # the experiments have no difference. Intervals that ignore that prompts go together cover 87 % of win rates.
+    # the experiments have no difference. That shows a lost factor; clusters and corrections have tests of their own.
     error = 4 * math.sqrt(0.95 * 0.05 / experiments)
     assert abs(found["coverage"] - 0.95) <= 0.01 + error
     assert found["false_better"] <= 0.05 + math.sqrt(2) * error
