@@ -140,7 +140,7 @@ def test_votes_on_the_compared_pairs_correct_every_judge(run: Callable[..., Fixt
         (LABELLING, "prediction-powered", 40),
         (OTHER, "prediction-powered", 40),
     ]
-    # Every residue of 10 is four times among the 40, so the judges' mean there is that over all, 0.7: nothing to correct.
+    # Every residue of 10 is there four times, so the judges' mean is 0.7 there as it is over all: nothing to correct.
     for each in found:
         assert each.win_rate == pytest.approx(0.4)
         assert each.low is not None and each.high is not None
