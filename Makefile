@@ -55,7 +55,7 @@ test-fast: $(READY) ## the tests that load no real model
 	@$(BIN)/pytest -m "not slow"
 
 test-distributed: $(READY) ## every algorithm in two processes, DDP and DeepSpeed: runs/bench/distributed.json
-	@PYTHONPATH=tests $(BIN)/python -m distributed.matrix
+	@PYTHONPATH=tests $(BIN)/python -m distributed.matrix $(CELLS)
 	@$(BIN)/pytest -m slow tests/distributed
 
 bench-labels: $(READY) ## labels a second and memory against a slow server: runs/bench/labels.json (about eight minutes)

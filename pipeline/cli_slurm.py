@@ -26,8 +26,11 @@ def add_to(verbs: Any) -> None:
 
 
 def _slurm(options: argparse.Namespace) -> None:
-    recipe = recipes.load(options.recipe, options.overrides)
-    print(script(options.recipe, options.overrides, recipe.launch.gpus, max(1, options.nodes)), end="")
+    nodes = max(1, options.nodes)
+    # Names that stand in for those that Slurm will give, so that a recipe that so many cannot share is refused here.
+    named = [f"launch.hosts=[{', '.join(f'node{number}' for number in range(nodes))}]"] if nodes > 1 else []
+    recipe = recipes.load(options.recipe, [*options.overrides, *named])
+    print(script(options.recipe, options.overrides, recipe.launch.gpus, nodes), end="")
 
 
 def script(recipe: Path, overrides: list[str], gpus: int, nodes: int) -> str:

@@ -92,7 +92,7 @@ def together(job: Path, phase: str, config: LaunchConfig) -> list[Process]:
     Raises:
         RecipeError: a path or variable that another machine must be told cannot be put on its command line.
     """
-    if config.world == 1:
+    if config.world == 1 and not config.zero:
         return shared(job, phase, 1)
     hosts = config.hosts or ("127.0.0.1",)
     port = config.port or _free_port()
@@ -136,9 +136,9 @@ def _told(phase: str, rank: int, ranks: int) -> dict[str, str]:
     if not any(name.startswith(("nvidia", "kfd")) for name in os.listdir("/dev")):
         # accelerate imports DeepSpeed wherever it is installed, and that says at each start that there is no GPU.
         told["DS_ACCELERATOR"] = "cpu"
-    # Nobody can act on these: bars of milliseconds, and TRL's and PEFT's use of names that will be renamed some day.
+    # Nobody can act on these: bars of milliseconds, and what TRL, PEFT and DeepSpeed use that will be renamed some day.
     told["TQDM_DISABLE"] = "1"
-    renamed = ("transformers.modeling_utils", "transformers.training_args")
+    renamed = ("transformers.modeling_utils", "transformers.training_args", "torch.distributed.c10d_logger")
     told["PYTHONWARNINGS"] = ",".join(f"ignore::FutureWarning:{module}" for module in renamed)
     return told
 

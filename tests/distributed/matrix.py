@@ -1,4 +1,4 @@
-"""Every algorithm, in one process and in two under DDP, ZeRO-2 and ZeRO-3: `make test-distributed`.
+"""Every algorithm, in one process and in two under DDP, ZeRO-2 and ZeRO-3: `make test-distributed [CELLS="dpo bf16"]`.
 
     runs/bench/distributed.json   {"matrix": {"dpo": {"one": "ok", "zero3": "refused: why", ...}, ...}, "bf16": ...}
 
@@ -8,8 +8,11 @@ ends with 1.
 """
 
 import json
+import os
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,24 +56,26 @@ def gap(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> float | 
     return max((abs(one[name] - other[name]) for one, other in pairs for name in names & one.keys()), default=None)
 
 
-def main() -> int:
-    """Fill the tables, and write them after each cell."""
-    import os
-
+def main(named: Sequence[str]) -> int:
+    """Fill the rows and tables that are named, or all, and write them after each cell."""
+    rows = [row for row in ROWS if row in named] or list(ROWS)
+    tables = [table for table in MODELS if table in named] or list(MODELS)
     os.environ["PYTHONPATH"] = rig.IMPORTABLE
     os.environ["HF_HUB_OFFLINE"] = "1"
     report: dict[str, Any] = {name: {row: {} for row in ROWS} for name in (*MODELS, "seconds", "gap")}
+    if named and OUT.exists():
+        report = json.loads(OUT.read_text())
     OUT.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
         make_model(top / "llama")
         make_tokenizer(top / "llama")
-        for table, model in MODELS.items():
-            for row in ROWS:
+        for table in tables:
+            for row in rows:
                 one: list[dict[str, Any]] = []
                 for column, launch in COLUMNS.items():
                     began = time.monotonic()
-                    found, lines = cell(top / f"{table}-{row}-{column}", top / "llama", row, launch, model)
+                    found, lines = cell(top / f"{table}-{row}-{column}", top / "llama", row, launch, MODELS[table])
                     seconds = round(time.monotonic() - began, 1)
                     one = lines if column == "one" else one
                     report[table][row][column] = found
@@ -84,4 +89,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))
