@@ -130,6 +130,8 @@ def environment(phase: str, rank: int, ranks: int) -> dict[str, str]:
 def _told(phase: str, rank: int, ranks: int) -> dict[str, str]:
     # Not RANK and WORLD_SIZE: to torch and accelerate those mean a process group, which shared work has none of.
     told = {"PREFLOOP_RANK": str(rank), "PREFLOOP_WORLD": str(ranks), "TOKENIZERS_PARALLELISM": "false"}
+    # TRL tells the hub of every trainer that is made, unless it is told not to. Nothing leaves here unasked.
+    told["HF_HUB_DISABLE_TELEMETRY"] = os.environ.get("HF_HUB_DISABLE_TELEMETRY", "1")
     if phase == "work":
         # Shared work is divided over processes, and the number of threads would change the rounding of sums.
         told["OMP_NUM_THREADS"] = "1"

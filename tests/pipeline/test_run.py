@@ -388,3 +388,20 @@ def test_another_plugin_is_told_by_its_name_alone() -> None:
     before = {"judge": {"name": "likelihood", "constitution": "be kind", "contrast": None}, "seed": 1}
     now = {"judge": {"name": "length", "prefer": "longer"}, "seed": 2}
     assert _changes(before, now) == ["judge.name: 'likelihood' -> 'length'", "seed: 1 -> 2"]
+
+
+# ---- the process of a step
+
+
+@pytest.mark.parametrize(("said", "found"), [(None, "1"), ("0", "0")])
+def test_the_libraries_of_a_step_report_nothing_to_the_hub_unless_the_user_says_so(
+    said: str | None, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # TRL's trainers tell huggingface.co of themselves as soon as they are made.
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    if said is not None:
+        monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", said)
+    step = Step(name="only", identity={}, finish="tiny_steps:environment")
+    Run(tmp_path / "run", [step], "", tmp_path / "cache").execute()
+    (written,) = (tmp_path / "run").rglob("environment.json")
+    assert json.loads(written.read_text())["HF_HUB_DISABLE_TELEMETRY"] == found

@@ -25,6 +25,11 @@ def generate(job: Job) -> None:
     (job.out / "words.json").write_text(json.dumps(words + job.options.get("noise", [])))
 
 
+def environment(job: Job) -> None:
+    """What the process of a step finds set."""
+    (job.out / "environment.json").write_text(json.dumps(dict(os.environ)))
+
+
 def label(job: Job) -> None:
     _trace(job, "label")
     time.sleep(job.options.get("pause", 0))
