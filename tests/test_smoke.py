@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 STEPS = (
     "doctor", "generate", "exam", "label", "doctor.labels", "train.reward_model", "train.ppo", "train.dpo", "train.kto",
+    "train.sft", "train.sft_dpo",
     "answers", "compare",
 )  # fmt: skip
 """Every step whose output has no times in it; the report shows those."""
@@ -79,7 +80,7 @@ def test_it_ends_with_the_comparison_and_the_path_of_the_report(finished: tuple[
     run, output = finished
     lines = output.rstrip().splitlines()
     assert lines[-1] == f"report: {run / 'report.html'}"
-    for checkpoint in ("base", "ppo", "dpo", "kto"):
+    for checkpoint in ("base", "ppo", "dpo", "kto", "sft", "sft_dpo"):
         assert any(line.strip().startswith(checkpoint) for line in lines)
     for name in ("report.html", "report.md", "results.json", "recipe.yaml", "manifest.json"):
         assert (run / name).stat().st_size > 0
