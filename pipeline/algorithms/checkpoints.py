@@ -74,7 +74,8 @@ def save_only_the_policy(model: Any) -> None:
     save = model.save_pretrained
 
     def save_default(*arguments: Any, **options: Any) -> None:
-        save(*arguments, **{**options, "selected_adapters": ["default"]})
+        # To save embeddings if their number changed, which ours never does, PEFT would look for the base on the hub.
+        save(*arguments, **{**options, "selected_adapters": ["default"], "save_embedding_layers": False})
 
     model.save_pretrained = save_default
 

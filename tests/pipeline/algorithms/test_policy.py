@@ -1,6 +1,7 @@
 """Where a policy starts, what it is held to, and which of its weights are trained: for SFT, DPO and KTO alike."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,24 @@ def test_the_reference_stays_what_it_was_while_the_policy_moves(
     moved = adapter("default")
     assert all(torch.equal(value, saved[key]) for key, value in adapter("ref").items())
     assert any(not torch.equal(value, saved[key]) for key, value in moved.items())
+
+
+def test_a_checkpoint_of_a_continued_adapter_asks_nobody_about_its_base(
+    tiny: ModelConfig, label: Path, started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its config names the base as the recipe does, and PEFT would look for one of that name on the hub.
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda repo_id, *_, **__: asked.append(repo_id)
+    )
+    start = tmp_path / "start"
+    shutil.copytree(started("lora"), start)
+    told = store.read_json(start / models.ADAPTER)
+    store.write_json(start / models.ADAPTER, {**told, "base_model_name_or_path": "smollm2-135m-instruct"})
+    config = dpo.Config(start_from="sft", **TUNES["lora"], **SHORT, save_steps=1)
+    trained(tmp_path, tiny, config, {"label": label, "train.sft": start})
+    assert not asked
+    assert (tmp_path / "work" / "checkpoints" / "checkpoint-3" / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize("tune", ["full", "layers", "lm_head"])
