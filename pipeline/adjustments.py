@@ -91,7 +91,8 @@ def _matches(pairs: Mapping[str, Pair], verdicts: Iterable[Verdict], one: str, o
 
 def _coefficient(job: Job, judge: str, fingerprint: str) -> LengthCoefficient:
     """phi, from the labels if they are this judge's."""
-    if store.read_json(job.inputs["label"] / "summary.json").get("judge_fingerprint") != fingerprint:
+    labels = job.inputs.get("label")
+    if labels is None or store.read_json(labels / "summary.json").get("judge_fingerprint") != fingerprint:
         why = "it was not asked about two answers by one policy"
         return LengthCoefficient(
             judge=judge, value=None, standard_error=None, n=0, n_clusters=0, not_identified=why

@@ -132,3 +132,28 @@ def test_killed_in_generate_in_the_exam_and_in_training_it_ends_with_the_same_by
     assert not (run / "steps" / "train.ppo").exists()
     finish(run)
     assert digests(run) == digests(finished[0])
+
+
+def test_a_recipe_whose_steps_bring_demonstrations_goes_from_files_to_a_report_without_labels(tmp_path: Path) -> None:
+    from tiny import make_model, make_tokenizer
+
+    make_model(tmp_path / "tiny")
+    make_tokenizer(tmp_path / "tiny")
+    more = "{name: sft, tune: lm_head, reinit_head: true, max_steps: 2, data: {train: data/demonstrations/train.jsonl}}"
+    changes = (
+        f"model.base={tmp_path / 'tiny'}", "model.quantization=none", "train.sft.optim=adamw_torch",
+        "train.sft.learning_rate=0.01", f"train.more={more}", "compare.prompts.limit=6", "compare.judges=[rules, length]",
+    )  # fmt: skip
+    command = ["run", "recipes/sft_plain_parquet.yaml", "--run", str(tmp_path / "run"), *changes]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    steps = sorted(path.name for path in (tmp_path / "run" / "steps").iterdir())
+    assert steps == ["answers", "compare", "doctor", "report", "train.more", "train.sft"]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {each["name"] for each in results["checkpoints"]} == {"base", "sft", "more"}
+    assert results["labelling_judge"] is None
+    held_out = store.read_json(next((tmp_path / "run" / "steps" / "train.sft").glob("*/summary.json")))["held_out"]
+    assert held_out["loss_after"] < held_out["loss_before"]
+    assert "held out" in (tmp_path / "run" / "report.html").read_text(), "beside the loss of training"
