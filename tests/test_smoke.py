@@ -142,7 +142,8 @@ def test_a_recipe_whose_steps_bring_demonstrations_goes_from_files_to_a_report_w
     more = "{name: sft, tune: lm_head, reinit_head: true, max_steps: 2, data: {train: data/demonstrations/train.jsonl}}"
     changes = (
         f"model.base={tmp_path / 'tiny'}", "model.quantization=none", "train.sft.optim=adamw_torch",
-        "train.sft.learning_rate=0.01", f"train.more={more}", "compare.prompts.limit=6", "compare.judges=[rules, length]",
+        "train.sft.learning_rate=0.01", f"train.more={more}", "compare.prompts.limit=6",
+        "compare.judges=[rules, length]",
     )  # fmt: skip
     command = ["run", "recipes/sft_plain_parquet.yaml", "--run", str(tmp_path / "run"), *changes]
     done = subprocess.run(
