@@ -239,6 +239,7 @@ def _comparison_sheet(results: Results) -> Sheet:
 def _controlled_sheet(results: Results) -> Sheet:
     """The win rates between answers of one length, beside the raw ones."""
     raw = {(found.judge, found.one, found.other): found.win_rate for found in results.comparisons}
+    unknown = {phi.judge: phi.not_identified for phi in results.length_coefficients if phi.not_identified}
     columns = ("comparison", "judge", "note", "win rate", "at equal length", _interval_name(results))
     rows = tuple(
         (
@@ -250,7 +251,9 @@ def _controlled_sheet(results: Results) -> Sheet:
             _bounds(found),
         )
         for found in results.length_controlled
+        if found.judge not in unknown
     )
+    rows += tuple(("all", judge, f"not identified: {why}", *(NOTHING,) * 3) for judge, why in unknown.items())
     return Sheet("At equal length", columns, rows, names=3)
 
 

@@ -168,7 +168,7 @@ def fit(counts_C3: Floats, design_CP: Floats, *, start: Floats | None = None, ri
         step = np.linalg.solve(information, slope[..., None])[..., 0]
         step *= np.minimum(1.0, _LONGEST / np.maximum(np.abs(step).max(axis=-1, keepdims=True), _LONGEST))
         beta = beta + step
-        if np.abs(step).max() < 1e-9:
+        if np.abs(step).max() < 1e-6:  # what is left is about its square
             break
     return beta
 
