@@ -101,15 +101,14 @@ class Trained:
             parameter.grad = None
 
 
-def save(kept: Checkpoints, progress: Progress, trained: dict[str, Trained], of: int) -> None:
-    """Write and seal `checkpoint-<update>`; the two newest are kept."""
+def write(kept: Checkpoints, progress: Progress, trained: dict[str, Trained]) -> None:
+    """Write `checkpoint-<update>`, which counts once it is sealed."""
     target = kept.folder / f"checkpoint-{progress.update}"
     store.remove(target)
     store.make_dirs(target)
     tensors = {f"{role}.{name}": each for role, part in trained.items() for name, each in part.tensors().items()}
     save_file({name: each.cpu().contiguous() for name, each in tensors.items()}, target / "trained.safetensors")
     store.write_json(target / "progress.json", progress.model_dump())
-    kept.seal(progress.update, of)
 
 
 def restore(kept: Checkpoints, trained: dict[str, Trained]) -> Progress | None:

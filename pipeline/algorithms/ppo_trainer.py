@@ -465,7 +465,9 @@ class PPOTrainer:
 
     def _save(self) -> None:
         if self.ranks.rank == 0:
-            ppo_state.save(self.checkpoints, self.progress, self.trained, self.total)
+            ppo_state.write(self.checkpoints, self.progress, self.trained)
+        # By every process: none goes on before it counts.
+        self.checkpoints.seal(self.progress.update, self.total)
 
     def _seed(self, *parts: object) -> None:
         # Nothing here draws from them; a reward function that somebody wrote may.
