@@ -7,6 +7,7 @@ Comparing is generating and labelling again with the checkpoints as the sources,
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline import adjustments, crowd, doctor, generate, label, people, report
 from pipeline.agreement import AgreementReport
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.algorithms.scoring import FACTS
+from pipeline.findings import Finding
 from pipeline.generate import Answer, Sampling
 from pipeline.plugins import Config
 from pipeline.ratings import (
@@ -31,6 +33,7 @@ from pipeline.ratings import (
     percent,
 )
 from pipeline.records import Pair, Prompt, Response, Verdict, seed_of
+from pipeline.rounds import place_of, policy_of
 from pipeline.statistics import bradley_terry
 from pipeline.statistics.win_rate import excludes_half
 from pipeline.worker import Job
@@ -213,33 +216,62 @@ def _answers(job: Job) -> list[Answer]:
 def report_finish(job: Job) -> None:
     """Write public/report.html, report.md and results.json."""
     config = Reporting.model_validate(job.options["config"])
-    results = Results.model_validate_json((job.inputs["compare"] / "results.json").read_text(encoding="utf-8"))
-    exam, against_people = label.examined(job), people.agreement_of(job)
-    results = adjustments.adjusted(job, results, exam, against_people)
-    trained = {name.removeprefix("train."): job.inputs[name] for name in config.steps if name.startswith("train.")}
+    every = _rounds(job, config.steps)
+    last, results = every[-1], [_results_of(each) for each in every]
+    exam, against_people = label.examined(last), people.agreement_of(last)
+    results[-1] = adjustments.adjusted(last, results[-1], exam, against_people)
+    trained = dict(_trained(job, config.steps))
     held_out = dict(_held_out(trained))
     data = report.ReportData(
         title=config.title,
         recipe_yaml=config.recipe_yaml,
-        results=results.model_copy(update={"exam": exam.model_dump(mode="json") if exam else None}),
+        results=results[-1].model_copy(update={"exam": exam.model_dump(mode="json") if exam else None}),
+        rounds=tuple(results) if len(results) > 1 else (),
         exam=exam,
-        labels=_labels(job) if "label" in job.inputs else None,
-        findings=tuple(each for name in DOCTORS if name in job.inputs for each in doctor.read(job.inputs[name])),
-        people=people.of(job),
+        labels=_labels(last) if "label" in last.inputs else None,
+        findings=tuple(dict.fromkeys(_findings(every))),
+        people=people.of(last),
         against_people=against_people,
         curves={name: _curve(path) for name, path in trained.items()},
         reward_models=held_out,
         steps=tuple(_step_time(name, job.inputs[name]) for name in config.steps),
         spending=tuple(_spending(job.inputs[name] for name in config.steps)),
-        **_environment(job),
-        alarms=(*_alarms(exam), *_training_alarms(trained, held_out)),
-        warnings=(*_warnings(results, exam), *_against_people(against_people), *_inexact(trained)),
-        samples=tuple(_samples(job, results)),
+        **_environment(last),
+        alarms=(*_exam_alarms(every), *_training_alarms(trained, held_out)),
+        warnings=(*_warnings(results[-1], exam), *_against_people(against_people), *_inexact(trained)),
+        samples=tuple(_samples(last, results[-1])),
     )
     for name, text in report.render(data).items():
         store.make_dirs(job.out / "public")
         store.write_text(job.out / "public" / name, text)
-    store.write_json(job.out / "summary.json", {"headline": results.headline})
+    store.write_json(job.out / "summary.json", {"headline": results[-1].headline})
+
+
+def _rounds(job: Job, steps: Sequence[str]) -> list[Job]:
+    """The job with the steps of each round, the first one first, called as they are in the first."""
+    found: dict[int, dict[str, Path]] = {}
+    for name in steps:
+        number, plain = place_of(name)
+        found.setdefault(number, {})[plain] = job.inputs[name]
+    return [replace(job, inputs=inputs) for inputs in found.values()]
+
+
+def _results_of(job: Job) -> Results:
+    return Results.model_validate_json((job.inputs["compare"] / "results.json").read_text(encoding="utf-8"))
+
+
+def _trained(job: Job, steps: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Name and folder of what each train step made, in every round."""
+    for name in steps:
+        number, plain = place_of(name)
+        if plain.startswith("train."):
+            yield policy_of(number, plain.removeprefix("train.")), job.inputs[name]
+
+
+def _findings(rounds: Sequence[Job]) -> Iterator[Finding]:
+    for job in rounds:
+        for name in DOCTORS:
+            yield from doctor.read(job.inputs[name]) if name in job.inputs else ()
 
 
 def _environment(job: Job) -> dict[str, Any]:
@@ -272,6 +304,12 @@ def _alarms(exam: ExamReport | None) -> Iterator[str]:
             "what was trained on its labels is not to be trusted."
         )
         yield from exam.causes
+
+
+def _exam_alarms(rounds: Sequence[Job]) -> Iterator[str]:
+    for number, job in enumerate(rounds, start=1):
+        for alarm in _alarms(label.examined(job)):
+            yield f"In round {number}: {alarm}" if len(rounds) > 1 else alarm
 
 
 def _warnings(results: Results, exam: ExamReport | None) -> Iterator[str]:

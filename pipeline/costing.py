@@ -16,6 +16,7 @@ from judges.exam import GoldPair
 from pipeline import generate, people, plan, store
 from pipeline.recipe import Recipe
 from pipeline.records import Pair, Prompt, Response
+from pipeline.rounds import step_of
 
 CHARACTERS = 4
 """Of a token, about."""
@@ -31,11 +32,18 @@ class Line(NamedTuple):
 
 
 def lines(recipe: Recipe, generated: Path | None) -> Iterator[Line]:
-    """What every judge of a run would be asked.
+    """What every judge of a run would be asked, in every round.
 
     Args:
-        generated: the folder that the generate step published; None: it has not run.
+        generated: the folder that the first generate step published; None: it has not run.
     """
+    for number in range(1, recipe.rounds + 1):
+        for line in _round(recipe, number, generated if number == 1 else None):
+            yield line._replace(step=step_of(number, line.step))
+
+
+def _round(whole: Recipe, number: int, generated: Path | None) -> Iterator[Line]:
+    recipe = plan.recipe_in(whole, number)
     if recipe.judge is not None:
         pairs = list(store.read_jsonl(generated / "pairs.jsonl", Pair) if generated else _imagined(recipe))
         if plan.examines(recipe):
@@ -47,7 +55,7 @@ def lines(recipe: Recipe, generated: Path | None) -> Iterator[Line]:
         held_out = people.held_out_pairs(recipe.annotations, recipe.seed)
         for judge in recipe.compare.judges:
             yield Line("people", judge.name, len(held_out), judge.cost(held_out))
-    matches = list(_matches(recipe))
+    matches = list(_matches(whole, number))
     for judge in recipe.compare.judges:
         yield Line("compare", judge.name, len(matches), judge.cost(matches))
 
@@ -59,9 +67,9 @@ def _imagined(recipe: Recipe) -> Iterator[Pair]:
         yield from generate.pairs_of(prompt, answers, recipe.generate.pairing, recipe.seed)
 
 
-def _matches(recipe: Recipe) -> Iterator[Pair]:
+def _matches(recipe: Recipe, number: int) -> Iterator[Pair]:
     prompts: Sequence[Prompt] = generate.read_prompts(recipe.compare.prompts)
-    sampler, names = plan.sampler_of(recipe), plan.checkpoints(recipe)
+    sampler, names = plan.sampler_of(recipe), [each.name for each in plan.contenders(recipe, number)]
     for prompt, sample in itertools.product(prompts, range(recipe.compare.samples)):
         answers = _answers(sampler, ((name, sample) for name in names))
         yield from (Pair.of(prompt, *both) for both in itertools.combinations(answers, 2))

@@ -30,6 +30,7 @@ from pipeline.models import chat_ids, has_encoder, load_tokenizer
 from pipeline.plugins import Config
 from pipeline.recipe import Recipe
 from pipeline.records import Message, Prompt, Thumb
+from pipeline.rounds import files_in
 from pipeline.worker import Job
 
 VERSION = 1
@@ -94,7 +95,7 @@ def before(recipe: Recipe, memory: tuple[int, bool] | None = None) -> list[Findi
     Raises:
         DataError: a file of prompts or demonstrations cannot be read.
     """
-    trained = read_prompts(recipe.generate.prompts) if recipe.generate else []
+    trained = _trained_on(recipe)
     held_out = read_prompts(recipe.compare.prompts)
     found = prompt_findings(trained, held_out, "generate.prompts.files") if recipe.generate else []
     demonstrated = list(_demonstrations(recipe))
@@ -108,6 +109,18 @@ def before(recipe: Recipe, memory: tuple[int, bool] | None = None) -> list[Findi
         remedy = "mend it before the run, which would stop there"
         found.append(Finding(level="error", check="tokenizer", where=where, what=what or str(error), remedy=remedy))
     return found
+
+
+def _trained_on(recipe: Recipe) -> list[Prompt]:
+    """The prompts of every round, each of them once."""
+    if recipe.generate is None:
+        return []
+    prompts = recipe.generate.prompts
+    files = dict.fromkeys(
+        files_in(number, recipe.rounds, prompts.files)
+        for number in range(1, min(recipe.rounds, len(prompts.files)) + 1)
+    )
+    return [prompt for some in files for prompt in read_prompts(prompts.model_copy(update={"files": some}))]
 
 
 def after_labels(recipe: Recipe, generated: Path, labelled: Path) -> list[Finding]:

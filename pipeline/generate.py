@@ -18,7 +18,7 @@ from pipeline.errors import DataError
 from pipeline.models import ModelConfig
 from pipeline.plugins import Config
 from pipeline.progress import Bar
-from pipeline.recipe import AnySampler, GenerateConfig, PromptsConfig
+from pipeline.recipe import BASE, AnySampler, GenerateConfig, PromptsConfig
 from pipeline.records import Message, Pair, Prompt, Record, Response, seed_of
 from pipeline.sampling.base import Batch, plan
 from pipeline.worker import Job
@@ -54,9 +54,16 @@ class Pairing(Config):
 
     sampling: Sampling
     pairing: Literal["best_worst", "random", "all"]
+    policy: str = BASE
+    """Who answers, as the answers' source; unless it is the base, the step that made it is the input `policy`."""
+
+    def identity(self) -> dict[str, Any]:
+        """The base goes without saying, as it did when there was no other: its answers are found again."""
+        found = super().identity()
+        return found if self.policy != BASE else {name: value for name, value in found.items() if name != "policy"}
 
     @classmethod
-    def of(cls, seed: int, model: ModelConfig, generate: GenerateConfig) -> "Pairing":
+    def of(cls, seed: int, model: ModelConfig, generate: GenerateConfig, policy: str = BASE) -> "Pairing":
         """The generate step of a recipe."""
         sampling = Sampling(
             seed=seed,
@@ -66,7 +73,7 @@ class Pairing(Config):
             samples=generate.candidates,
             purpose="train",
         )
-        return cls(sampling=sampling, pairing=generate.pairing)
+        return cls(sampling=sampling, pairing=generate.pairing, policy=policy)
 
 
 class Item(NamedTuple):
@@ -79,14 +86,15 @@ class Item(NamedTuple):
 
 def work(job: Job) -> None:
     """Answer this process's share of the training prompts, into the journal."""
-    answer(Pairing.model_validate(job.options["config"]).sampling, job, {"base": None})
+    config = Pairing.model_validate(job.options["config"])
+    answer(config.sampling, job, _policy(config, job))
 
 
 def finish(job: Job) -> None:
     """Write prompts.jsonl, answers.jsonl, pairs.jsonl and summary.json."""
     config = Pairing.model_validate(job.options["config"])
     prompts = read_prompts(config.sampling.prompts)
-    answers = collect(config.sampling, job, {"base": None})
+    answers = collect(config.sampling, job, _policy(config, job))
     by_prompt = responses_by_prompt(answers)
     found = [
         pair
@@ -101,6 +109,10 @@ def finish(job: Job) -> None:
         job.out / "summary.json",
         {**counts(answers), "prompts": len(prompts), "pairs": len(found), "prompts_without_pair": without},
     )
+
+
+def _policy(config: Pairing, job: Job) -> dict[str, Path | None]:
+    return {config.policy: job.inputs.get("policy")}
 
 
 def answer(config: Sampling, job: Job, adapters: dict[str, Path | None]) -> None:
@@ -120,7 +132,7 @@ def answer(config: Sampling, job: Job, adapters: dict[str, Path | None]) -> None
         return
     folders = {name: folder for name, folder in adapters.items() if folder is not None}
     sampler: Any = config.sampler
-    built = sampler.build(config.model, folders, reference=bool(folders))
+    built = sampler.build(config.model, folders, reference=_reference(config, adapters))
     started, tokens = time.monotonic(), 0
     with Bar(job.step, total=len(items)) as bar:
         for item in mine:
@@ -165,9 +177,9 @@ def items_of(config: Sampling, adapters: dict[str, Path | None]) -> list[Item]:
             "model": config.model.identity(),
             "sampler": config.sampler.identity(),
             "adapter": _digest(folder),
-            # Named, because the response carries it; and with other checkpoints about, the base is asked for its KL.
+            # Named, because the response carries it.
             "source": source,
-            "reference": any(adapters.values()),
+            "reference": _reference(config, adapters),
         }
         for source, folder in adapters.items()
     }
@@ -225,6 +237,11 @@ def _with_system(prompt: Prompt, system: str | None) -> Prompt:
     if system is None or prompt.messages[0].role == "system":
         return prompt
     return prompt.model_copy(update={"messages": (Message(role="system", content=system), *prompt.messages)})
+
+
+def _reference(config: Sampling, adapters: dict[str, Path | None]) -> bool:
+    """Whether the base is asked as well, for the divergence from it: where checkpoints are compared."""
+    return config.purpose == "heldout" and any(adapters.values())
 
 
 def _digest(folder: Path | None) -> str | None:

@@ -8,18 +8,24 @@ From people's votes, `generate` and `label` do their work without a policy and a
 `people` checks the comparing judges against the votes that nobody trains on. Where every train step brings its own data
 (supervised fine-tuning), there are no labels, and nothing between the first doctor and training.
 
+With `rounds`, generate to compare come again for each later round under names of its own, as steps of a recipe that
+differs in seed, prompts and where policies start (`recipe_in`); the report tells of all rounds.
+
 What is left out: running them (`pipeline.run`), and what they do (`generate`, `examine`, `label`, `people`, `train`,
 `compare`).
 """
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from judges import exam, grading
 from judges.base import JudgeConfig
 from pipeline import agreement, compare, crowd, doctor, examine, generate, label, people, train, votes
+from pipeline import rounds as iterated
 from pipeline.algorithms.base import AlgorithmConfig
 from pipeline.launch import HERE, LaunchConfig
 from pipeline.models import processes_for
@@ -30,16 +36,17 @@ from pipeline.run import Run, Step
 
 def steps(recipe: Recipe, title: str) -> list[Step]:
     """The graph of a recipe, in the order of its work."""
-    trained = [f"train.{name}" for name in recipe.train if name in checkpoints(recipe)]
-    return [
+    first = iterated.before_generate(recipe.train, recipe.generate.policy if recipe.generate else None)
+    before = [
         _doctor(recipe),
-        *_labels(recipe),
+        *[_train(recipe, name) for name in first],
+        *_labels(recipe_in(recipe, 1)),
         *([_doctor_of_labels(recipe)] if labelled(recipe) else []),
-        *[_train(recipe, name) for name in recipe.train],
-        _answers(recipe, trained),
-        _compare(recipe),
-        _report(recipe, title),
+        *[_train(recipe, name) for name in recipe.train if name not in first],
+        *_comparison(recipe, 1),
+        *[step for number in range(2, recipe.rounds + 1) for step in _later(recipe, number)],
     ]
+    return [*before, _report(recipe, title, [step.name for step in before])]
 
 
 def open_run(recipe: Recipe, directory: Path) -> Run:
@@ -48,9 +55,14 @@ def open_run(recipe: Recipe, directory: Path) -> Run:
     return Run(directory, steps(recipe, title=directory.name), dump(recipe), cache)
 
 
-def checkpoints(recipe: Recipe) -> tuple[str, ...]:
-    """What is compared, the base first."""
-    return recipe.compare.checkpoints or (BASE, *policies(recipe.train))
+class Contender(NamedTuple):
+    """A policy that is compared."""
+
+    name: str
+    algorithm: str
+    """`base`, or what trained it."""
+    step: str | None
+    """The step that made it. None: the base."""
 
 
 def labelled(recipe: Recipe) -> bool:
@@ -58,8 +70,68 @@ def labelled(recipe: Recipe) -> bool:
     return recipe.annotations is not None or recipe.generate is not None
 
 
-def _labels(recipe: Recipe) -> list[Step]:
-    """Everything up to the labels: from people's votes, or from the policy and a judge."""
+def contenders(recipe: Recipe, number: int = 1) -> list[Contender]:
+    """What is compared in a round, in the order of the recipe: in a later round the policy that it began with comes
+    after the base, and policies that no round repeats are left out."""
+    named = recipe.compare.checkpoints or (BASE, *policies(recipe.train))
+    if number == 1:
+        return [_contender(recipe, name, 1) for name in named]
+    base = [_contender(recipe, BASE, 1)] if BASE in named else []
+    again = iterated.repeated(recipe.train)
+    assert recipe.carry is not None  # or the recipe would have been refused
+    return [
+        *base,
+        _contender(recipe, recipe.carry, number - 1),
+        *[_contender(recipe, name, number) for name in named if name in again],
+    ]
+
+
+def _contender(recipe: Recipe, name: str, number: int) -> Contender:
+    if name == BASE:
+        return Contender(BASE, BASE, None)
+    step = iterated.step_of(number, f"train.{name}")
+    return Contender(iterated.policy_of(number, name), recipe.train[name].name, step)
+
+
+def recipe_in(recipe: Recipe, number: int) -> Recipe:
+    """The recipe of a round: with its own seed, prompts, and policies to start from."""
+    if recipe.generate is None:
+        return recipe
+    prompts = recipe.generate.prompts
+    prompts = prompts.model_copy(update={"files": iterated.files_in(number, recipe.rounds, prompts.files)})
+    own: dict[str, Any] = {
+        "seed": iterated.seed_in(number, recipe.seed),
+        "generate": recipe.generate.model_copy(update={"prompts": prompts}),
+    }
+    if number > 1 and recipe.carry is not None:
+        again = iterated.repeated(recipe.train)
+        own["train"] = {name: iterated.in_later(recipe.train[name], recipe.carry, again) for name in again}
+    return recipe.model_copy(update=own)
+
+
+def _later(recipe: Recipe, number: int) -> list[Step]:
+    """The steps of a round after the first, under its names; what they read is called as it is in the first."""
+    assert recipe.carry is not None  # or the recipe would have been refused
+    own, carried = recipe_in(recipe, number), _contender(recipe, recipe.carry, number - 1)
+    made = [*_labels(own, carried), _doctor_of_labels(recipe), *[_train(own, name) for name in own.train]]
+    names = {step.name: iterated.step_of(number, step.name) for step in made}
+    again = iterated.repeated(recipe.train)
+    starting = {f"train.{name}" for name in again if iterated.goes_on(recipe.train[name], again)} | {"generate"}
+    found = []
+    for step in made:
+        theirs = {**names, f"train.{recipe.carry}": carried.step} if step.name in starting else names
+        inputs = {theirs.get(name) or name: step.called.get(name, name) for name in step.inputs}
+        called = {name: alias for name, alias in inputs.items() if name != alias}
+        found.append(replace(step, name=names[step.name], inputs=tuple(inputs), called=called))
+    return [*found, *_comparison(recipe, number)]
+
+
+def _labels(recipe: Recipe, who: Contender | None = None) -> list[Step]:
+    """Everything up to the labels: from people's votes, or from the policy and a judge.
+
+    Args:
+        who: whose policy answers. None: whom `generate` names.
+    """
     if not labelled(recipe):
         return []
     if recipe.annotations is not None:
@@ -67,7 +139,8 @@ def _labels(recipe: Recipe) -> list[Step]:
         return [_import(recipe, recipe.annotations), *checked, _count(recipe, recipe.annotations)]
     assert recipe.generate is not None and recipe.judge is not None  # or the recipe would have been refused
     exams = [_exam(recipe, recipe.judge)] if examines(recipe) else []
-    return [_generate(recipe, recipe.generate), *exams, _label(recipe, recipe.judge, recipe.generate)]
+    who = who or _contender(recipe, recipe.generate.policy or BASE, 1)
+    return [_generate(recipe, recipe.generate, who), *exams, _label(recipe, recipe.judge, recipe.generate)]
 
 
 def _doctor(recipe: Recipe) -> Step:
@@ -87,9 +160,10 @@ def _files(algorithm: AlgorithmConfig) -> tuple[Path, ...]:
 
 
 def _doctor_of_labels(recipe: Recipe) -> Step:
+    # That there are more rounds makes no difference to the labels of one.
     return _step(
         "doctor.labels",
-        doctor.Examining.of(recipe),
+        doctor.Examining.of(recipe.model_copy(update={"rounds": 1, "carry": None})),
         [doctor.VERSION],
         inputs=("generate", "label"),
         files=recipe.compare.prompts.files if recipe.annotations else (),
@@ -97,11 +171,12 @@ def _doctor_of_labels(recipe: Recipe) -> Step:
     )
 
 
-def _generate(recipe: Recipe, config: GenerateConfig) -> Step:
+def _generate(recipe: Recipe, config: GenerateConfig, who: Contender) -> Step:
     return _step(
         "generate",
-        generate.Pairing.of(recipe.seed, recipe.model, config),
+        generate.Pairing.of(recipe.seed, recipe.model, config, who.name),
         [generate.VERSION],
+        inputs={who.step: "policy"} if who.step else {},
         files=config.prompts.files,
         work="pipeline.generate:work",
         finish="pipeline.generate:finish",
@@ -217,7 +292,13 @@ def sampler_of(recipe: Recipe) -> AnySampler:
     return recipe.generate.sampler
 
 
-def _answers(recipe: Recipe, trained: list[str]) -> Step:
+def _comparison(recipe: Recipe, number: int) -> list[Step]:
+    return [_answers(recipe, number), _compare(recipe, number)]
+
+
+def _answers(recipe: Recipe, number: int) -> Step:
+    who = contenders(recipe, number)
+    # With the same seeds in every round: whoever answered before is found in the journal, and asked nothing twice.
     sampling = generate.Sampling(
         seed=recipe.seed,
         model=recipe.model,
@@ -227,10 +308,10 @@ def _answers(recipe: Recipe, trained: list[str]) -> Step:
         purpose="heldout",
     )
     return _step(
-        "answers",
-        compare.Answering(sampling=sampling, checkpoints=checkpoints(recipe)),
+        iterated.step_of(number, "answers"),
+        compare.Answering(sampling=sampling, checkpoints=tuple(each.name for each in who)),
         [generate.VERSION, compare.VERSION],
-        inputs=tuple(trained),
+        inputs={each.step: f"train.{each.name}" for each in who if each.step},
         files=recipe.compare.prompts.files,
         work="pipeline.compare:answers_work",
         finish="pipeline.compare:answers_finish",
@@ -238,38 +319,30 @@ def _answers(recipe: Recipe, trained: list[str]) -> Step:
     )
 
 
-def _compare(recipe: Recipe) -> Step:
+def _compare(recipe: Recipe, number: int) -> Step:
     config = compare.Comparing(
         seed=recipe.seed,
         judges=recipe.compare.judges,
         labelling_judge=recipe.judge,
         labelled_by=recipe.judge.name if recipe.judge else crowd.NAME if recipe.annotations else None,
         confidence=recipe.compare.confidence,
-        algorithms={name: BASE if name == BASE else recipe.train[name].name for name in checkpoints(recipe)},
+        algorithms={each.name: each.algorithm for each in contenders(recipe, number)},
         budget_usd=recipe.budget_usd,
     )
     return _step(
-        "compare",
+        iterated.step_of(number, "compare"),
         config,
         [label.VERSION, compare.VERSION],
-        inputs=("answers",),
+        inputs={iterated.step_of(number, "answers"): "answers"},
         work="pipeline.compare:compare_work",
         finish="pipeline.compare:compare_finish",
         processes=_judging(recipe.compare.judges, recipe.compare.processes),
     )
 
 
-def _report(recipe: Recipe, title: str) -> Step:
-    before = (
-        "doctor",
-        *[step.name for step in _labels(recipe)],
-        *(["doctor.labels"] if labelled(recipe) else []),
-        *[f"train.{name}" for name in recipe.train],
-        "answers",
-        "compare",
-    )
-    config = compare.Reporting(title=title, recipe_yaml=dump(recipe), steps=before)
-    return _step("report", config, [compare.VERSION], inputs=before, finish="pipeline.compare:report_finish")
+def _report(recipe: Recipe, title: str, before: Sequence[str]) -> Step:
+    config = compare.Reporting(title=title, recipe_yaml=dump(recipe), steps=tuple(before))
+    return _step("report", config, [compare.VERSION], inputs=config.steps, finish="pipeline.compare:report_finish")
 
 
 def _judging(judges: Sequence[JudgeConfig], processes: int | None) -> int | None:
@@ -285,7 +358,7 @@ def _step(
     versions: list[int],
     *,
     finish: str,
-    inputs: tuple[str, ...] = (),
+    inputs: Sequence[str] | Mapping[str, str] = (),
     files: tuple[Path, ...] = (),
     work: str | None = None,
     processes: int | None = None,
@@ -294,7 +367,8 @@ def _step(
     return Step(
         name=name,
         identity={**config.identity(), "version": versions},
-        inputs=inputs,
+        inputs=tuple(inputs),
+        called={name: alias for name, alias in inputs.items() if name != alias} if isinstance(inputs, Mapping) else {},
         files=files,
         options={"config": config.model_dump(mode="json")},
         work=work,

@@ -16,7 +16,7 @@ import difflib
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from judges.base import AnyJudge, JudgeConfig
 from judges.exam import ExamConfig, GoldPair
+from pipeline import rounds as iterated
 from pipeline.algorithms.base import AlgorithmConfig, Need
 from pipeline.errors import RecipeError
 from pipeline.importers.base import Source
@@ -95,6 +96,8 @@ class GenerateConfig(Config):
     """What to answer."""
     sampler: AnySampler
     """How answers are drawn from the policy."""
+    policy: str | None = None
+    """The train step whose policy answers; it comes first then, and learns from data of its own. None: the base."""
     candidates: int = Field(default=4, ge=2)
     """Answers to each prompt."""
     pairing: Literal["best_worst", "random", "all"] = "best_worst"
@@ -102,6 +105,10 @@ class GenerateConfig(Config):
     random: disjoint random pairs. all: every pair, and each is a training example."""
     processes: int | None = Field(default=None, ge=1)
     """Processes that generate side by side. None: chosen for the machine."""
+
+    def identity(self) -> dict[str, Any]:
+        """The base goes without saying, as it did when there was no other: what was made of it is found again."""
+        return _less(super().identity(), set() if self.policy else {"policy"})
 
 
 class AnnotationsConfig(Source):
@@ -171,6 +178,11 @@ class Recipe(Config):
     """The processes in which each train step runs, unless it says otherwise. `here`: one, on this machine."""
     train: dict[Annotated[str, AfterValidator(_step_name)], AnyAlgorithm]
     """Steps by name, in the order they run. A step's algorithm is its name, unless the block has another `name`."""
+    rounds: int = Field(default=1, ge=1)
+    """How often to generate, label and train: from the second round on with the policy of the round before (see
+    `pipeline.rounds`). Of several prompt files each round has the next; a single one is answered with other seeds."""
+    carry: str | None = Field(default=None, validate_default=True)
+    """The train step whose policy the next round goes on with."""
     compare: CompareConfig
     """Stage 4: which checkpoint is better, on prompts that none was trained on."""
     budget_usd: float | None = Field(default=None, ge=0)
@@ -220,6 +232,40 @@ class Recipe(Config):
         if mistakes:
             raise ValidationError.from_exception_data("train", mistakes)
         return steps
+
+    @field_validator("train", mode="after")
+    @classmethod
+    def _policy_is_there_before_it_answers(
+        cls, steps: dict[str, AnyAlgorithm], info: ValidationInfo
+    ) -> dict[str, AnyAlgorithm]:
+        generate = info.data.get("generate")
+        mistakes = list(_wrong_policy(generate.policy, steps)) if generate and generate.policy else []
+        if mistakes:
+            raise ValidationError.from_exception_data("train", mistakes)
+        return steps
+
+    @field_validator("rounds", mode="after")
+    @classmethod
+    def _has_something_to_do_again(cls, rounds: int, info: ValidationInfo) -> int:
+        if rounds > 1 and "generate" in info.data and info.data["generate"] is None:
+            what = "each round after the first answers prompts and has the answers judged"
+            if info.data.get("annotations") is not None:
+                what += ", and people's votes are there once"
+            raise PydanticCustomError("recipe", "{what}; set it to 1, or add generate and judge", {"what": what})
+        return rounds
+
+    @field_validator("carry", mode="after")
+    @classmethod
+    def _is_gone_on_with(cls, carry: str | None, info: ValidationInfo) -> str | None:
+        if "train" in info.data:
+            mistakes = list(_wrong_carry(carry, info.data["train"], info.data.get("rounds", 1)))
+            if mistakes:
+                raise PydanticCustomError("recipe", "{what}", {"what": "; and ".join(mistakes)})
+        return carry
+
+    def identity(self) -> dict[str, Any]:
+        """A single round goes without saying, as it did when there were no others."""
+        return _less(super().identity(), {"rounds", "carry"} if self.rounds == 1 else set())
 
     @field_validator("compare", mode="after")
     @classmethod
@@ -333,6 +379,57 @@ def _wrong_launches(
             yield _mistake((name,), problem)
 
 
+def _wrong_policy(policy: str, steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDetails]:
+    """What is wrong with the train step whose policy should answer the prompts."""
+    if policy not in steps:
+        yield _mistake((), f"no step is called {policy!r}, as generate.policy has it{_near(policy, policies(steps))}")
+    elif steps[policy].MAKES != "policy":
+        yield _mistake((policy,), f"makes a {steps[policy].MAKES}, and generate.policy names it as who answers")
+    else:
+        for name in iterated.before_generate(steps, policy):
+            if steps[name].reads():
+                read = " and ".join(steps[name].reads())
+                yield _mistake(
+                    (name,), f"learns from {read}, which come of generate, and generate.policy needs it first"
+                )
+
+
+def _wrong_carry(carry: str | None, steps: Mapping[str, AlgorithmConfig], rounds: int) -> Iterator[str]:
+    """What keeps a later round from going on with this step's policy, a sentence each."""
+    again = iterated.repeated(steps)
+    known = [name for name in policies(steps) if name in again]
+    if carry is None:
+        if rounds > 1:
+            yield f"missing; name the train step whose policy the next round goes on with: {', '.join(known) or 'none'}"
+        return
+    if carry not in steps:
+        yield f"no step is called {carry!r}{_hint(carry, known)}"
+    elif steps[carry].MAKES != "policy":
+        yield f"{carry!r} makes a {steps[carry].MAKES}, which answers no prompts; those that do: {', '.join(known)}"
+    elif carry not in again:
+        yield f"{carry!r} learns from nothing that another round brings; those that do: {', '.join(known)}"
+    if rounds == 1:
+        return
+    for name in again:
+        algorithm = steps[name]
+        if iterated.LATER.match(name):
+            yield f"{name!r} is called as a policy of a later round is; call it something else"
+        if not iterated.goes_on(algorithm, again):
+            continue
+        if "start_from" not in type(algorithm).model_fields:
+            yield f"{name!r} ({algorithm.name}) cannot start from another policy, and so has no second round"
+        elif carry in known:
+            try:
+                later = iterated.in_later(algorithm, carry, again)
+            except ValidationError as error:
+                told = "; ".join(problem for _, problem, _ in _mistakes(error.errors(), type(algorithm)))
+                yield f"{name!r} cannot go on with {carry!r}: {told}"
+            else:
+                starts = (need for need in later.needs() if need.option == "start_from")
+                for wrong in filter(None, (_wrong_start(steps, later, need) for need in starts)):
+                    yield f"train.{name}.{wrong[0]}: {wrong[1]}"
+
+
 def _wrong_checkpoints(compare: CompareConfig, steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDetails]:
     known = [BASE, *policies(steps)]
     named = compare.checkpoints or ()
@@ -353,6 +450,10 @@ def _trained_on(compare: CompareConfig, generate: GenerateConfig) -> Iterator[In
         if os.path.realpath(file) in trained_on:
             what = f"{str(file)!r} is in generate.prompts too; comparing needs prompts that were not trained on"
             yield _mistake(("prompts", "files", index), what)
+
+
+def _less(identity: dict[str, Any], unsaid: Set[str]) -> dict[str, Any]:
+    return {name: value for name, value in identity.items() if name not in unsaid}
 
 
 def _mistake(path: tuple[str | int, ...], what: str) -> InitErrorDetails:

@@ -9,6 +9,7 @@ and reading a run directory.
 
 import base64
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -104,6 +105,9 @@ class ReportData(Record):
     recipe_yaml: str
     """The resolved recipe."""
     results: Results
+    """Of the last round, if there are several."""
+    rounds: tuple[Results, ...] = ()
+    """Of every round, the first one first; empty where there is one."""
     labels: Labels | None = None
     curves: dict[str, list[dict[str, float | None]]] = Field(default_factory=dict)
     """Train step -> its log, one mapping an entry: `step` and any metrics."""
@@ -187,6 +191,7 @@ def table(results: Results) -> Table:
 def _sheets(data: ReportData) -> dict[str, Sheet]:
     results = data.results
     return {
+        "rounds": _round_sheet(data.rounds),
         "comparisons": _comparison_sheet(results),
         "controlled": _controlled_sheet(results),
         "corrected": _corrected_sheet(results),
@@ -324,6 +329,32 @@ def _habits(found: Strengths) -> tuple[str, ...]:
     side = found.side
     bounds = f"[{side.low:.2f}, {side.high:.2f}]"
     return (_number(side.value, 2), bounds, _number(found.tie, 2), percent(found.largest_misfit))
+
+
+def _round_sheet(rounds: Sequence[Results]) -> Sheet:
+    """What each round's policies gained on the base, and on the policy that the round began with."""
+    columns = ("round", "comparison", "judge", "verdict", "win rate", "interval", "KL, nats", "prompts")
+    known = {rounds[0].base} if rounds else set()
+    rows = []
+    for number, results in enumerate(rounds, start=1):
+        kl = {each.name: each.kl for each in results.checkpoints}
+        for new, start in itertools.product((n for n in kl if n not in known), [n for n in kl if n in known]):
+            moved = _number(found.value, 1) if (found := kl[new]) else NOTHING
+            rows += [
+                (
+                    str(number),
+                    f"{new} vs {start}",
+                    seen.judge,
+                    verdict(seen),
+                    percent(seen.win_rate),
+                    interval(seen.low, seen.high),
+                    moved,
+                    str(seen.n_clusters),
+                )
+                for seen in results.between(new, start)
+            ]
+        known |= kl.keys()
+    return Sheet("Rounds", columns, tuple(rows), names=4)
 
 
 def _checkpoint_sheet(results: Results) -> Sheet:

@@ -74,6 +74,8 @@ class Step:
     """The part of the recipe that decides what comes out, JSON-ready, with the version number of the step's code."""
     inputs: tuple[str, ...] = ()
     """Names of earlier steps whose output it reads."""
+    called: Mapping[str, str] = field(default_factory=dict)
+    """By what name its functions find the output of an input, where that is not the step's own."""
     files: tuple[Path, ...] = ()
     """Data files whose bytes it reads."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -299,7 +301,10 @@ class Run:
             "step": step.name,
             "identity": step.identity,
             "options": step.options,
-            "inputs": {name: {"path": str(state.path), "digest": state.digest} for name, state in inputs.items()},
+            "inputs": {
+                step.called.get(name, name): {"path": str(state.path), "digest": state.digest}
+                for name, state in inputs.items()
+            },
             "files": [str(path) for path in step.files],
             "cache": str(self.cache),
             "run": self.directory.absolute().name,

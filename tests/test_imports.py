@@ -37,6 +37,7 @@ LAYERS = [
     ],
     ["pipeline.crowd", "pipeline.demonstrations", "pipeline.votes"],
     ["judges*", "pipeline.sampling*", "pipeline.algorithms*"],
+    ["pipeline.rounds"],
     ["pipeline.recipe"],  # the stages read their blocks of it, so it knows none of them
     [
         f"pipeline.{stage}"

@@ -442,6 +442,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "pipeline.recipe.GenerateConfig": {
         "prompts": "identity",
         "sampler": "identity",
+        "policy": "identity",
         "candidates": "identity",
         "pairing": "identity",
         "processes": "runtime",
@@ -465,6 +466,8 @@ OPTIONS: dict[str, dict[str, str]] = {
         "exam": "identity",
         "label": "identity",
         "train": "identity",
+        "rounds": "identity",
+        "carry": "identity",
         "compare": "identity",
         "launch": "runtime",
         "budget_usd": "runtime",

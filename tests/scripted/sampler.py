@@ -1,5 +1,6 @@
 """A sampler that answers a prompt with numbers made of the batch's seed, named `scripted.sampler` in a recipe."""
 
+import json
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -24,20 +25,22 @@ class Config(SamplerConfig):
 
     def build(self, model: ModelConfig, adapters: dict[str, Path], *, reference: bool) -> "ScriptedSampler":
         self.BUILT.append((frozenset(adapters), reference))
-        return ScriptedSampler(self)
+        walked = {name: folder / "walked.json" for name, folder in adapters.items()}
+        words = {name: json.loads(path.read_text())["words"] for name, path in walked.items() if path.exists()}
+        return ScriptedSampler(self, words)
 
 
 class ScriptedSampler:
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, words: dict[str, int]) -> None:
         self.config = config
+        self.words = words
+        """Source -> words more than the base has (`scripted.walker`)."""
 
     def sample(self, batch: Batch, source: str) -> list[Response]:
         self.config.ANSWERED.extend((source, prompt.id) for prompt in batch.prompts)
         return [
             Response(
-                text=self.config.word
-                if self.config.same
-                else f"{self.config.word} {batch.seed % 1000} {place} {index}" + " more" * index * self.config.grows,
+                text=self.config.word if self.config.same else self._text(batch.seed, place, index, source),
                 source=source,
                 index=index,
                 n_tokens=place + index + 1,
@@ -46,3 +49,7 @@ class ScriptedSampler:
             for place in range(len(batch.prompts))
             for index in range(batch.samples)
         ]
+
+    def _text(self, seed: int, place: int, index: int, source: str) -> str:
+        more = index * self.config.grows + self.words.get(source, 0)
+        return f"{self.config.word} {seed % 1000} {place} {index}" + " more" * more
