@@ -40,6 +40,7 @@ from pipeline.models import (
 )
 from pipeline.recipe import Recipe
 from pipeline.records import canonical
+from pipeline.rounds import made_by
 
 if TYPE_CHECKING:
     import torch
@@ -78,8 +79,8 @@ def export(
     """Write the folder; see the top of this file. Returns the command that serves it.
 
     Args:
-        done: the published folder of every step of the run that is done.
-        names: of train steps.
+        done: the published folder of every step of the run that is done, as a round sees them.
+        names: of train steps; of those of later rounds, of the policies: `round2_dpo`.
 
     Raises:
         DataError: a step is none, or not done; the target is not empty.
@@ -144,7 +145,8 @@ def _card_of(config: ModelConfig) -> str:
 
 
 def _trained(recipe: Recipe, done: Mapping[str, Path], name: str) -> Trained:
-    if name not in recipe.train:
+    made = made_by(recipe.train, name)
+    if made is None:
         raise DataError(f"no train step is called {name!r}; there are: {', '.join(recipe.train)}")
     folder = done.get(f"train.{name}")
     if folder is None:
@@ -152,7 +154,7 @@ def _trained(recipe: Recipe, done: Mapping[str, Path], name: str) -> Trained:
     problems = store.verify(folder, hashes=True)
     if problems:
         raise DataError(f"{folder}: {problems[0]}; run the recipe again")
-    scores = recipe.train[name].MAKES == "reward"
+    scores = recipe.train[made[1]].MAKES == "reward"
     base = recipe.model
     if scores:
         facts = store.read_json(folder / FACTS)

@@ -14,6 +14,7 @@ from pipeline import store
 from pipeline.models import BUILT_IN
 from pipeline.ratings import Results, interval, percent
 from pipeline.recipe import Recipe, dump
+from pipeline.rounds import made_by
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ def _training(recipe: Recipe, done: Mapping[str, Path], exported: Exported) -> s
         told = f"{summary['examples']} examples, {summary['updates']} updates"
         gap = exported.gaps.get(name)
         merged = f"; merged in {exported.dtype}, its logits within {gap:.2g} of those before" if gap is not None else ""
-        lines.append(f"- {name}: {recipe.train[name].name} on {told}{merged}")
+        number, step = made_by(recipe.train, name) or (1, name)
+        where = f", in round {number}" if number > 1 else ""
+        lines.append(f"- {name}: {recipe.train[step].name} on {told}{where}{merged}")
         lines += [f"  - alarm: {alarm}" for alarm in summary.get("alarms", ())]
         lines += [f"  - inexact: {how}" for how in summary.get("inexact_resume", ())]
     if model.quantization != "none":

@@ -21,7 +21,7 @@ from pipeline.records import seed_of
 SEEDS = 2**31
 """A later round's seed is below this: NumPy takes no more than 32 bits."""
 
-LATER = re.compile(r"round[1-9]\d*_")
+LATER = re.compile(r"round([1-9]\d*)_")
 """How the names of later rounds' policies begin."""
 
 
@@ -39,6 +39,26 @@ def place_of(name: str) -> tuple[int, str]:
 def policy_of(number: int, step: str) -> str:
     """What a policy that a train step made in this round is called, where policies are compared."""
     return step if number == 1 else f"round{number}_{step}"
+
+
+def made_by(steps: Mapping[str, AlgorithmConfig], policy: str) -> tuple[int, str] | None:
+    """The round in which a policy of this name was made, and by which train step. None: there is no such step."""
+    found = LATER.match(policy)
+    number, step = (int(found[1]), policy[found.end() :]) if found and policy not in steps else (1, policy)
+    return (number, step) if step in steps else None
+
+
+def seen_from(number: int, steps: Mapping[str, Path]) -> dict[str, Path]:
+    """Folders by the name of their step, as a round sees them: its stages under the names that they have in the first,
+    and what was trained in any round by the names of the policies."""
+    found = {}
+    for name, folder in steps.items():
+        own, plain = place_of(name)
+        if plain.startswith("train."):
+            found[f"train.{policy_of(own, plain.removeprefix('train.'))}"] = folder
+        elif own == number:
+            found[plain] = folder
+    return found
 
 
 def seed_in(number: int, seed: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny import prompt_of
 
-from pipeline import plan, rounds, store
+from pipeline import costing, plan, rounds, store
 from pipeline.errors import RecipeError
 from pipeline.ratings import Results
 from pipeline.recipe import Recipe, load
@@ -160,6 +160,30 @@ def test_held_out_prompts_may_be_in_no_rounds_file(top: Path) -> None:
         iterated(top, 2, files, "compare.prompts.files=train.jsonl")
 
 
+def test_what_the_judges_would_cost_is_counted_in_every_round(top: Path) -> None:
+    found = [(line.step, line.judge, line.pairs) for line in costing.lines(iterated(top, 2), None)]
+    # Two answers to each of 6 prompts; of 5 held-out ones 3 policies' answers in couples, and then 4.
+    assert found == [
+        ("label", "length", 6), ("compare", "length", 15), ("compare", "rules", 15),
+        ("round2.label", "length", 6), ("round2.compare", "length", 30), ("round2.compare", "rules", 30),
+    ]  # fmt: skip
+
+
+def test_a_policy_of_a_later_round_has_a_name_by_which_it_is_exported(top: Path) -> None:
+    steps = recipe(top).train
+    assert rounds.made_by(steps, "round12_run") == (12, "run")
+    assert rounds.made_by(steps, "walk") == (1, "walk")
+    assert rounds.made_by(steps, "round2_fly") is None
+    every = ("generate", "train.walk", "compare", "round2.generate", "round2.train.walk", "round2.compare")
+    found = rounds.seen_from(2, {name: Path(name) for name in every})
+    assert found == {
+        "generate": Path("round2.generate"),
+        "compare": Path("round2.compare"),
+        "train.walk": Path("train.walk"),
+        "train.round2_walk": Path("round2.train.walk"),
+    }
+
+
 # ---- what is done again
 
 
@@ -213,7 +237,7 @@ def test_a_recipe_without_rounds_has_the_fingerprints_that_it_had_before_there_w
          "rounds: each round after the first answers prompts and has the answers judged, and people's votes are there "
          "once; set it to 1, or add generate and judge"),
         (["rounds=2", "carry=walk", "train.dpo={lora: {r: 4}}"],
-         "carry: train.dpo.lora.r: 4 found, and the adapter of 'walk', which it goes on with, has 16; make them the same"),
+         "carry: train.dpo.lora.r: 4 found, and the adapter of 'walk', which it goes on with, has 16"),
         (["rounds=2", "carry=walk", "train.dpo={tune: lm_head, reinit_head: true}", "model.quantization=none"],
          "carry: 'dpo' cannot go on with 'walk': reinit_head would throw away the output layer of start_from"),
         (["generate.policy=walk"],
