@@ -132,7 +132,7 @@ def answer(config: Sampling, job: Job, adapters: dict[str, Path | None]) -> None
         return
     folders = {name: folder for name, folder in adapters.items() if folder is not None}
     sampler: Any = config.sampler
-    built = sampler.build(config.model, folders, reference=_reference(config, adapters))
+    built = sampler.build(config.model, folders, reference=len(adapters) > 1)
     started, tokens = time.monotonic(), 0
     with Bar(job.step, total=len(items)) as bar:
         for item in mine:
@@ -177,9 +177,9 @@ def items_of(config: Sampling, adapters: dict[str, Path | None]) -> list[Item]:
             "model": config.model.identity(),
             "sampler": config.sampler.identity(),
             "adapter": _digest(folder),
-            # Named, because the response carries it.
+            # Named, because the response carries it; and with other checkpoints about, the base is asked for its KL.
             "source": source,
-            "reference": _reference(config, adapters),
+            "reference": len(adapters) > 1,
         }
         for source, folder in adapters.items()
     }
@@ -237,11 +237,6 @@ def _with_system(prompt: Prompt, system: str | None) -> Prompt:
     if system is None or prompt.messages[0].role == "system":
         return prompt
     return prompt.model_copy(update={"messages": (Message(role="system", content=system), *prompt.messages)})
-
-
-def _reference(config: Sampling, adapters: dict[str, Path | None]) -> bool:
-    """Whether the base is asked as well, for the divergence from it: where checkpoints are compared."""
-    return config.purpose == "heldout" and any(adapters.values())
 
 
 def _digest(folder: Path | None) -> str | None:

@@ -10,10 +10,13 @@ from tiny import prompt_of
 
 from pipeline import costing, plan, rounds, store
 from pipeline.errors import RecipeError
+from pipeline.generate import Answer
 from pipeline.ratings import Results
 from pipeline.recipe import Recipe, load
-from pipeline.records import Preference, Response
+from pipeline.records import Preference, Prompt, Response
 from pipeline.run import Run, State
+from pipeline.sampling import base as sampling
+from pipeline.sampling.local import Config as Local
 
 RECIPE = """\
 seed: 7
@@ -310,3 +313,46 @@ def test_a_run_of_two_rounds_goes_on_from_its_first_and_a_third_is_added_to_it(t
     assert store.read_json(done(after)["round3.train.run"] / "walked.json")["words"] == 6
     for name in before.keys() - {"doctor", "report"}:
         assert done(after)[name].stat().st_mtime_ns == before[name]
+
+
+@pytest.mark.slow
+def test_the_second_round_of_dpo_samples_from_the_first_one_s_adapter_and_is_held_to_it(
+    top: Path, tiny_folder: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    sizes = "per_device_train_batch_size: 2, gradient_accumulation_steps: 1"
+    dpo = f"{{name: dpo, learning_rate: 1.0e-2, max_steps: 2, {sizes}}}"
+    local = "{name: local, max_new_tokens: 12, batch_size: 8}"
+    asked = iterated(
+        top, 2, f"model={{base: {tiny_folder}, quantization: none, dtype: fp32}}", f"generate.sampler={local}",
+        f"train={{score: null, run: null, walk: {dpo}}}",
+    )  # fmt: skip
+    folders = done(run_of(top, asked).execute())
+    first, second = folders["train.walk"], folders["round2.train.walk"]
+    # Trained on from where the first round left off: before its first update the policy is its own reference.
+    assert store.read_json(second / "summary.json")["start_gap"] < 1e-4
+    weights = [load_file(folder / "adapter_model.safetensors") for folder in (first, second)]
+    assert weights[0].keys() == weights[1].keys()
+    moved = max(float((weights[1][name] - weights[0][name]).abs().max()) for name in weights[0])
+    # Two updates of Adam move no weight by more than twice the learning rate, and a new adapter is not that near.
+    assert 0 < moved <= 2.1e-2
+    assert float(torch.cat([each.flatten() for each in weights[1].values()]).abs().max()) > moved
+
+    answers = list(store.read_jsonl(folders["round2.generate"] / "answers.jsonl", Answer))
+    assert {each.response.source for each in answers} == {"walk"}
+    # Sampled from the adapter: its own log-probabilities, which are not the base's of the same tokens.
+    sampler = Local(max_new_tokens=12, batch_size=8)
+    (batch,) = [
+        batch
+        for batch in sampling.plan(
+            list(store.read_jsonl(top / "train.jsonl", Prompt)), samples=2, batch_size=8,
+            seed=rounds.seed_in(2, 7), purpose="train",
+        )
+        if any(prompt.id == answers[0].prompt_id for prompt in batch.prompts)
+    ]  # fmt: skip
+    own = sampler.build(asked.model, {"walk": first}, reference=False).sample(batch, "walk")
+    assert answers[0].response.text in [response.text for response in own]
+    base = sampler.build(asked.model, {}, reference=False).sample(batch, "base")
+    assert [response.text for response in own] != [response.text for response in base]
