@@ -69,9 +69,10 @@ def marks(top: Path, asked: Recipe) -> dict[str, str]:
 
 def inputs(asked: Recipe) -> dict[str, dict[str, str]]:
     """Step -> what its functions are given: step -> by what name."""
-    return {
-        step.name: {name: step.called.get(name, name) for name in step.inputs} for step in plan.steps(asked, "title")
-    }
+    steps = plan.steps(asked, "title")
+    found = {step.name: {name: step.called.get(name, name) for name in step.inputs} for step in steps}
+    assert len(found) == len(steps)
+    return found
 
 
 # ---- the graph
