@@ -59,18 +59,11 @@ class ApiConfig(JudgeConfig):
     @field_validator("base_url")
     @classmethod
     def _address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{parts.scheme or value!r} is no address; write it as https://host/v1")
-        if parts.username or parts.password or parts.query:
-            raise ValueError("a key does not belong in an address, which is written out; use api_key_env")
-        return value.rstrip("/")
+        return address_of(value)
 
     @model_validator(mode="after")
     def _encrypted(self) -> Self:
-        parts = urlsplit(self.base_url)
-        if parts.scheme == "http" and not self.allow_http and not _is_here(str(parts.hostname)):
-            raise ValueError(f"base_url: http to {parts.hostname} is not encrypted; use https, or allow_http: true")
+        check_encrypted(self.base_url, self.allow_http)
         return self
 
     @property
@@ -240,6 +233,29 @@ def less(features: Features, complaint: str, tried: Mapping[str, bool]) -> Featu
     left = next((name for name in ("logprobs", "json_schema") if tried[name]), None)
     left = left or ("temperature" if features.temperature else None)
     return features.model_copy(update={left: False}) if left else None
+
+
+def address_of(value: str) -> str:
+    """A server's address as a recipe has it, without a slash at its end.
+
+    Raises:
+        ValueError: it is none, or has a key in it.
+    """
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{parts.scheme or value!r} is no address; write it as https://host/v1")
+    if parts.username or parts.password or parts.query:
+        raise ValueError("a key does not belong in an address, which is written out; use api_key_env")
+    return value.rstrip("/")
+
+
+def check_encrypted(base_url: str, allow_http: bool) -> None:
+    """Raises:
+    ValueError: what is sent there could be read on its way, and nobody allowed that.
+    """
+    parts = urlsplit(base_url)
+    if parts.scheme == "http" and not allow_http and not _is_here(str(parts.hostname)):
+        raise ValueError(f"base_url: http to {parts.hostname} is not encrypted; use https, or allow_http: true")
 
 
 def _is_here(host: str) -> bool:

@@ -9,16 +9,18 @@ critic are adapters on one frozen, quantised base. This file puts the parts toge
     ppo_math.py      the equations                     ppo_rollout.py   prompts and sampled answers
     ppo_state.py     exact resuming                    ppo_guards.py    what stops it
     ppo_metrics.py   an update in numbers              short_attention.py   attention over short rows
-    ranks.py         several processes
+    ranks.py         several processes             ppo_server.py    answers from a vLLM server
 
-What is left out: rollouts by a server, DeepSpeed.
+What is left out: DeepSpeed.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pipeline.algorithms import rewards
 from pipeline.algorithms.base import TrainRun
 from pipeline.algorithms.ppo_options import Options
+from pipeline.algorithms.ppo_server import Server
 from pipeline.errors import TrainingError
 from pipeline.models import chat_ids
 from pipeline.records import digest
@@ -72,7 +74,7 @@ class Config(Options):
         """Everything loaded, and nothing trained yet.
 
         Raises:
-            TrainingError: the reward or the prompts cannot be trained on.
+            TrainingError: the reward or the prompts cannot be trained on, or the server cannot sample.
             ModelError: a model or an adapter cannot be loaded.
         """
         from pipeline.algorithms import scoring
@@ -81,6 +83,9 @@ class Config(Options):
         from pipeline.sampling.local import end_tokens
 
         rewards.check(self.reward, run)
+        server = self.server(run.step, run.work_dir / "adapters")
+        if server is not None:
+            server.check(self.max_length, self.temperature)
         setting = run.setting()
         tasks, heldout = self._tasks(run, setting.tokenizer)
         head = scoring.load_reward(run.folder(self.reward.step)) if self.reward.step else None
@@ -102,11 +107,23 @@ class Config(Options):
             heldout=heldout,
             reward=None if shared else rewards.build(self.reward, run, roles.model, setting.tokenizer),
             judge=self._judge(run),
+            server=server,
             eos=end_tokens(setting.model, setting.tokenizer),
             seed=run.seed,
             checkpoints=run.checkpoints,
             step=run.step,
         )
+
+    def server(self, step: str, folder: Path) -> Server | None:
+        """The server that samples for this step; None: there is none.
+
+        Args:
+            folder: for the adapters, if the recipe names none.
+
+        Raises:
+            ServerError: the key is not in the environment.
+        """
+        return None if self.rollouts is None else Server(self.rollouts, step, folder, at_once=self.rollout_batch_size)
 
     def _tasks(self, run: TrainRun, tokenizer: Any) -> "tuple[list[Task], list[Task]]":
         """Prompts to train on and prompts held out for evaluation, those left out that `max_length` has no room for."""

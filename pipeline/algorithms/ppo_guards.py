@@ -24,7 +24,8 @@ class GuardConfig(Config):
     max_truncated: float | None = Field(default=None, ge=0, le=1)
     """Share of answers that are cut at the limit."""
     max_mismatch: float | None = Field(default=1.0, gt=0)
-    """Mean of the difference in log p between sampler and trainer, in nats a token. 0.05 is rounding in bf16."""
+    """Mean of the difference in log p between sampler and trainer, in nats a token. 0.05 is rounding in bf16, and a
+    server on a base that is quantised otherwise is beyond it."""
     patience: int = Field(default=3, ge=1)
     """Evaluations in a row with a higher reward and a lower held-out judge than at the start: reward hacking."""
 
@@ -55,7 +56,7 @@ def _broken(limits: GuardConfig, line: Mapping[str, float], start: Mapping[str, 
     if limits.max_mismatch is not None and line["mismatch"] > limits.max_mismatch:
         yield (
             f"max_mismatch: sampler and trainer differ by {line['mismatch']:.2f} nats a token; "
-            "they do not compute the same model"
+            "they do not compute the same model, so let both have the same base, dtype and quantization"
         )
 
 

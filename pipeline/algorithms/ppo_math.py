@@ -118,7 +118,12 @@ def rollout_weights(logp_old_BT: Tensor, logp_sampled_BT: Tensor, cap: float) ->
     Truncated importance sampling (Ionides 2008; for language models Yao et al. 2025, "Your Efficient RL Framework
     Secretly Brings You Off-Policy RL Training").
     """
-    return (logp_old_BT - logp_sampled_BT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(max=cap)
+    return rollout_ratios(logp_old_BT, logp_sampled_BT).clamp(max=cap)
+
+
+def rollout_ratios(logp_old_BT: Tensor, logp_sampled_BT: Tensor) -> Tensor:
+    """pi_old / pi_sampled a token."""
+    return (logp_old_BT - logp_sampled_BT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 # ---- losses

@@ -46,8 +46,25 @@ def of_batch(batch: Batch, kl_coef: float) -> Line:
         "distinct_2": _distinct_pairs(episodes),
         "score_length_correlation": _correlation(raw_B, length_B[sound_B]),
         "explained_variance": ppo_math.explained_variance(batch.value_BT, batch.return_BT, mask_BT),
-        "mismatch": float(masked_mean((batch.logp_BT - batch.sampled_BT).abs(), mask_BT)),
+        **_mismatch(batch),
         "skipped": float((~sound_B).float().mean()),
+    }
+
+
+def _mismatch(batch: Batch) -> dict[str, float]:
+    """How far trainer and sampler are apart, a token, over the sampler's own tokens.
+
+    `mismatch` is the mean of |log p - log q|, `mismatch_kl` estimates KL(q || p) as k3 does, with q the sampler's and p
+    the trainer's probability; then the largest p / q, and the share of tokens whose weight is truncated.
+    """
+    logp_BT, logq_BT, mask_BT = batch.logp_BT, batch.sampled_BT, batch.mask_BT
+    ratio_BT = torch.where(mask_BT, ppo_math.rollout_ratios(logp_BT, logq_BT), 0.0)
+    truncated_BT = torch.zeros_like(ratio_BT) if batch.weight_BT is None else (ratio_BT > batch.weight_BT).float()
+    return {
+        "mismatch": float(masked_mean((logp_BT - logq_BT).abs(), mask_BT)),
+        "mismatch_kl": float(masked_mean(ppo_math.k3(logq_BT, logp_BT), mask_BT)),
+        "mismatch_ratio_max": float(ratio_BT.max()),
+        "mismatch_truncated": float(masked_mean(truncated_BT, mask_BT)),
     }
 
 

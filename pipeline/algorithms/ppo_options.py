@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from judges.base import AnyJudge
 from pipeline.algorithms.base import AlgorithmConfig, Need
 from pipeline.algorithms.ppo_guards import GuardConfig
+from pipeline.algorithms.ppo_server import ServerConfig
 from pipeline.algorithms.rewards import RewardConfig
 from pipeline.launch import LaunchConfig
 
@@ -49,6 +50,8 @@ class Options(AlgorithmConfig):
     """An answer that has not ended by then is cut."""
     rollout_batch_size: int = Field(default=32, ge=1)
     """Answers sampled at once, a process."""
+    rollouts: ServerConfig | None = None
+    """A vLLM server that samples the answers from the policy's adapter. None: this process does."""
     temperature: float = Field(default=1.0, gt=0)
     """Of sampling, and of every log-probability: the policy that is trained is the one that samples."""
     missing_eos_penalty: float = Field(default=1.0, ge=0)
@@ -87,8 +90,8 @@ class Options(AlgorithmConfig):
     ent_coef: float = Field(default=0.0, ge=0)
     """Bonus a nat of entropy a token."""
     importance_cap: float | None = Field(default=None, ge=1)
-    """Weigh tokens by the ratio of the trainer's to the sampler's probability, at most this. None: no correction, which
-    is right where both are this program; their gap is the metric `mismatch`."""
+    """Weigh tokens by the ratio of the trainer's to the sampler's probability, at most this. None: 2 where a server
+    samples, and no correction where both are this program; their gap is the metric `mismatch`."""
 
     critic: Literal["shared", "own"] = "shared"
     """shared: a value head on the policy's hidden states, half the time of a critic with an adapter of its `own`, which
@@ -160,6 +163,11 @@ class Options(AlgorithmConfig):
     def betas(self) -> tuple[float, float]:
         """AdamW's."""
         return (0.9, self.adam_beta2)
+
+    @property
+    def cap(self) -> float | None:
+        """Of the importance weights; None: there are none."""
+        return 2.0 if self.importance_cap is None and self.rollouts is not None else self.importance_cap
 
     @property
     def critic_rate(self) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.algorithms.ppo_roles import Roles
+from pipeline.algorithms.ppo_server import Asked, Sampling, Server
 from pipeline.algorithms.ranks import Ranks
 from pipeline.records import Prompt, Response, seed_of
 from pipeline.sampling.local import sample_tokens, uniforms
@@ -121,6 +122,26 @@ def roll_out(
     return [
         Episode(tasks[index], answer, logprobs, truncated=answer[-1] not in eos)
         for index, answer, logprobs in sorted(ranks.gather(found))
+    ]
+
+
+def roll_out_served(
+    server: Server, tasks: Sequence[Task], *, sampling: Sampling, seed: int, ranks: Ranks
+) -> list[Episode]:
+    """The answers of the policy's adapter on a server, in the order of the tasks. Each process asks for its share.
+
+    Args:
+        seed: of the answers' seeds, which belong to a task's place and not to who asks.
+
+    Raises:
+        ServerError: the server stays away, or gives something that cannot be learned from.
+    """
+    own = range(len(tasks))[ranks.rank :: ranks.world]
+    answers = server.answers([Asked(tasks[index].ids, seed_of(seed, index)) for index in own], sampling)
+    found = [(index, answer.tokens, answer.logprobs) for index, answer in zip(own, answers, strict=True)]
+    return [
+        Episode(tasks[index], tokens, logprobs, truncated=tokens[-1] not in sampling.eos)
+        for index, tokens, logprobs in sorted(ranks.gather(found))
     ]
 
 

@@ -6,6 +6,7 @@ the seed and of the update's number, so there is no state of a random generator 
 A checkpoint is safetensors and JSON, sealed with the hash of each file; nothing in it is a pickle.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -93,6 +94,10 @@ class Trained:
                 name: each.clone() if name == "step" else each.to(self.flat.device) for name, each in tensors.items()
             }
             self.optimizer.state[self.flat] = kept
+
+    def digest(self) -> str:
+        """A hash of the weights."""
+        return hashlib.sha256(self.flat.detach().cpu().numpy().tobytes()).hexdigest()
 
     def release(self) -> None:
         """Give every parameter memory of its own again, so that libraries can save it."""

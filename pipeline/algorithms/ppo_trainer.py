@@ -4,7 +4,7 @@ The file reads from the top down: `train`, then `update` in seven numbered steps
 the whole batch of episodes, which is small, and computes its share of each micro-batch; so whitening, normalisers and
 the divergence are global by construction, and the only tensors that travel are scores, log-probabilities and the flat
 gradient. What is left out: the mathematics (`ppo_math.py`), the models (`ppo_roles.py`), answers (`ppo_rollout.py`),
-metrics (`ppo_metrics.py`), checkpoints (`ppo_state.py`) and limits (`ppo_guards.py`).
+metrics (`ppo_metrics.py`), checkpoints (`ppo_state.py`), limits (`ppo_guards.py`), a server (`ppo_server.py`).
 """
 
 import contextlib
@@ -21,12 +21,22 @@ from torch import Tensor
 
 from judges.base import Scorer
 from pipeline.algorithms import ppo_guards, ppo_math, ppo_metrics, ppo_state
-from pipeline.algorithms.checkpoints import Checkpoints
+from pipeline.algorithms.checkpoints import Checkpoints, save_adapter
 from pipeline.algorithms.ppo_math import masked_sum
 from pipeline.algorithms.ppo_metrics import Learned, Line, mean
 from pipeline.algorithms.ppo_options import Options
 from pipeline.algorithms.ppo_roles import Packed, Roles, pack
-from pipeline.algorithms.ppo_rollout import Batch, Episode, Task, mask_of, minibatches, roll_out, take
+from pipeline.algorithms.ppo_rollout import (
+    Batch,
+    Episode,
+    Task,
+    mask_of,
+    minibatches,
+    roll_out,
+    roll_out_served,
+    take,
+)
+from pipeline.algorithms.ppo_server import Sampling, Server
 from pipeline.algorithms.ppo_state import Progress, Trained
 from pipeline.algorithms.ranks import Ranks
 from pipeline.errors import TrainingError
@@ -55,6 +65,7 @@ class PPOTrainer:
         heldout: Sequence[Task] = (),
         reward: Scorer | None,
         judge: Scorer | None = None,
+        server: Server | None = None,
         eos: frozenset[int],
         seed: int,
         checkpoints: Checkpoints,
@@ -64,6 +75,7 @@ class PPOTrainer:
         tasks: the training prompts.
         heldout: prompts that are only evaluated on, by the reward and by the judge.
         reward: None if it is a model among the roles.
+        server: samples the answers. None: the policy does, here.
         eos: what ends an answer.
         checkpoints: what a killed run left, and where this one leaves its own.
         step: the step's name, for messages.
@@ -71,6 +83,7 @@ class PPOTrainer:
         self.config, self.roles, self.tokenizer, self.step = config, roles, tokenizer, step
         self.tasks, self.heldout = list(tasks), list(heldout)
         self.reward, self.judge, self.eos, self.seed, self.checkpoints = reward, judge, eos, seed, checkpoints
+        self.server = server
         self.ranks = Ranks()
         self.device = roles.base.device
         # In fp16 the gradient of one token among thousands would be rounded to zero on its way back.
@@ -93,8 +106,12 @@ class PPOTrainer:
         """All updates, from the newest checkpoint on. Returns a line of metrics an update.
 
         Raises:
-            TrainingError: a guard stopped it.
+            TrainingError: a guard stopped it, or the server that samples did.
         """
+        with self.server if self.server is not None and self.ranks.rank == 0 else contextlib.nullcontext():
+            return self._train()
+
+    def _train(self) -> list[Line]:
         kept = ppo_state.restore(self.checkpoints, self.trained)
         if kept is not None:
             self.progress = kept
@@ -176,6 +193,8 @@ class PPOTrainer:
     # ---- 2. answers
 
     def _answers(self, tasks: Sequence[Task], seed: int) -> list[Episode]:
+        if self.server is not None:
+            return self._served(self.server, tasks, seed)
         return roll_out(
             self.roles,
             tasks,
@@ -186,6 +205,19 @@ class PPOTrainer:
             seed=seed,
             ranks=self.ranks,
         )
+
+    def _served(self, server: Server, tasks: Sequence[Task], seed: int) -> list[Episode]:
+        """The answers of the policy's weights as they are now, on the server."""
+        policy, config = self.roles.model.peft_config["policy"], self.config
+        name = server.name_of(self.progress.update, self.trained["policy"].digest())
+        if self.ranks.rank == 0:
+            base = str(policy.base_model_name_or_path)
+            server.push(name, lambda folder: save_adapter(self.roles.model, folder, base, "policy"))
+        self.ranks.gather([])  # nobody asks before it is there
+        server.adapter = name
+        vocabulary = self.roles.base.get_output_embeddings().weight.shape[0]
+        sampling = Sampling(config.temperature, config.max_new_tokens, self.eos, vocabulary)
+        return roll_out_served(server, tasks, sampling=sampling, seed=seed, ranks=self.ranks)
 
     # ---- 3. scores
 
@@ -263,8 +295,8 @@ class PPOTrainer:
             reward_BT, batch.value_BT, batch.mask_BT, gamma=config.gamma, lam=config.lam
         )
         batch.advantage_BT = ppo_math.whiten(advantage_BT, batch.mask_BT)
-        if config.importance_cap is not None:
-            batch.weight_BT = ppo_math.rollout_weights(batch.logp_BT, batch.sampled_BT, config.importance_cap)
+        if config.cap is not None:
+            batch.weight_BT = ppo_math.rollout_weights(batch.logp_BT, batch.sampled_BT, config.cap)
 
     # ---- 6. epochs of minibatches
 
