@@ -7,6 +7,7 @@ the run. Nothing that trains depends on them: a finding changes no weights.
 What is left out: the checks (`doctor_data`, `doctor_rendering`, `doctor_memory`) and the command (`cli_doctor`).
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from pydantic import model_validator
 
 from pipeline import demonstrations, store
 from pipeline.algorithms.base import NO_ENCODER
+from pipeline.algorithms.ppo import Config as PPO
+from pipeline.algorithms.ppo_server import ServerError
 from pipeline.algorithms.reward_model import Config as RewardModel
 from pipeline.algorithms.sft import Config as SFT
 from pipeline.algorithms.sft import encode
@@ -23,7 +26,7 @@ from pipeline.doctor_data import demonstration_findings, label_findings, length_
 from pipeline.doctor_memory import memory_findings
 from pipeline.doctor_rendering import rendering_findings
 from pipeline.errors import ModelError
-from pipeline.findings import Finding, refuse_errors
+from pipeline.findings import Finding, Level, refuse_errors
 from pipeline.generate import read_prompts
 from pipeline.memory import machine_bytes
 from pipeline.models import chat_ids, has_encoder, load_tokenizer
@@ -102,6 +105,7 @@ def before(recipe: Recipe, memory: tuple[int, bool] | None = None) -> list[Findi
     for name, learned, tested in demonstrated:
         found += demonstration_findings(learned, tested, held_out, f"train.{name}.data")
     shown = {name: learned for name, learned, _ in demonstrated}
+    found += _servers(recipe)
     try:
         found += _of_models(recipe, trained, held_out, shown, memory or machine_bytes())
     except ModelError as error:
@@ -200,6 +204,25 @@ def _reward_models(recipe: Recipe) -> Iterator[Finding]:
         what = f"{algorithm.base.base} has {'the same' if same else 'another'} vocabulary as the policy's base"
         what += "; answers reach it as text, which its own tokenizer encodes"
         yield Finding(level="info", check="tokenizer", where=f"train.{name}.base", what=what)
+
+
+def _servers(recipe: Recipe) -> Iterator[Finding]:
+    """Whether the servers that sample for a train step can. One that does not reply may not be started yet."""
+    for name, algorithm in recipe.train.items():
+        if not isinstance(algorithm, PPO) or algorithm.rollouts is None:
+            continue
+        where = f"train.{name}.rollouts"
+        try:
+            server = algorithm.server(f"train.{name}", Path())
+            assert server is not None
+            with contextlib.closing(server):
+                server.check(algorithm.max_length, algorithm.temperature)
+        except ServerError as error:
+            level: Level = "warning" if error.away else "error"
+            yield Finding(level=level, check="server", where=where, what=error.what, remedy=error.remedy)
+        else:
+            what = "the server samples, and takes adapters while it runs"
+            yield Finding(level="info", check="server", where=where, what=what)
 
 
 def _publish(job: Job, found: Sequence[Finding]) -> None:

@@ -396,7 +396,8 @@ class TrainRun(Config):
             weights.save(model, self.out, dtype_of(below))
         checkpoints.write_card(
             self.out,
-            algorithm.model_dump(mode="json", exclude={"launch"}),
+            # Without what is no part of it, such as the address of a server.
+            {name: value for name, value in algorithm.identity().items() if name != "VERSION"},
             below,
             self.seed,
             metrics,

@@ -153,7 +153,8 @@ class Server:
         # By its own folder, so that another run at the same server is another, and this one resumed is the same.
         self.prefix = f"{step}-{digest(str(folder.absolute()))[:8]}-"
         self.at_once = at_once
-        self.adapter: str | None = None
+        self.adapter: Path | None = None
+        """The one that answers: its folder, which has its name."""
         self._key = os.environ.get(config.api_key_env, "") if config.api_key_env else None
         if self._key == "":
             raise ServerError(
@@ -262,32 +263,31 @@ class Server:
         Raises:
             ServerError: the server does not take it.
         """
-        if name == self.adapter:
-            return
         target = self.folder / name
+        if target == self.adapter:
+            return
         store.remove(target)
-        store.make_dirs(target.parent)
+        store.make_dirs(self.folder)
         save(target)
-        self._load(name)
-        before, self.adapter = self.adapter, name
+        self._load(target)
+        before, self.adapter = self.adapter, target
         self._drop(before)
 
-    def _load(self, name: str) -> None:
-        reply = self._until_answered(
-            "POST", "/load_lora_adapter", {"lora_name": name, "lora_path": str(self.folder / name)}
-        )
-        if reply.status == 200 or "already been loaded" in reply.said:  # by another process, or before a reply was lost
+    def _load(self, adapter: Path) -> None:
+        wanted = {"lora_name": adapter.name, "lora_path": str(adapter)}
+        reply = self._until_answered("POST", "/load_lora_adapter", wanted)
+        if reply.status == 200 or "already been loaded" in reply.said:  # by another process, or the reply was lost
             return
         remedy = "is it started with --enable-lora, and with --max-lora-rank no lower than lora.r?"
         if reply.status == 404:
             remedy = "name a directory in adapter_dir that the server sees under the same path"
-        raise self._error(f"it does not load the adapter {name} (HTTP {reply.status}: {reply.said})", remedy)
+        raise self._error(f"it does not load the adapter {adapter} (HTTP {reply.status}: {reply.said})", remedy)
 
-    def _drop(self, name: str | None) -> None:
-        if name is not None:
+    def _drop(self, adapter: Path | None) -> None:
+        if adapter is not None:
             # Once, and whatever it says: an adapter that stays there takes room and answers nobody.
-            self._attempt("POST", "/unload_lora_adapter", {"lora_name": name})
-            store.remove(self.folder / name)
+            self._attempt("POST", "/unload_lora_adapter", {"lora_name": adapter.name})
+            store.remove(adapter)
 
     # ---- answers
 
@@ -310,20 +310,19 @@ class Server:
 
     def _answer(self, asked: Asked, sampling: Sampling, stop: threading.Event) -> Answered:
         assert self.adapter is not None, "no adapter was pushed"
+        name = self.adapter.name
         for _ in range(RELOADS):
-            reply = self._until_answered("POST", "/completions", _body(self.adapter, asked, sampling), stop)
+            reply = self._until_answered("POST", "/completions", _body(name, asked, sampling), stop)
+            if reply.status == 200:
+                return self._read(reply, name, asked, sampling)
             if reply.status != 404:
-                break
+                raise self._error(f"it does not answer (HTTP {reply.status}: {reply.said})", "see the server's log")
             # It was started again, and has forgotten what it was given.
             self._load(self.adapter)
-        if reply.status == 404:
-            raise self._error(
-                f"it does not know the adapter {self.adapter}, which it has just loaded ({reply.said})",
-                "is there one server at this address, and not several?",
-            )
-        if reply.status != 200:
-            raise self._error(f"it does not answer (HTTP {reply.status}: {reply.said})", "see the server's log")
-        return self._read(reply, self.adapter, asked, sampling)
+        raise self._error(
+            f"it does not know the adapter {name}, which it has just loaded ({reply.said})",
+            "is there one server at this address, and not several?",
+        )
 
     def _read(self, reply: Reply, model: str, asked: Asked, sampling: Sampling) -> Answered:
         try:

@@ -209,12 +209,11 @@ class PPOTrainer:
     def _served(self, server: Server, tasks: Sequence[Task], seed: int) -> list[Episode]:
         """The answers of the policy's weights as they are now, on the server."""
         policy, config = self.roles.model.peft_config["policy"], self.config
-        name = server.name_of(self.progress.update, self.trained["policy"].digest())
         if self.ranks.rank == 0:
+            name = server.name_of(self.progress.update, self.trained["policy"].digest())
             base = str(policy.base_model_name_or_path)
             server.push(name, lambda folder: save_adapter(self.roles.model, folder, base, "policy"))
-        self.ranks.gather([])  # nobody asks before it is there
-        server.adapter = name
+        server.adapter = self.ranks.gather([server.adapter])[0]  # nobody asks before it is there
         vocabulary = self.roles.base.get_output_embeddings().weight.shape[0]
         sampling = Sampling(config.temperature, config.max_new_tokens, self.eos, vocabulary)
         return roll_out_served(server, tasks, sampling=sampling, seed=seed, ranks=self.ranks)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from servers.completions import completion_server
 from tiny import END, make_model, make_tokenizer, preferences_of, prompt_of
 
 from pipeline import cli, doctor
@@ -319,6 +320,25 @@ def test_a_tokenizer_without_a_template_is_a_finding_and_no_traceback(tmp_path: 
     (error,) = [each for each in found if each.level == "error"]
     assert (error.check, error.where) == ("tokenizer", "model.base")
     assert "has no chat template" in error.what
+
+
+def test_a_server_that_does_not_sample_yet_is_a_warning_and_one_that_cannot_is_an_error(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    path = recipe_of(tmp_path, tiny_folder)
+    with completion_server(tiny_folder) as server:
+        block = f"{{ppo: {{reward: tiny_ppo:capitals, rollouts: {{base_url: {server.url}}}}}}}"
+        path.write_text(path.read_text().replace("{dpo: {}}", block))
+
+        def found() -> tuple[str, str, str]:
+            findings = doctor.before(load(path), (10**11, False))
+            (finding,) = [each for each in findings if each.check == "server"]
+            return finding.level, finding.where, finding.remedy
+
+        assert found() == ("info", "train.ppo.rollouts", "")
+        server.max_model_len = 100
+        assert found()[:2] == ("error", "train.ppo.rollouts") and "--max-model-len 1024" in found()[2]
+    assert found() == ("warning", "train.ppo.rollouts", "start the server, or mend base_url")
 
 
 def test_a_step_that_reads_an_earlier_one_is_told_to_the_worker_in_its_order() -> None:

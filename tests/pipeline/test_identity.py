@@ -270,6 +270,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "num_ppo_epochs": "identity",
         "max_new_tokens": "identity",
         "rollout_batch_size": "identity",
+        "rollouts": "identity",
         "temperature": "identity",
         "missing_eos_penalty": "identity",
         "normalize_scores": "identity",
@@ -305,6 +306,14 @@ OPTIONS: dict[str, dict[str, str]] = {
         "max_truncated": "identity",
         "max_mismatch": "identity",
         "patience": "identity",
+    },
+    "pipeline.algorithms.ppo_server.ServerConfig": {
+        "base_url": "runtime",
+        "api_key_env": "runtime",
+        "allow_http": "runtime",
+        "adapter_dir": "runtime",
+        "timeout_s": "runtime",
+        "outage_s": "runtime",
     },
     "pipeline.algorithms.reward_model.Config": {
         "name": "identity",
