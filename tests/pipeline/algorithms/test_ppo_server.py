@@ -39,7 +39,9 @@ SMALL = {"max_steps": 2, "per_device_train_batch_size": 2, "normalize_samples": 
 
 def served(tiny: ModelConfig, server: Completions, rollouts: dict[str, Any] | None = None, **options: Any) -> Training:
     """A small training with answers from the server."""
-    return config(tiny, rollouts={"base_url": server.url, "outage_s": 600.0, **(rollouts or {})}, **{**SMALL, **options})
+    return config(
+        tiny, rollouts={"base_url": server.url, "outage_s": 600.0, **(rollouts or {})}, **{**SMALL, **options}
+    )
 
 
 @pytest.fixture(autouse=True)
