@@ -75,8 +75,9 @@ class ServerConfig(Config):
     for a server on this machine."""
     timeout_s: float = Field(default=600.0, gt=0)
     """Seconds for one answer."""
-    outage_s: float = Field(default=900.0, gt=0)
-    """Seconds for which a server that does not reply is asked again before the run stops."""
+    outage_s: float = Field(default=300.0, gt=0)
+    """Seconds for which a server that does not reply is asked again before the run stops. Where several processes share
+    the step, launch.timeout_s has to be longer."""
 
     @field_validator("base_url")
     @classmethod

@@ -213,7 +213,7 @@ class PPOTrainer:
             name = server.name_of(self.progress.update, self.trained["policy"].digest())
             base = str(policy.base_model_name_or_path)
             server.push(name, lambda folder: save_adapter(self.roles.model, folder, base, "policy"))
-        server.adapter = self.ranks.gather([server.adapter])[0]  # nobody asks before it is there
+        server.adapter = self.ranks.first(server.adapter)  # nobody asks before it is there
         vocabulary = self.roles.base.get_output_embeddings().weight.shape[0]
         sampling = Sampling(config.temperature, config.max_new_tokens, self.eos, vocabulary)
         return roll_out_served(server, tasks, sampling=sampling, seed=seed, ranks=self.ranks)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 import tiny_ppo
 import torch
 from servers.completions import BASE, Completions, completion_server
-from test_ppo import lines, trained, trainer_of
+from test_ppo import lines, one_of_two, trained, trainer_of
 from tiny_ppo import config
 
 from pipeline import store
@@ -427,37 +426,31 @@ def test_an_address_that_cannot_be_right_is_refused_when_the_recipe_is_read(bloc
 # ---- several processes
 
 
-def one_of_two(rank: int, port: int, top: Path, training: Training) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    trainer = trainer_of(top / str(rank), training)
-    metrics = trainer.train()
-    torch.save({"flat": trainer.trained["policy"].flat.data, "metrics": metrics}, top / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_two_processes_ask_for_a_share_each_and_learn_what_one_learns(
     tiny: ModelConfig, server: Completions, tmp_path: Path
 ) -> None:
     import socket
 
-    shared = {"adapter_dir": str(tmp_path / "adapters")}
-    one = trainer_of(tmp_path / "one", served(tiny, server, shared, per_device_train_batch_size=4))
+    training = served(tiny, server)
+
+    def asked() -> list[int]:
+        found = [body["seed"] for path, body in server.calls if path == "/completions" and body["model"] != BASE]
+        server.calls.clear()
+        return sorted(found)
+
+    one = trainer_of(tmp_path / "one", training)
     expected = one.train()
-    asked = sorted(body["seed"] for path, body in server.calls if path == "/completions" and body["model"] != BASE)
-    server.calls.clear()
+    by_one = asked()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    training = served(tiny, server, shared)
     torch.multiprocessing.spawn(one_of_two, args=(port, tmp_path, training), nprocs=2)  # type: ignore[no-untyped-call]
-    assert sorted(b["seed"] for path, b in server.calls if path == "/completions" and b["model"] != BASE) == asked
     assert len(server.names("/load_lora_adapter")) == 2
+    assert asked() == by_one
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert found[0]["metrics"] == found[1]["metrics"]
-    assert torch.allclose(found[0]["flat"], one.trained["policy"].flat.data, atol=1e-3)
+    assert torch.allclose(found[0]["flat"]["policy"], one.trained["policy"].flat.data, atol=1e-3)
     assert [line["score"] for line in found[0]["metrics"]] == [line["score"] for line in expected]
 
 
