@@ -76,7 +76,7 @@ bench-import: $(READY) ## time and memory of importing 200,000 votes: runs/bench
 bench-memory: $(READY) ## the memory plan beside measured peaks: runs/bench/memory.json (about five minutes)
 	@PYTHONPATH=tests $(BIN)/python -m bench.memory
 
-coverage: $(READY) ## how often the intervals hold a planted truth: runs/bench/coverage.json (ten minutes of a core)
+coverage: $(READY) ## how often the intervals hold a planted truth: runs/bench/coverage.json (eight minutes of a core)
 	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m bench.coverage
 
 lock: $(READY) ## write constraints.txt from what is installed
