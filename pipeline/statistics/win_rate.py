@@ -3,8 +3,10 @@
 The interval of a win rate is Wilson's, with as many trials as independent prompts would give the same standard error,
 and with Student's t for the normal deviate (the effective sample size is Korn and Graubard's, 1998; Dean and Pagano
 2015 compare such intervals). It stays inside [0, 1], is the mirror of that of the exchanged scores, and covers what it
-claims near the edges too, where plus and minus t errors does not. The percentile bootstrap stands beside it as a second
-opinion, its tails widened by what resampling loses (Hesterberg 2015, arXiv:1411.5279).
+claims near the edges too, where plus and minus t errors does not. It falls short where few prompts have unsure and
+skewed scores (93 % at 12 or 20 prompts and a rate of 0.74), and is wide where one certain answer a prompt leaves few
+possible rates (98 % at 12 prompts). The percentile bootstrap stands beside it as a second opinion, its tails widened by
+what resampling loses (Hesterberg 2015, arXiv:1411.5279).
 
 The p-value is that of the same interval, and below `FEW_CLUSTERS` prompts of an exact test that needs no distribution.
 """
