@@ -7,7 +7,7 @@ Two ways, by what is known of people:
     (Angelopoulos, Duchi and Zrnic 2023, arXiv:2311.01453; the n are among the N here, so it is the slope of y on f).
     Right whatever the judge's errors are, if who labelled did not choose the pairs by how they would come out; a
     judge that knows nothing gets lambda 0. Few labels near the edge cover less than they claim: 93 % with 30 labels
-    and a rate of 0.86, as against 95 % with 60.
+    and a rate of 0.86, as against 94 to 95 % with 60.
 `Rogan-Gladen`        People labelled other pairs, of which the judge gives the right side a mean probability a. With
     errors that fall alike on both sides W = (w - (1 - a)) / (2a - 1) (Rogan and Gladen 1978). The interval is Fieller's
     (1954), which has both errors in it and is unbounded for a judge that may be no better than chance: that is "not
