@@ -54,4 +54,5 @@ def finish(job: Job) -> None:
         allow_inexact_resume=config.allow_inexact_resume,
     )
     with together(job.step, job.rank, job.world, config.launch.timeout_s):
+        _ = run.checkpoints.newest  # what cannot be gone on from is refused before a model loads
         config.algorithm.train(run)

@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,8 +52,7 @@ def fit(trainer: "Trainer", kept: "Checkpoints") -> list[dict[str, float]]:
     """
     train_in_fp32(trainer.model)
     trainer.add_callback(_callback(kept, trainer))
-    newest = kept.newest()
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    trainer.train(resume_from_checkpoint=str(kept.newest) if kept.newest else None)
     metrics = _metrics(trainer.state.log_history)
     _check(metrics, kept.step)
     return metrics
@@ -139,8 +139,9 @@ class Checkpoints:
         for path in _by_number(self.folder)[:-2]:
             store.remove(path)
 
+    @cached_property
     def newest(self) -> Path | None:
-        """The checkpoint to go on from; None: begin at the beginning.
+        """The checkpoint to go on from, looked for once; None: begin at the beginning.
 
         Raises:
             TrainingError: going on from it would end elsewhere than an uninterrupted training, and nobody asked for it.

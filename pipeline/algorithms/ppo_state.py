@@ -122,7 +122,7 @@ def restore(kept: Checkpoints, trained: dict[str, Trained]) -> Progress | None:
     Raises:
         TrainingError: it was made otherwise (`Checkpoints.newest`).
     """
-    newest = kept.newest()
+    newest = kept.newest
     if newest is None:
         return None
     tensors = load_file(newest / "trained.safetensors")

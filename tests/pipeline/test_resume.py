@@ -309,6 +309,7 @@ OTHER: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"seed": 4}, "seed: 3 -> 4"),
     "learning rate": ({"learning_rate": 2e-2}, r"algorithm\.learning_rate: 0\.01 -> 0\.02"),
     "data": ({"preferences": 11}, r"data\.label: \w+ -> \w+"),
+    "a model that there is not, so none was loaded": ({"base": "nowhere"}, r"model\.base: \S+ -> nowhere"),
 }
 """What a fingerprint holds: only a directory that was copied by hand, or code without the engine, comes here."""
 
@@ -321,7 +322,8 @@ def test_a_checkpoint_of_another_experiment_is_refused(
     step = stopped_after(once("dpo")[0], tmp_path / "step", checkpoints=(6,))
     preferences = preferences_of(changes.pop("preferences", 12))
     seed = changes.pop("seed", 3)
-    config = training(tiny, "dpo", **changes).model_copy(update={"seed": seed})
+    model = tiny.model_copy(update={"base": changes.pop("base", tiny.base)})
+    config = training(model, "dpo", **changes).model_copy(update={"seed": seed})
     with pytest.raises(TrainingError, match=rf"made otherwise \({told}\), so going on"):
         trained(step, config, preferences)
 
