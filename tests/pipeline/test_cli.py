@@ -49,6 +49,8 @@ def test_a_dry_run_names_every_step_and_imports_nothing_heavy(tmp_path: Path) ->
         "train.ppo",
         "train.dpo",
         "train.kto",
+        "train.sft",
+        "train.sft_dpo",
         "answers",
         "compare",
         "report",
