@@ -185,8 +185,7 @@ class AlgorithmConfig(Config):
         left_out = _left_out(len(examples.rows), kept, self.max_length)
         started = self.started(trainer)
         metrics = checkpoints.fit(trainer, run.checkpoints)
-        repeated = _repeated(kept, trainer.args.per_device_train_batch_size, run.launch.world)
-        alarms = [*examples.alarms, *left_out, *repeated, *self.alarms(metrics)]
+        alarms = [*examples.alarms, *left_out, *repeated(trainer, run.launch.world), *self.alarms(metrics)]
         summary = {**examples.counts, "examples": kept, "updates": trainer.state.global_step, **started}
         if alarms:
             summary["alarms"] = alarms
@@ -243,9 +242,9 @@ def _left_out(rows: int, kept: int, max_length: int) -> list[str]:
     return [f"{rows - kept} of {rows} examples were left out: their prompt alone fills max_length ({max_length})."]
 
 
-def _repeated(examples: int, batch: int, world: int) -> list[str]:
+def repeated(trainer: Any, world: int) -> list[str]:
     """accelerate gives every process as many batches as the others, the last ones from the beginning again."""
-    batches = math.ceil(examples / batch)
+    batches = math.ceil(len(trainer.train_dataset) / trainer.args.per_device_train_batch_size)
     if batches % world == 0:
         return []
     return [

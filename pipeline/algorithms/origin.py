@@ -40,7 +40,7 @@ def origin(
     found = {
         **identity,
         "data": {name: digest(store.hashes(folder)) for name, folder in inputs.items()},
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, *(["deepspeed"] if zero else []))},
         "world_size": Ranks().world,
         "zero": zero,
         "dtype": str(dtype_of(model)),

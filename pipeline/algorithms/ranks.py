@@ -68,7 +68,8 @@ def together(step: str, rank: int, world: int, timeout_s: float) -> Iterator[Non
         torch.cuda.set_device(where)
     try:
         dist.init_process_group(
-            "nccl" if where.type == "cuda" else "gloo",
+            # Small things, such as PPO's scores, are exchanged from the machine's memory.
+            "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo",
             rank=rank,
             world_size=world,
             timeout=timedelta(seconds=timeout_s),

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from pipeline import views
 from pipeline.algorithms import checkpoints, scoring
-from pipeline.algorithms.base import AlgorithmConfig, Product, Setting, TrainRun
+from pipeline.algorithms.base import AlgorithmConfig, Product, Setting, TrainRun, repeated
 from pipeline.errors import TrainingError
 from pipeline.models import ModelConfig, load_scorer, load_tokenizer
 from pipeline.records import Message, Preference, Response
@@ -84,12 +84,14 @@ class Config(AlgorithmConfig):
             "dtype": str(setting.model.dtype),
             "held_out": found,
         }
-        summary = {
+        summary: dict[str, Any] = {
             "preferences": len(trained) + len(held_out),
             "examples": len(trained),
             "updates": trainer.state.global_step,
             "held_out": found,
         }
+        if alarms := repeated(trainer, run.launch.world):
+            summary["alarms"] = alarms
         run.publish(self, trainer.model, metrics, summary, base=base, files={scoring.FACTS: facts})
 
     def rows(self, preferences: Sequence[Preference]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from pipeline import architectures, demonstrations
 from pipeline.algorithms import checkpoints
-from pipeline.algorithms.base import Setting, TrainRun
+from pipeline.algorithms.base import Setting, TrainRun, repeated
 from pipeline.algorithms.policy import PolicyConfig
 from pipeline.demonstrations import Demonstration, DemonstrationsConfig
 from pipeline.errors import TrainingError
@@ -108,7 +108,7 @@ class Config(PolicyConfig):
             summary["held_out"] = {
                 "examples": len(tests), "loss_before": before[0]["eval_loss"], "loss_after": after[0]["eval_loss"],
             }  # fmt: skip
-        alarms = [*self._cut(examples), *self.alarms(metrics)]
+        alarms = [*self._cut(examples), *repeated(trainer, run.launch.world), *self.alarms(metrics)]
         if alarms:
             summary["alarms"] = alarms
         run.publish(self, trainer.model, [*before, *metrics, *after], summary, start=setting.start)

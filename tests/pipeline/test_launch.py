@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from pipeline import cli_slurm, launch
 from pipeline import recipe as recipes
 from pipeline.algorithms import dpo, kto, ppo, reward_model, rloo, zero
+from pipeline.algorithms.base import repeated
 from pipeline.errors import RecipeError
 from pipeline.launch import HERE, LaunchConfig
 
@@ -177,3 +179,13 @@ def test_slurm_runs_the_recipe_on_the_nodes_that_it_is_given(tmp_path: Path) -> 
     two = cli_slurm.script(Path("recipes/rlaif.yaml"), [], gpus=4, nodes=2)
     assert '"launch.hosts=[$hosts]"' in two.splitlines()[-1]
     assert "'launch.shell=srun --overlap --nodes=1 --ntasks=1 --nodelist={host}'" in two
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch", "world", "again"),
+    [(16, 2, 2, None), (17, 2, 2, "its first 1 batches"), (9, 2, 4, "its first 3 batches"), (9, 2, 1, None)],
+)
+def test_batches_that_are_learned_twice_are_told(examples: int, batch: int, world: int, again: str | None) -> None:
+    trainer = SimpleNamespace(train_dataset=range(examples), args=SimpleNamespace(per_device_train_batch_size=batch))
+    found = repeated(trainer, world)
+    assert (again is None and found == []) or again in found[0]
