@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from judges.base import Session
 from pipeline import architectures, store, views, weights
@@ -43,7 +43,7 @@ class LoraConfig(Config):
     lora_alpha: int = Field(default=32, ge=1)
     """The update is scaled by lora_alpha / r."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the adapter's inputs set to zero in training. Preference losses compare two passes: 0 is the rule."""
+    """Share of the adapter's inputs set to zero in training. Only SFT has it: the others compare two passes."""
     target_modules: str | tuple[str, ...] = "all-linear"
     """Which layers get one: PEFT's `all-linear`, less what cannot be adapted, or names such as [q_proj, v_proj]."""
     use_dora: bool = False
@@ -85,6 +85,8 @@ class AlgorithmConfig(Config):
     MAKES: ClassVar[Product] = "policy"
     READS: ClassVar[tuple[str, ...]] = ("label",)
     """The stages whose output it reads: `label` for preferences, `generate` for prompts."""
+    DROPOUT: ClassVar[bool] = False
+    """Its passes may leave out a part of the adapter's inputs."""
     ENCODER_DECODERS: ClassVar[bool] = False
     """It trains models with an encoder (T5, BART) too."""
     RUNTIME: ClassVar[frozenset[str]] = frozenset({"report_to", "launch"})
@@ -121,6 +123,13 @@ class AlgorithmConfig(Config):
     """Trackers of transformers that also get the metrics: trackio, wandb, tensorboard, mlflow."""
     launch: LaunchConfig | None = None
     """The processes in which this step runs. None: those of the recipe."""
+
+    @model_validator(mode="after")
+    def _drops_nothing_unless_it_may(self) -> Self:
+        if self.lora.lora_dropout and not self.DROPOUT:
+            # TRL sets it to 0 and says nothing.
+            raise ValueError(f"lora.lora_dropout: {self.name} compares two passes of the same weights; set it to 0")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """The options, and the version of the code."""

@@ -130,8 +130,6 @@ class Options(AlgorithmConfig):
             raise ValueError(
                 f"kl_estimator: {self.kl_estimator} in the {self.kl_in} converges to another policy; use {right} there"
             )
-        if self.lora.lora_dropout:
-            raise ValueError("lora.lora_dropout: PPO compares two passes of the same weights; set it to 0")
         if self.lora.use_dora:
             raise ValueError(
                 "lora.use_dora: PPO computes its adapters in fewer passes than a DoRA has; set it to false"

@@ -43,6 +43,7 @@ class Example(NamedTuple):
 class Config(PolicyConfig):
     """SFT's options, by TRL's and transformers' names."""
 
+    DROPOUT: ClassVar[bool] = True
     ENCODER_DECODERS: ClassVar[bool] = True
 
     name: Literal["sft"] = "sft"

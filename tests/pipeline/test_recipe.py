@@ -171,7 +171,7 @@ def test_steps_that_bring_data_of_their_own_need_no_answers_and_no_judge(write: 
 
 
 def test_one_that_goes_on_with_an_adapter_has_its_shape_unless_it_says_so(small: Path) -> None:
-    more = ["train.first={name: dpo, lora: {r: 4, lora_dropout: 0.1}}", "train.next={name: dpo, start_from: first}"]
+    more = ["train.first={name: sft, lora: {r: 4, lora_dropout: 0.1}}", "train.next={name: dpo, start_from: first}"]
     found = load(small, more).train["next"]
     assert (found.lora.r, found.lora.lora_dropout) == (4, 0.0), "dropout is each step's own"
     assert dump(load(small, more)).count("r: 4") == 2, "the recipe says so where it is written out"

@@ -56,9 +56,8 @@ HELD: dict[str, dict[str, Any]] = {
 """How the base is held."""
 
 TUNED: dict[str, dict[str, Any]] = {
-    # TRL takes dropout out of the losses that compare; in SFT the state of the random generators counts.
-    "lora": {"lora": {"lora_dropout": 0.1}},
-    "dora": {"lora": {"lora_dropout": 0.1, "use_dora": True}},
+    "lora": {"lora": {}},
+    "dora": {"lora": {"use_dora": True}},
     "full": {"tune": "full", "learning_rate": 1e-3},
     "layers": {"tune": "layers", "layers": ["model.layers.1", "lm_head"], "learning_rate": 1e-3},
     "lm_head": {"tune": "lm_head"},
@@ -85,7 +84,11 @@ def test_a_training_that_was_killed_leaves_the_bytes_of_one_that_was_not(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     model = tiny.model_copy(update=HELD[held])
-    config = training(model, method, model.quantization, save_steps=3, **{**METHODS[method], **TUNED[tuned]})
+    options = {**METHODS[method], **TUNED[tuned]}
+    if method == "sft" and "lora" in options:
+        # The one method with dropout, in which the state of the random generators counts.
+        options["lora"] = {**options["lora"], "lora_dropout": 0.1}
+    config = training(model, method, model.quantization, save_steps=3, **options)
     whole, job = (prepared(tmp_path / name, config) for name in ("whole", "killed"))
     assert ended(started(train.finish, whole)) == 0
     assert len(lines(published(whole))) == 8

@@ -15,6 +15,7 @@ from pipeline.algorithms import dpo, kto, policy, sft
 from pipeline.algorithms.base import AlgorithmConfig, Setting, TrainRun
 from pipeline.errors import ModelError, TrainingError
 from pipeline.models import ModelConfig
+from pipeline.plugins import config_class
 from pipeline.train import Training
 
 TUNES: dict[str, dict[str, Any]] = {
@@ -266,6 +267,13 @@ def test_what_is_not_trained_is_in_memory_once_though_there_is_a_reference(tiny:
     policy_storages = {each.data_ptr() for each in given["model"].parameters()}
     own = [each.numel() for each in given["ref_model"].parameters() if each.data_ptr() not in policy_storages]
     assert own == [300 * 32], "the output layer, which is trained"
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "reward_model", "rloo", "grpo", "ppo"])
+def test_dropout_of_the_adapter_is_refused_where_nothing_would_be_dropped(name: str) -> None:
+    with pytest.raises(ValueError, match=f"lora.lora_dropout: {name} compares two passes of the same weights"):
+        config_class("algorithm", name)(name=name, lora={"lora_dropout": 0.1})
+    assert sft.Config(lora={"lora_dropout": 0.1}).lora.lora_dropout == 0.1
 
 
 # ---- optimizers
