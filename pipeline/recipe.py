@@ -36,6 +36,7 @@ from pipeline.importers.base import Source
 from pipeline.launch import HERE, LaunchConfig
 from pipeline.models import ModelConfig
 from pipeline.plugins import FOLDERS, Config, Files, Plugin, config_class, names
+from pipeline.recipe_yaml import Dumper, parse, text_of
 from pipeline.sampling.base import SamplerConfig
 from pipeline.store import read_jsonl
 
@@ -44,10 +45,6 @@ BASE = "base"
 
 RECIPES, PRESETS = Path("recipes"), "judges"
 """Where recipes are, and the folder of judges' presets beside them."""
-
-MAX_BYTES = 1_000_000
-MAX_DEPTH = 30
-"""Of a recipe file. Real ones have a few thousand bytes and six levels; more is an accident or an attack."""
 
 # ---------------------------------------------------------------- types
 
@@ -523,7 +520,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), judge: str | None = No
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML with every default written out. Loading it gives an equal recipe."""
     tree = recipe.model_dump(mode="json")
-    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
 
 
@@ -729,7 +726,7 @@ def _read(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A recipe file over those that it extends; `within` are the files that were being read when it was named."""
     if any(os.path.realpath(path) == os.path.realpath(each) for each in within):
         raise RecipeError(f"extends goes in a circle: {' -> '.join(str(each) for each in [*within, path])}")
-    tree = _parse(_text(path), str(path))
+    tree = parse(text_of(path), str(path))
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: needs to be a block of options, `key: value` lines")
     bases = tree.pop("extends", [])
@@ -771,7 +768,7 @@ def _override(tree: dict[str, Any] | None, override: str) -> dict[str, Any] | No
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError(f"{override!r} is no override; those are key.path=value")
-    value = _parse(text, override, lines=False)
+    value = parse(text, override, lines=False)
     if tree is None:
         return None
     try:
@@ -885,103 +882,3 @@ def _plugin(expected: Any) -> Plugin | None:
 def _annotation(field: FieldInfo) -> Any:
     marks = [mark for mark in field.metadata if isinstance(mark, Plugin)]
     return Annotated[field.annotation, marks[0]] if marks else field.annotation
-
-
-# ---------------------------------------------------------------- YAML, strictly
-
-
-def _text(path: Path) -> str:
-    """What is in a recipe file.
-
-    Raises:
-        RecipeError: there is none, or it is too large or not UTF-8.
-    """
-    if not os.path.isfile(path):  # unlike Path.is_file, False for any name that cannot be one
-        near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.yaml")], n=1)
-        raise RecipeError(f"{path}: there is no such file" + (f"; did you mean {near[0]!r}?" if near else ""))
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise RecipeError(f"{path}: is larger than {MAX_BYTES:,} bytes, which no recipe is")
-        return content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-
-
-def _parse(text: str, where: str, *, lines: bool = True) -> Any:
-    """The one YAML document in `text`.
-
-    Raises:
-        RecipeError: it is none, or uses what `_Loader` refuses; with `where` and, if `lines`, the line.
-    """
-    try:
-        # A subclass of SafeLoader that refuses all tags; yaml.safe_load would read 1.1's numbers and aliases.
-        return yaml.load(text, Loader=_Loader)  # noqa: S506
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark and lines else ""
-        problem = ", ".join(part for part in (error.context, error.problem) if part)
-        raise RecipeError(f"{where}{line}: {problem}") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where}: {str(error).splitlines()[0]}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars; no tags, no aliases, no key twice."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012  (that is how PyYAML keeps them)
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent):
-            # Ten lines of them can stand for a billion values.
-            raise _refused(f"the alias *{event.anchor} is not read; write the value out, or use extends", event)
-        if getattr(event, "tag", None) is not None:
-            raise _refused(f"the tag {event.tag} is not read; write the value without it", event)
-        if self.depth == MAX_DEPTH:
-            raise _refused(f"more than {MAX_DEPTH} levels deep", event)
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:str":
-                raise _refused("a key needs to be text; put it in quotes", key)
-            if key.value in lines:
-                raise _refused(f"the key {key.value!r} is there twice, first on line {lines[key.value]}", key)
-            lines[key.value] = key.start_mark.line + 1
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts in quotes whatever YAML 1.1 or 1.2 would not read as text, and writes no alias."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        # Readers turn Unicode's own line ends into \n unless they are escaped. Texts of several lines stay readable.
-        style = '"' if re.search("[\x85\u2028\u2029]", data) else "|" if "\n" in data else None
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
-
-
-_Dumper.add_representer(str, _Dumper.represent_str)
-
-
-def _refused(problem: str, at: Any) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
-
-
-# YAML 1.1, PyYAML's own, reads 1e-5 as text, no as false, 012 as ten and 1:30 as ninety.
-for _tag, _scalar in {
-    "null": r"~|null|Null|NULL|",
-    "bool": r"true|True|TRUE|false|False|FALSE",
-    "int": r"[-+]?(0|[1-9][0-9]{0,999})",
-    "float": r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*|(?=[eE]))|\.[0-9]+)([eE][-+]?[0-9]+)?",
-}.items():
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_scalar})\Z"), None)
