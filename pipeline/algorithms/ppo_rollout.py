@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.algorithms.ppo_completion import Asked, Sampling
 from pipeline.algorithms.ppo_roles import Roles
-from pipeline.algorithms.ppo_server import Asked, Sampling, Server
+from pipeline.algorithms.ppo_server import Server
 from pipeline.algorithms.ranks import Ranks
 from pipeline.records import Prompt, Response, seed_of
 from pipeline.sampling.local import sample_tokens, uniforms

@@ -16,7 +16,8 @@ asks for the same again. That it also gets the same cannot be promised: vLLM's n
 else is in its batch, unless it is told otherwise (VLLM_BATCH_INVARIANT). What is learned is right all the same, because
 log-probabilities come with the tokens, and their gap to the trainer's is measured and corrected.
 
-What is left out: what is asked (`ppo_rollout.py`), and what is done about the gap (`ppo_trainer.py`, `ppo_guards.py`).
+What is left out: what is asked (`ppo_rollout.py`), a request and its reply (`ppo_completion.py`), and what is done about
+the gap (`ppo_trainer.py`, `ppo_guards.py`).
 """
 
 import math
@@ -34,6 +35,15 @@ from pydantic import Field, field_validator, model_validator
 from judges.api import address_of, check_encrypted
 from judges.replies import message_of
 from pipeline import store
+from pipeline.algorithms.ppo_completion import (
+    Answered,
+    Asked,
+    Sampling,
+    body_of,
+    first_tokens,
+    is_raw,
+    read_answer,
+)
 from pipeline.errors import TrainingError
 from pipeline.plugins import Config
 from pipeline.records import digest
@@ -88,32 +98,6 @@ class ServerConfig(Config):
     def _encrypted(self) -> Self:
         check_encrypted(self.base_url, self.allow_http)
         return self
-
-
-class Asked(NamedTuple):
-    """One answer that is wanted."""
-
-    ids: tuple[int, ...]
-    """The conversation's token ids."""
-    seed: int
-
-
-class Sampling(NamedTuple):
-    """How answers are sampled: from the policy as it is, at this temperature."""
-
-    temperature: float
-    max_new_tokens: int
-    eos: frozenset[int]
-    """What ends an answer."""
-    vocabulary: int | None = None
-    """Token ids are below it. None: not known yet."""
-
-
-class Answered(NamedTuple):
-    """Token ids with the end of turn, and the log-probability of each at the sampling temperature, in nats."""
-
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
 
 
 class ServerError(TrainingError):
@@ -183,7 +167,7 @@ class Server:
                 "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment, and with --enable-lora",
             )
         first = self._trial(base, temperature)
-        if temperature != 1 and _is_raw(self._trial(base, 1.0), first, temperature):
+        if temperature != 1 and is_raw(self._trial(base, 1.0), first, temperature):
             raise self._error(
                 f"its log-probabilities are those of temperature 1 and not of {temperature:g}",
                 "start it with --logprobs-mode processed_logprobs",
@@ -213,14 +197,11 @@ class Server:
     def _trial(self, base: str, temperature: float) -> dict[str, float]:
         """The likeliest first tokens after a few ids, with their log-probabilities."""
         asked, sampling = Asked(TRIAL, 0), Sampling(temperature, 1, frozenset())
-        reply = self._attempt("POST", "/completions", {**_body(base, asked, sampling), "logprobs": 5})
+        reply = self._attempt("POST", "/completions", {**body_of(base, asked, sampling), "logprobs": 5})
         if reply.status != 200:
             raise self._error(f"it samples no token (HTTP {reply.status}: {reply.said})", "is it vLLM?")
         self._read(reply, base, asked, sampling)
-        try:
-            return {str(token): float(value) for token, value in _choice(reply)["logprobs"]["top_logprobs"][0].items()}
-        except (TypeError, KeyError, IndexError, AttributeError, ValueError):
-            return {}
+        return first_tokens(reply.content)
 
     # ---- the policy's adapter
 
@@ -313,7 +294,7 @@ class Server:
         assert self.adapter is not None, "no adapter was pushed"
         name = self.adapter.name
         for _ in range(RELOADS):
-            reply = self._until_answered("POST", "/completions", _body(name, asked, sampling), stop)
+            reply = self._until_answered("POST", "/completions", body_of(name, asked, sampling), stop)
             if reply.status == 200:
                 return self._read(reply, name, asked, sampling)
             if reply.status != 404:
@@ -396,104 +377,3 @@ class Server:
 
     def _scrubbed(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
-
-
-def _body(model: str, asked: Asked, sampling: Sampling) -> dict[str, Any]:
-    """A request for one answer, sampled from the policy as it is."""
-    return {
-        "model": model,
-        "prompt": list(asked.ids),
-        "max_tokens": sampling.max_new_tokens,
-        "temperature": sampling.temperature,
-        # All of them, because vLLM takes what is not said from the model's generation_config.json.
-        "top_p": 1.0,
-        "top_k": -1,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "seed": asked.seed,
-        "stop_token_ids": sorted(sampling.eos),
-        "logprobs": 1,
-        "return_token_ids": True,
-        "return_tokens_as_token_ids": True,
-    }
-
-
-def read_answer(content: Any, model: str, asked: Asked, sampling: Sampling) -> Answered:
-    """The answer in a completion.
-
-    Raises:
-        ValueError: it cannot be learned from, as `what was found; what to do`.
-    """
-    choice = _choice(Reply(200, content, ""))
-    answered_by = content.get("model") if isinstance(content, dict) else None
-    if answered_by != model:
-        raise ValueError(f"{answered_by!r} answered, and {model!r} was asked; is there a proxy in between?")
-    seen = choice.get("prompt_token_ids")
-    if seen is not None and list(seen) != list(asked.ids):
-        raise ValueError(
-            f"it read {len(seen)} token ids, and not the {len(asked.ids)} it was given; is there a proxy in between?"
-        )
-    tokens, logprobs = _token_ids(choice), _logprobs(choice)
-    if len(tokens) != len(logprobs) or not 1 <= len(tokens) <= sampling.max_new_tokens:
-        raise ValueError(
-            f"{len(tokens)} token ids and {len(logprobs)} log-probabilities came for an answer of at most "
-            f"{sampling.max_new_tokens}; one for each is needed"
-        )
-    if sampling.vocabulary is not None and not 0 <= min(tokens) <= max(tokens) < sampling.vocabulary:
-        raise ValueError(
-            f"token id {max(tokens)} came, and the base has {sampling.vocabulary}; serve the base that the recipe names"
-        )
-    ends = [place for place, token in enumerate(tokens) if token in sampling.eos]
-    if ends and ends[0] + 1 < len(tokens):
-        raise ValueError(f"an answer goes on after its end, token id {tokens[ends[0]]}; is ignore_eos set?")
-    if not ends and len(tokens) < sampling.max_new_tokens:
-        raise ValueError(
-            f"an answer stops after {len(tokens)} of {sampling.max_new_tokens} tokens without an end (finish_reason "
-            f"{choice.get('finish_reason')!r}, stop_reason {choice.get('stop_reason')!r}); serve the base that the "
-            "recipe names, with a --max-model-len that has room"
-        )
-    return Answered(tokens, logprobs)
-
-
-def _choice(reply: Reply) -> dict[str, Any]:
-    try:
-        choice: dict[str, Any] = reply.content["choices"][0]
-        choice.get("index")
-        return choice
-    except (TypeError, KeyError, IndexError, AttributeError):
-        raise ValueError("the reply is no completion; is it vLLM?") from None
-
-
-def _token_ids(choice: Mapping[str, Any]) -> tuple[int, ...]:
-    """`token_ids`, or where a server is too old for them those that stand for the tokens: `token_id:17`."""
-    try:
-        told = choice.get("token_ids")
-        if told is None:
-            told = [int(token.removeprefix("token_id:")) for token in choice["logprobs"]["tokens"]]
-        if all(type(token) is int for token in told):
-            return tuple(told)
-    except (TypeError, KeyError, AttributeError, ValueError):
-        pass
-    raise ValueError("no token ids came with the answer; it has to be a vLLM that knows return_token_ids")
-
-
-def _logprobs(choice: Mapping[str, Any]) -> tuple[float, ...]:
-    try:
-        found = tuple(float(value) for value in choice["logprobs"]["token_logprobs"])
-    except (TypeError, KeyError, ValueError):
-        raise ValueError("no log-probabilities came with the answer; it has to be a vLLM that gives them") from None
-    wrong = next((value for value in found if not (math.isfinite(value) and value <= 1e-3)), None)
-    if wrong is not None:
-        raise ValueError(f"a log-probability is {wrong}; start the server without --logprobs-mode ...logits")
-    return found
-
-
-def _is_raw(at_1: Mapping[str, float], at_t: Mapping[str, float], temperature: float) -> bool:
-    """Log-probabilities that were asked for at a temperature are nearer to those of temperature 1."""
-    both = sorted(at_1.keys() & at_t.keys(), key=lambda token: at_1[token])
-    if len(both) < 2:
-        return False
-    gap_1, gap_t = (told[both[-1]] - told[both[0]] for told in (at_1, at_t))
-    return abs(gap_t - gap_1) < abs(gap_t - gap_1 / temperature)

@@ -22,6 +22,7 @@ from torch import Tensor
 from judges.base import Scorer
 from pipeline.algorithms import ppo_guards, ppo_math, ppo_metrics, ppo_state
 from pipeline.algorithms.checkpoints import Checkpoints, save_adapter
+from pipeline.algorithms.ppo_completion import Sampling
 from pipeline.algorithms.ppo_math import masked_sum
 from pipeline.algorithms.ppo_metrics import Learned, Line, mean
 from pipeline.algorithms.ppo_options import Options
@@ -36,7 +37,7 @@ from pipeline.algorithms.ppo_rollout import (
     roll_out_served,
     take,
 )
-from pipeline.algorithms.ppo_server import Sampling, Server
+from pipeline.algorithms.ppo_server import Server
 from pipeline.algorithms.ppo_state import Progress, Trained
 from pipeline.algorithms.ranks import Ranks
 from pipeline.errors import TrainingError

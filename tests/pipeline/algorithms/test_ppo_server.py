@@ -18,7 +18,8 @@ from tiny_ppo import config
 from pipeline import store
 from pipeline.algorithms import ppo_rollout, ppo_server
 from pipeline.algorithms.ppo import Config
-from pipeline.algorithms.ppo_server import Asked, Sampling, ServerError, read_answer
+from pipeline.algorithms.ppo_completion import Asked, Sampling, read_answer
+from pipeline.algorithms.ppo_server import ServerError
 from pipeline.errors import TrainingError
 from pipeline.models import ModelConfig
 from pipeline.records import seed_of
