@@ -16,7 +16,7 @@ asks for the same again. That it also gets the same cannot be promised: vLLM's n
 else is in its batch, unless it is told otherwise (VLLM_BATCH_INVARIANT). What is learned is right all the same, because
 log-probabilities come with the tokens, and their gap to the trainer's is measured and corrected.
 
-What is left out: what is asked (`ppo_rollout.py`), a request and its reply (`ppo_completion.py`), and what is done about
+What is left out: what is asked (`ppo_rollout.py`), a request and its reply (`ppo_completion.py`), and what becomes of
 the gap (`ppo_trainer.py`, `ppo_guards.py`).
 """
 
