@@ -22,7 +22,7 @@ is a prediction, and says so.
 
 The measured settings have rows of one length and end after a few updates. Over a whole run on a processor, with rows of
 many lengths, the heap falls apart further, which no formula here knows: the steps of recipes/rlaif.yaml took 1.2 to 1.8
-times their plan; long rows that are mostly shorter take less. Twelve updates of DPO on rows of up to 159 tokens,
+times their plan; long rows that are mostly shorter take less. Six updates of DPO on rows of up to 159 tokens,
 planned at 2,482 MB, took 2,756 as workers run (`pipeline.launch.environment`), 2,801 with one heap for all threads, and
 2,526 where each tensor from 4 MiB on was mapped by itself in huge pages, for a tenth more processor time.
 
