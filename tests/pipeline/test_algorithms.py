@@ -10,7 +10,7 @@ import torch
 from tiny import END, preference_of, preferences_of, prompt_of, response_of
 
 from pipeline import store, views
-from pipeline.algorithms import base, dpo, kto
+from pipeline.algorithms import base, dpo, kto, sft
 from pipeline.algorithms.base import AlgorithmConfig, LoraConfig, Setting, without_end
 from pipeline.errors import TrainingError
 from pipeline.models import ModelConfig, load_model
@@ -399,7 +399,7 @@ def test_training_computes_in_the_dtype_of_the_model(
 
 def test_every_option_of_the_adapter_reaches_it(tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path) -> None:
     lora = LoraConfig(r=3, lora_alpha=7, lora_dropout=0.25, target_modules=("q_proj", "v_proj"), use_dora=True)
-    found = setting_of(tiny, tiny_tokenizer, tmp_path).peft_config(dpo.Config(lora=lora))
+    found = setting_of(tiny, tiny_tokenizer, tmp_path).peft_config(sft.Config(lora=lora))
     for name in LoraConfig.model_fields:
         value, given = getattr(found, name), getattr(lora, name)
         assert given != LoraConfig.model_fields[name].default
