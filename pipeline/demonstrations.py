@@ -70,6 +70,16 @@ class Demonstration(Record):
         return Prompt(id=self.where, messages=self.messages[:-1]) if self.messages else None
 
 
+def of_files(config: DemonstrationsConfig) -> tuple[list[Demonstration], list[Demonstration]]:
+    """What is learned, and what the loss is measured on.
+
+    Raises:
+        DataError: as for `read`.
+    """
+    tested = read(config.test, config.dataset_text_field) if config.test else []
+    return read(config.train, config.dataset_text_field, config.limit), tested
+
+
 def read(files: Sequence[Path], text_field: str, limit: int | None = None) -> list[Demonstration]:
     """The demonstrations of these files, in order.
 

@@ -143,8 +143,7 @@ def _demonstrations(recipe: Recipe) -> Iterator[tuple[str, list[Demonstration], 
     """Of each step that has files of them: its name, what is learned, and what the loss is measured on."""
     for name, algorithm in recipe.train.items():
         if isinstance(algorithm, SFT) and (data := algorithm.data):
-            tested = demonstrations.read(data.test, data.dataset_text_field) if data.test else []
-            yield name, demonstrations.read(data.train, data.dataset_text_field, data.limit), tested
+            yield name, *demonstrations.of_files(data)
 
 
 def _of_models(

@@ -493,7 +493,7 @@ def padded_logprobs(
     """As `answer_logprobs`, for one answer to each of several conversations; `rows` of them at a time."""
     import torch
 
-    logits_of = _seq2seq_logits if is_encoder_decoder(model) else _causal_logits
+    logits_of = seq2seq_logits if is_encoder_decoder(model) else _causal_logits
     found: dict[int, torch.Tensor] = {}
     for group in alike(model, prefixes):
         for start in range(0, len(group), rows):
@@ -524,8 +524,8 @@ def _causal_logits(model: Any, prefixes: Sequence[Sequence[int]], answers: Seque
     return logits_BLV
 
 
-def _seq2seq_logits(model: Any, prefixes: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> "torch.Tensor":
-    """As `_causal_logits`: each token from the encoded conversation and the answer's tokens before it."""
+def seq2seq_logits(model: Any, prefixes: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> "torch.Tensor":
+    """As `_causal_logits`, each token from the encoded conversation and the answer's tokens before it."""
     import torch
 
     ids_BS, mask_BS = padded(prefixes, model.device)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.algorithms.policy import computing, dtype_in
 from pipeline.architectures import silence_dropout
-from pipeline.decoding import padded, start_token
+from pipeline.decoding import padded
 from pipeline.errors import TrainingError
-from pipeline.models import answer_ids, chat_ids, padded_logprobs
+from pipeline.models import answer_ids, chat_ids, padded_logprobs, seq2seq_logits, token_logprobs
 from pipeline.records import Message
 
 if TYPE_CHECKING:
@@ -70,23 +70,8 @@ def preference_rows(rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: 
 
 def answer_logprobs_BT(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> "Tensor":
     """(B, T), 0 after each answer: log-probabilities of the answers' tokens, in fp32, with their gradient."""
-    ids_BS, mask_BS = padded(prompts, model.device)
-    written_BT, _ = padded([[start_token(model), *answer[:-1]] for answer in answers], model.device)
     ids_BT, mask_BT = padded(answers, model.device)
-    logits_BTV = model(
-        input_ids=ids_BS,
-        attention_mask=mask_BS,
-        decoder_input_ids=written_BT,
-        decoder_attention_mask=mask_BT,
-        use_cache=False,
-    ).logits
-    return _logprobs(logits_BTV, ids_BT) * mask_BT
-
-
-def _logprobs(logits_BTV: "Tensor", ids_BT: "Tensor") -> "Tensor":
-    logits_BTV = logits_BTV.float()
-    found: Tensor = logits_BTV.log_softmax(-1).gather(-1, ids_BT[..., None])[..., 0]
-    return found
+    return token_logprobs(seq2seq_logits(model, prompts, answers).float(), ids_BT) * mask_BT
 
 
 def sigmoid_loss(margin_B: "Tensor", epsilon_B: "Tensor", beta: float) -> "Tensor":
@@ -106,15 +91,23 @@ def sigmoid_loss(margin_B: "Tensor", epsilon_B: "Tensor", beta: float) -> "Tenso
 
 
 def sft_trainer(
-    config: "PolicyConfig", rows: Sequence[dict[str, Any]], tests: Sequence[dict[str, Any]], setting: "Setting"
+    config: "PolicyConfig",
+    rows: Sequence[dict[str, Any]],
+    tests: Sequence[dict[str, Any]],
+    setting: "Setting",
+    evaluation: dict[str, Any],
 ) -> "Trainer":
-    """A trainer on rows of `prompt_ids` and `answer_ids`: the mean negative log-probability of the answers' tokens."""
+    """A trainer on rows of `prompt_ids` and `answer_ids`: the mean negative log-probability of the answers' tokens.
+
+    Args:
+        evaluation: when the loss on `tests` is measured, as keyword arguments of TrainingArguments.
+    """
 
     def loss(model: Any, rows: list[dict[str, Any]]) -> "tuple[Tensor, dict[str, float]]":
         logp_BT = answer_logprobs_BT(model, [row["prompt_ids"] for row in rows], [row["answer_ids"] for row in rows])
         return -logp_BT.sum() / sum(len(row["answer_ids"]) for row in rows), {}
 
-    return _trainer(config, rows, tests, setting, loss)
+    return _trainer(config, rows, tests, setting, loss, evaluation)
 
 
 def dpo_trainer(
@@ -159,7 +152,7 @@ def dpo_trainer(
             }
         return found, told
 
-    trainer: Any = _trainer(config, rows, [], setting, loss)
+    trainer: Any = _trainer(config, rows, [], setting, loss, {})
     silence_dropout(trainer.model)
     trainer.train_dataset = _with_reference(trainer, list(rows))
     return trainer
@@ -219,6 +212,7 @@ def _trainer(
     tests: Sequence[dict[str, Any]],
     setting: "Setting",
     loss: Any,
+    evaluation: dict[str, Any],
 ) -> "Trainer":
     from datasets import Dataset
     from peft import get_peft_model
@@ -250,7 +244,7 @@ def _trainer(
 
         told: dict[str, list[float]]
 
-    arguments = {**config.policy_arguments(setting)}
+    arguments = {**config.policy_arguments(setting), **evaluation}
     del arguments["max_length"]
     set_seed(setting.seed)  # the adapter's first weights are drawn here
     given = config.policy(setting, reference=False)

@@ -96,23 +96,25 @@ class Config(PolicyConfig):
                 f"max_length ({self.max_length}); raise it"
             )
         trainer: Any = self.sft_trainer(rows, tests, setting)
-        before = _held_out_loss(trainer, 0) if tests else []
-        metrics = checkpoints.fit(trainer, run.checkpoints)
-        after = _held_out_loss(trainer, trainer.state.global_step) if tests else []
+        metrics = _held_out_loss(trainer, 0) if tests else []
+        metrics += checkpoints.fit(trainer, run.checkpoints)
+        # With eval_steps the trainer has measured it at the last update already.
+        if tests and ("eval_loss" not in metrics[-1] or metrics[-1]["step"] < trainer.state.global_step):
+            metrics += _held_out_loss(trainer, trainer.state.global_step)
         summary: dict[str, Any] = {
             "demonstrations": len(shown),
             "examples": len(rows),
             "updates": trainer.state.global_step,
-            "tokens_learned": sum(label != MASKED for row in rows for label in row["labels"]),
+            "tokens_learned": sum(label != MASKED for row in rows for label in row["labels"][1:]),
         }
         if tests:
             summary["held_out"] = {
-                "examples": len(tests), "loss_before": before[0]["eval_loss"], "loss_after": after[0]["eval_loss"],
+                "examples": len(tests), "loss_before": metrics[0]["eval_loss"], "loss_after": metrics[-1]["eval_loss"],
             }  # fmt: skip
         alarms = [*self._cut(examples), *repeated(trainer, run.launch.world), *self.alarms(metrics)]
         if alarms:
             summary["alarms"] = alarms
-        run.publish(self, trainer.model, [*before, *metrics, *after], summary, start=setting.start)
+        run.publish(self, trainer.model, metrics, summary, start=setting.start)
 
     def demonstrations(self, run: TrainRun) -> tuple[list[Demonstration], list[Demonstration]]:
         """What is learned, and what the loss is measured on.
@@ -126,9 +128,7 @@ class Config(PolicyConfig):
             if not found:
                 raise TrainingError("SFT has no chosen answers to learn from; see label/summary.json for why")
             return found, []
-        field = self.data.dataset_text_field
-        tested = demonstrations.read(self.data.test, field) if self.data.test else []
-        return demonstrations.read(self.data.train, field, self.data.limit), tested
+        return demonstrations.of_files(self.data)
 
     def _check_encoder(self, shown: Sequence[Demonstration]) -> None:
         """Refuse what an encoder-decoder cannot learn from: its decoder writes answers alone."""
@@ -177,7 +177,8 @@ class Config(PolicyConfig):
         if architectures.is_encoder_decoder(setting.model):
             from pipeline.algorithms import seq2seq
 
-            return seq2seq.sft_trainer(self, list(map(_sides, rows)), list(map(_sides, tests)), setting)
+            learned, tested = list(map(_sides, rows)), list(map(_sides, tests))
+            return seq2seq.sft_trainer(self, learned, tested, setting, self._evaluation())
         if self.packing and architectures.is_recurrent(setting.model):
             raise TrainingError(
                 f"packing: the state of {setting.model.config.model_type} would run on from one example into the next; "
@@ -189,10 +190,8 @@ class Config(PolicyConfig):
             eval_packing=False,
             assistant_only_loss=False,  # the rows' labels say what is learned
             completion_only_loss=False,
-            per_device_eval_batch_size=self.per_device_train_batch_size,
             train_sampling_strategy="group_by_length" if self.group_by_length else "random",
-            eval_strategy="steps" if self.eval_steps else "no",
-            eval_steps=self.eval_steps or None,
+            **self._evaluation(),
         )
         trainer: Trainer = SFTTrainer(
             **self.policy(setting, reference=False),
@@ -202,6 +201,13 @@ class Config(PolicyConfig):
             processing_class=setting.tokenizer,
         )
         return self.ready(trainer, setting)
+
+    def _evaluation(self) -> dict[str, Any]:
+        return {
+            "per_device_eval_batch_size": self.per_device_train_batch_size,
+            "eval_strategy": "steps" if self.eval_steps else "no",
+            "eval_steps": self.eval_steps or None,
+        }
 
     def _cut(self, examples: Sequence[Example]) -> list[str]:
         learned = [each for each in examples if self._learns(each)]

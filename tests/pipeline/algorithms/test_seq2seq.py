@@ -155,6 +155,18 @@ def test_a_policy_that_was_trained_answers_as_it_was_trained(kind: str, dropout:
     assert (answer.text, answer.finished) == ("Yes", True)
 
 
+def test_the_loss_on_test_rows_is_measured_as_often_as_the_recipe_says(
+    architectures: dict[str, Path], tmp_path: Path
+) -> None:
+    data = tmp_path / "shown.jsonl"
+    data.write_text(json.dumps({"prompt": "Hi?", "completion": "Yes."}) + "\n")
+    model = ModelConfig(base=str(architectures["t5"]), quantization="none", dtype="fp32")
+    config = sft.Config(data={"train": str(data), "test": str(data)}, max_steps=5, eval_steps=2)
+    job = job_of(tmp_path, Training(seed=1, model=model, algorithm=config))
+    train.finish(job)
+    assert [line["step"] for line in lines(job.out / "metrics.jsonl") if "eval_loss" in line] == [0, 2, 4, 5]
+
+
 def test_what_an_encoder_decoder_cannot_learn_from_is_refused(architectures: dict[str, Path], tmp_path: Path) -> None:
     setting = setting_of(architectures["t5"], tmp_path)
     with pytest.raises(TrainingError, match="trained with sft, sigmoid; leave out hinge"):

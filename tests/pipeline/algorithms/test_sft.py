@@ -101,6 +101,13 @@ def test_where_the_pad_token_is_the_end_token_the_end_is_still_learned(
     assert (batch["labels"][batch["attention_mask"] == 0] == sft.MASKED).all()
 
 
+def test_the_first_token_of_a_text_is_not_counted_as_learned(tiny: ModelConfig, tmp_path: Path) -> None:
+    data = tmp_path / "texts.jsonl"
+    data.write_text(json.dumps({"text": "abc"}) + "\n")
+    out = finished(tmp_path, tiny, sft.Config(data={"train": str(data)}, max_steps=1))
+    assert store.read_json(out / "summary.json")["tokens_learned"] == 3, "b, c and the end; nothing predicts a"
+
+
 # ---- cutting and packing
 
 
