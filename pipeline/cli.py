@@ -108,7 +108,7 @@ def _show(states: Sequence[State]) -> None:
 
 def _print_outcome(directory: Path) -> None:
     from pipeline.ratings import Results
-    from pipeline.report import table
+    from pipeline.report.terminal import table
 
     results = Results.model_validate_json((directory / "results.json").read_text(encoding="utf-8"))
     out = console()

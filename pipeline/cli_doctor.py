@@ -36,7 +36,8 @@ def _doctor(options: argparse.Namespace) -> None:
     memory = None if options.memory is None else (bytes_of(options.memory), not options.cpu)
     # Only here, because planning imports every stage, and an error in a recipe should be told before that.
     from pipeline import doctor, plan
-    from pipeline.report import doctor_sheet, sheet_table
+    from pipeline.report.run_tables import doctor_sheet
+    from pipeline.report.sheet import sheet_table
 
     found = doctor.before(recipe, memory)
     states = plan.open_run(recipe, options.run or RUNS / options.recipe.stem).states()

@@ -70,7 +70,8 @@ def _exam(options: argparse.Namespace) -> None:
     # Only here, because planning imports every stage, and an error in a recipe should be told before that.
     from judges.grading import ExamReport
     from pipeline import plan
-    from pipeline.report import exam_sheet, gold_sheet, place_sheet, sheet_table
+    from pipeline.report.judge_tables import exam_sheet, gold_sheet, place_sheet
+    from pipeline.report.sheet import sheet_table
 
     if recipe.judge is None:
         raise RecipeError("annotations: people label, and sit no exam; name a recipe that has a judge")
@@ -214,7 +215,7 @@ def _print_agreement(
     report: "AgreementReport", raters: Sequence["Rater"], places: Mapping[str, "Position | None"]
 ) -> None:
     from judges.grading import shown
-    from pipeline.report import NOTHING, Sheet, sheet_table
+    from pipeline.report.sheet import NOTHING, Sheet, sheet_table
 
     def share(found: "Estimate | None") -> str:
         return shown("share", found) if found else NOTHING

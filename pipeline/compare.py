@@ -14,7 +14,7 @@ from typing import Any
 from judges.base import AnyJudge, judge_names
 from judges.grading import ExamReport
 from judges.ledger import Spent
-from pipeline import adjustments, crowd, doctor, generate, label, people, report, store
+from pipeline import adjustments, crowd, doctor, generate, label, people, store
 from pipeline.agreement import AgreementReport
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.algorithms.scoring import FACTS
@@ -33,6 +33,8 @@ from pipeline.ratings import (
     percent,
 )
 from pipeline.records import Pair, Prompt, Response, Verdict, seed_of
+from pipeline.report.data import Labels, ReportData, Sample, StepTime
+from pipeline.report.render import render
 from pipeline.rounds import place_of, policy_of
 from pipeline.statistics import bradley_terry
 from pipeline.statistics.win_rate import excludes_half
@@ -222,7 +224,7 @@ def report_finish(job: Job) -> None:
     results[-1] = adjustments.adjusted(last, results[-1], exam, against_people)
     trained = dict(_trained(job, config.steps))
     held_out = dict(_held_out(trained))
-    data = report.ReportData(
+    data = ReportData(
         title=config.title,
         recipe_yaml=config.recipe_yaml,
         results=results[-1].model_copy(update={"exam": exam.model_dump(mode="json") if exam else None}),
@@ -241,7 +243,7 @@ def report_finish(job: Job) -> None:
         warnings=(*_warnings(results[-1], exam), *_against_people(against_people), *_inexact(trained)),
         samples=tuple(_samples(last, results[-1])),
     )
-    for name, text in report.render(data).items():
+    for name, text in render(data).items():
         store.make_dirs(job.out / "public")
         store.write_text(job.out / "public" / name, text)
     store.write_json(job.out / "summary.json", {"headline": results[-1].headline})
@@ -280,10 +282,10 @@ def _environment(job: Job) -> dict[str, Any]:
     return {"versions": versions, "hardware": {name.replace("_", " "): str(value) for name, value in told.items()}}
 
 
-def _labels(job: Job) -> report.Labels:
+def _labels(job: Job) -> Labels:
     summary = store.read_json(job.inputs["label"] / "summary.json")
     generated = store.read_json(job.inputs["generate"] / "summary.json")
-    return report.Labels(
+    return Labels(
         judge=summary["judge"],
         prompts=summary["prompts"],
         # People's pairs are as they came: nobody drew a number of answers.
@@ -373,12 +375,12 @@ def _curve(path: Path) -> list[dict[str, float | None]]:
     ]
 
 
-def _samples(job: Job, results: Results) -> Iterator[report.Sample]:
+def _samples(job: Job, results: Results) -> Iterator[Sample]:
     prompts = list(store.read_jsonl(job.inputs["answers"] / "prompts.jsonl", Prompt))
     responses = generate.responses_by_prompt(each for each in _answers(job) if each.response.index == 0)
     scores = _scores(job, results)
     for prompt in prompts:
-        yield report.Sample(
+        yield Sample(
             prompt=prompt.messages,
             kind=prompt.kind,
             lang=prompt.lang,
@@ -406,9 +408,9 @@ def _scores(job: Job, results: Results) -> dict[str, dict[str, dict[str, float |
     return found
 
 
-def _step_time(name: str, path: Path) -> report.StepTime:
+def _step_time(name: str, path: Path) -> StepTime:
     provenance = _provenance(path)
-    return report.StepTime(
+    return StepTime(
         name=name,
         state="done",
         seconds=provenance.get("wall_seconds"),

@@ -49,7 +49,7 @@ LAYERS = [
             "train",
             "adjustments",
             "compare",
-            "report",
+            "report*",
             "people",
             "annotate*",
             "doctor*",

@@ -22,22 +22,14 @@ from pipeline.agreement import Rater, agree
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.ratings import JudgeInfo, Results, compare_checkpoints, describe
 from pipeline.records import Message, Response, Vote
-from pipeline.report import (
-    MAX_POINTS,
-    Labels,
-    ReportData,
-    Sample,
-    StepTime,
-    _reward_by_kl,
-    axis,
-    duration,
-    embedded,
-    fenced,
-    markdown_text,
-    memory,
-    render,
-    table,
-)
+from pipeline.report.axes import axis
+from pipeline.report.curves import MAX_POINTS, reward_by_kl
+from pipeline.report.data import Labels, ReportData, Sample, StepTime
+from pipeline.report.markdown import fenced, markdown_text
+from pipeline.report.render import render
+from pipeline.report.samples import embedded
+from pipeline.report.sheet import duration, memory
+from pipeline.report.terminal import table
 from pipeline.statistics.bradley_terry import strengths
 from pipeline.statistics.judge_error import prediction_powered, rogan_gladen
 from pipeline.statistics.length_control import coefficient, controlled
@@ -401,12 +393,12 @@ def test_the_reward_is_drawn_against_what_it_cost() -> None:
         {"step": 1, "kl": 0.0, "score": 1.0}, {"step": 2, "kl": 4.0, "score": 3.0},
         {"step": 3, "kl": 2.0, "score": 2.0}, {"step": 4, "kl": float("nan"), "score": 9.0}, {"step": 5, "score": 9.0},
     ]  # fmt: skip
-    chart = _reward_by_kl(log)
+    chart = reward_by_kl(log)
     assert chart is not None
     assert (chart["name"], chart["across"]) == ("score by KL", "KL to the reference")
     assert chart["series"][0]["points"] == "0,100 100,0 50,50"
-    assert _reward_by_kl([{"step": 1, "kl": 1.0, "loss": 2.0}]) is None
-    assert _reward_by_kl([{"step": 1, "reward": 1.0}]) is None
+    assert reward_by_kl([{"step": 1, "kl": 1.0, "loss": 2.0}]) is None
+    assert reward_by_kl([{"step": 1, "reward": 1.0}]) is None
 
 
 def test_a_report_with_nothing_but_a_title_and_a_base_is_whole() -> None:

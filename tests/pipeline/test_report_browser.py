@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from test_report import HOSTILE, example
 
-from pipeline.report import ReportData, render
+from pipeline.report.data import ReportData
+from pipeline.report.render import render
 
 pytestmark = pytest.mark.slow
 
