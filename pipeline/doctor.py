@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import model_validator
 
-from pipeline import demonstrations, store
+from pipeline import demonstrations, store, weights
 from pipeline.algorithms.base import NO_ENCODER
+from pipeline.algorithms.policy import PolicyConfig, optimizer
 from pipeline.algorithms.ppo import Config as PPO
 from pipeline.algorithms.ppo_server import ServerError
 from pipeline.algorithms.reward_model import Config as RewardModel
@@ -25,18 +26,18 @@ from pipeline.demonstrations import Demonstration
 from pipeline.doctor_data import demonstration_findings, label_findings, length_findings, prompt_findings
 from pipeline.doctor_memory import memory_findings
 from pipeline.doctor_rendering import rendering_findings
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, TrainingError
 from pipeline.findings import Finding, Level, refuse_errors
 from pipeline.generate import read_prompts
 from pipeline.memory import machine_bytes
-from pipeline.models import chat_ids, has_encoder, load_tokenizer
+from pipeline.models import chat_ids, has_encoder, load_tokenizer, skeleton
 from pipeline.plugins import Config
 from pipeline.recipe import Recipe
 from pipeline.records import Message, Prompt, Thumb
 from pipeline.rounds import files_in
 from pipeline.worker import Job
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of this file or of the checks changes what is found."""
 
 FILE = "doctor.json"
@@ -163,6 +164,7 @@ def _of_models(
         yield from length_findings(lengths["train"], recipe.train)
         prompts = {name: max(found) for name, found in lengths.items() if found}
         prompts |= {f"train.{name}": longest(tokenizer, found) for name, found in shown.items()}
+    yield from _unknown_names(recipe, gpu=memory[1])
     yield from _reward_models(recipe)
     yield from memory_findings(recipe, prompts, memory[0], gpu=memory[1])
 
@@ -174,6 +176,21 @@ def _untrainable(recipe: Recipe) -> Iterator[Finding]:
             what = f"{recipe.model.base} {NO_ENCODER.partition(';')[0]}"
             remedy = "leave the step out, or name a causal model (a ...ForCausalLM) as model.base"
             yield Finding(level="error", check="model", where=f"train.{name}", what=what, remedy=remedy)
+
+
+def _unknown_names(recipe: Recipe, *, gpu: bool) -> Iterator[Finding]:
+    """Options whose values are names of the base's modules or of an optimizer, and name none."""
+    for name, algorithm in recipe.train.items():
+        if not isinstance(algorithm, PolicyConfig):
+            continue
+        try:
+            optimizer(algorithm.optim, "cuda" if gpu else "cpu")
+            if algorithm.layers:
+                weights.choose(skeleton(recipe.model), algorithm.layers)
+        except (ModelError, TrainingError) as error:
+            option, _, what = str(error).partition(": ")
+            remedy = "name one that there is"
+            yield Finding(level="error", check="model", where=f"train.{name}.{option}", what=what, remedy=remedy)
 
 
 def _lengths(tokenizer: Any, prompts: Sequence[Prompt]) -> list[int]:

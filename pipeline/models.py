@@ -20,6 +20,7 @@ from pydantic import model_validator
 
 from pipeline import store, weights
 from pipeline.architectures import alike, bare, experts_in_full, is_encoder_decoder, is_recurrent, read_past
+from pipeline.contents import content_of
 from pipeline.decoding import padded, start_token
 from pipeline.errors import ModelError
 from pipeline.plugins import Config
@@ -67,6 +68,12 @@ class ModelConfig(Config):
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"base": value} if isinstance(value, str) else value
+
+    def identity(self) -> dict[str, Any]:
+        """See `Config.identity`; of a local folder also what is in it."""
+        folder = Path(self.base)
+        local = {"content": content_of(folder, home() / "hashes")} if folder.is_dir() else {}
+        return {**super().identity(), **local}
 
 
 def device() -> "torch.device":
@@ -151,8 +158,6 @@ def load_model(config: ModelConfig, *, training: bool = False, divided: bool = F
     Raises:
         ModelError: it cannot be loaded, or it writes no text.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
     told = told_of(config)
     kinds = list(getattr(told, "architectures", None) or [])
     # transformers would put a random head on it, say so in a warning, and write with it.
@@ -161,13 +166,32 @@ def load_model(config: ModelConfig, *, training: bool = False, divided: bool = F
             f"model.base: {config.base} is {', '.join(kinds)}, which writes no text; name a ...ForCausalLM or an "
             "encoder-decoder (a ...ForConditionalGeneration). It can be the base of train.reward_model"
         )
-    # Asked for as a causal model, BART would come without its encoder.
-    kind = AutoModelForSeq2SeqLM if told.is_encoder_decoder else AutoModelForCausalLM
     quantized = quantization(config, divided=divided)
     if quantized is not None and (past := read_past(told)):
         # Named with the head, which is left out by itself only where nothing is named.
         quantized.llm_int8_skip_modules = [*past, "lm_head"]
-    return _loaded(kind, config, training=training, quantization_config=quantized)
+    return _loaded(_writer(told), config, training=training, quantization_config=quantized)
+
+
+def skeleton(config: ModelConfig) -> "PreTrainedModel":
+    """The base without its numbers, on torch's meta device: config.json is read and nothing else.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    import torch
+
+    told = told_of(config)
+    with _explained(config), torch.device("meta"):
+        found: PreTrainedModel = _writer(told).from_config(told, trust_remote_code=config.trust_remote_code)
+    return found
+
+
+def _writer(told: Any) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    # Asked for as a causal model, BART would come without its encoder.
+    return AutoModelForSeq2SeqLM if told.is_encoder_decoder else AutoModelForCausalLM
 
 
 def has_encoder(config: ModelConfig) -> bool:

@@ -24,7 +24,7 @@ LAYERS = [
         "pipeline.launch",
         "pipeline.architectures",
     ],
-    ["pipeline.decoding", "pipeline.weights"],
+    ["pipeline.contents", "pipeline.decoding", "pipeline.weights"],
     [
         "pipeline.models",
         "pipeline.views",

@@ -322,6 +322,30 @@ def test_a_tokenizer_without_a_template_is_a_finding_and_no_traceback(tmp_path: 
     assert "has no chat template" in error.what
 
 
+@pytest.mark.parametrize(
+    ("options", "where", "what"),
+    [
+        ({"optim": "adamv"}, "train.sft.optim", "'adamv' is none that transformers knows"),
+        ({"optim": "adamw_bnb_8bit"}, "train.sft.optim", "adamw_bnb_8bit needs a GPU"),
+        ({"tune": "layers", "layers": ["model.layers.7"]}, "train.sft.layers", "nothing called 'model.layers.7'"),
+    ],
+)
+def test_an_optimizer_or_a_layer_that_there_is_not_is_found_before_the_base_loads(
+    options: dict[str, Any], where: str, what: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    found = doctor.before(supervised(tmp_path, tiny_folder, **options), (10**11, False))
+    (error,) = [each for each in found if each.level == "error"]
+    assert error.where == where
+    assert what in error.what
+
+
+def test_layers_that_there_are_and_an_optimizer_of_gpus_in_a_plan_for_one_are_no_error(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    recipe = supervised(tmp_path, tiny_folder, tune="layers", layers=["model.layers.1", "lm_head"], optim="adamw_8bit")
+    assert not [each for each in doctor.before(recipe, (10**11, True)) if each.level == "error"]
+
+
 def test_a_server_that_does_not_sample_yet_is_a_warning_and_one_that_cannot_is_an_error(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
