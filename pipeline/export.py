@@ -175,6 +175,7 @@ def _check_servable(trained: Sequence[Trained]) -> None:
             )
         config = _adapter_config(each)
         reasons = {
+            "is of an encoder-decoder": has_encoder(each.base) and not each.scores,
             f"has whole layers beside its LoRA ({config.get('modules_to_save')})": config.get("modules_to_save"),
             "is a DoRA": config.get("use_dora"),
             "trains biases": config.get("bias", "none") != "none",
@@ -274,11 +275,20 @@ def _logits(model: Any, ids_1T: "torch.Tensor") -> "torch.Tensor":
     return found
 
 
+def _served(each: Trained) -> str:
+    if has_encoder(each.base) and not each.scores:
+        # vLLM serves none; transformers loads it.
+        return (
+            f"""python -c "import transformers; transformers.AutoModelForSeq2SeqLM.from_pretrained('{each.name}')\""""
+        )
+    return f"vllm serve {each.name}"
+
+
 def _command(trained: Sequence[Trained], base: str, *, merge: bool) -> str:
     """What serves the folder, said inside it."""
     if merge:
         policies = [each for each in trained if not each.scores] or list(trained)
-        return "\n".join(f"vllm serve {each.name}" for each in policies)
+        return "\n".join(_served(each) for each in policies)
     rank = next(rank for rank in RANKS if rank >= max(_rank(_adapter_config(each)) for each in trained))
     modules = " ".join(f"{each.name}={each.name}" for each in trained)
     return f"vllm serve {base} --enable-lora --max-lora-rank {rank} --max-loras {len(trained)} --lora-modules {modules}"

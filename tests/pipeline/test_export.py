@@ -178,7 +178,19 @@ def test_an_encoder_decoder_is_merged_too(tmp_path: Path) -> None:
     assert cli.main(["export", str(run), "one", "--to", str(out), "--merge", "--dtype", "fp32"]) == 0
     merged = AutoModelForSeq2SeqLM.from_pretrained(out / "one")
     assert torch.equal(merged.lm_head.weight, weights.read(left)["lm_head.weight"])
-    assert 'AutoModelForSeq2SeqLM.from_pretrained("one")' in (out / "README.md").read_text()
+    told = (out / "README.md").read_text()
+    assert 'AutoModelForSeq2SeqLM.from_pretrained("one")' in told
+    assert "vllm serve" not in told  # which serves no encoder-decoder
+
+
+def test_an_adapter_on_an_encoder_decoder_is_refused_with_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_architecture(tmp_path / "t5", "t5")
+    left = trained(tmp_path / "sft", tmp_path / "t5", name="sft")
+    run = run_of(tmp_path, tmp_path / "t5", "quantization: none, dtype: fp32", left)
+    assert cli.main(["export", str(run), "one", "--to", str(tmp_path / "out")]) == 2
+    assert "is of an encoder-decoder, which vLLM does not serve as an adapter; add --merge" in capsys.readouterr().err
 
 
 def check_merged(top: Path, base: Path, left: Path, *, tied: bool) -> None:
