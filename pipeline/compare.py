@@ -6,15 +6,14 @@ Comparing is generating and labelling again with the checkpoints as the sources,
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from judges.base import AnyJudge, judge_names
 from judges.grading import ExamReport
-from judges.ledger import Spent
-from pipeline import adjustments, crowd, doctor, generate, label, people, store
+from pipeline import adjustments, crowd, doctor, generate, label, people, provenance, store
 from pipeline.agreement import AgreementReport
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.algorithms.scoring import FACTS
@@ -40,7 +39,7 @@ from pipeline.statistics import bradley_terry
 from pipeline.statistics.win_rate import excludes_half
 from pipeline.worker import Job
 
-VERSION = 2
+VERSION = 3
 """Raised when a change of this file changes what comes out."""
 
 DOCTORS = ("doctor", "doctor.labels")
@@ -223,6 +222,7 @@ def report_finish(job: Job) -> None:
     exam, against_people = label.examined(last), people.agreement_of(last)
     results[-1] = adjustments.adjusted(last, results[-1], exam, against_people)
     trained = dict(_trained(job, config.steps))
+    results = [_with_costs(each, trained) for each in results]
     held_out = dict(_held_out(trained))
     data = ReportData(
         title=config.title,
@@ -237,7 +237,7 @@ def report_finish(job: Job) -> None:
         curves={name: _curve(path) for name, path in trained.items()},
         reward_models=held_out,
         steps=tuple(_step_time(name, job.inputs[name]) for name in config.steps),
-        spending=tuple(_spending(job.inputs[name] for name in config.steps)),
+        spending=tuple(spent for name in config.steps for spent in provenance.spending(job.inputs[name])),
         **_environment(last),
         alarms=(*_exam_alarms(every), *_training_alarms(trained, held_out)),
         warnings=(*_warnings(results[-1], exam), *_against_people(against_people), *_inexact(trained)),
@@ -270,6 +270,13 @@ def _trained(job: Job, steps: Sequence[str]) -> Iterator[tuple[str, Path]]:
             yield policy_of(number, plain.removeprefix("train.")), job.inputs[name]
 
 
+def _with_costs(results: Results, trained: Mapping[str, Path]) -> Results:
+    """The results with what each checkpoint took; not the compare step's, whose bytes know no clock."""
+    told = {name: provenance.cost(path) for name, path in trained.items()}
+    checkpoints = [each.model_copy(update={"cost": told.get(each.name)}) for each in results.checkpoints]
+    return results.model_copy(update={"checkpoints": tuple(checkpoints)})
+
+
 def _findings(rounds: Sequence[Job]) -> Iterator[Finding]:
     for job in rounds:
         for name in DOCTORS:
@@ -277,7 +284,7 @@ def _findings(rounds: Sequence[Job]) -> Iterator[Finding]:
 
 
 def _environment(job: Job) -> dict[str, Any]:
-    told = dict(_provenance(job.inputs["compare"])["environment"])
+    told = dict(provenance.of(job.inputs["compare"])["environment"])
     versions = told.pop("versions")
     return {"versions": versions, "hardware": {name.replace("_", " "): str(value) for name, value in told.items()}}
 
@@ -409,20 +416,10 @@ def _scores(job: Job, results: Results) -> dict[str, dict[str, dict[str, float |
 
 
 def _step_time(name: str, path: Path) -> StepTime:
-    provenance = _provenance(path)
+    told = provenance.of(path)
     return StepTime(
         name=name,
         state="done",
-        seconds=provenance.get("wall_seconds"),
-        peak_memory_bytes=provenance.get("peak_memory_bytes"),
+        seconds=told.get("wall_seconds"),
+        peak_memory_bytes=told.get("peak_memory_bytes"),
     )
-
-
-def _spending(steps: Iterable[Path]) -> Iterator[Spent]:
-    for path in steps:
-        yield from (Spent(**row) for row in _provenance(path).get("spending", ()))
-
-
-def _provenance(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = store.read_json(path.with_name(path.name + ".provenance.json"))
-    return found

@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
+import numpy as np
+
+from pipeline import refusals
 from pipeline.errors import JudgeError
 from pipeline.records import Pair, Record, Response, Verdict, seed_of
 from pipeline.statistics.bradley_terry import Strengths
 from pipeline.statistics.judge_error import Corrected
 from pipeline.statistics.length_control import LengthCoefficient, LengthControlled
-from pipeline.statistics.win_rate import Estimate, WinRate, clustered_mean, excludes_half, holm, win_rate
+from pipeline.statistics.win_rate import Estimate, WinRate, clustered_mean, excludes_half, holm, ratio, share, win_rate
 
 
 class Comparison(WinRate):
@@ -61,8 +64,38 @@ class Comparison(WinRate):
         return self.model_copy(update=mirrored)
 
 
+class RewardScore(Record):
+    """A checkpoint's answers by a reward model of the run. Policies were trained on it: no win is claimed from it."""
+
+    model: str
+    """The train step that made it."""
+    score: Estimate
+    """Mean over the answers, in standard deviations of the base's own answers to the same prompts, from their mean (of
+    the first checkpoint's, where the base is not compared)."""
+
+
+class TrainingCost(Record):
+    """What it took to make a checkpoint in this run. Seconds are of the clock, those of the processes side by side.
+
+    A step that was stopped counts from its last start; verdicts that an earlier run had paid for cost nothing.
+    """
+
+    training_seconds: float
+    """Of its own train step."""
+    peak_memory_bytes: int
+    """Of the largest process of that step."""
+    upstream: tuple[str, ...]
+    """The steps that it stands on, in the order of the work: what it learned from, and what made that."""
+    upstream_seconds: float
+    """Of all of those."""
+    labelling_seconds: float
+    """Of those of them that asked the labelling judge: its exam, and the labels."""
+    judge_usd: float
+    """What judges were charged in those steps and in its own."""
+
+
 class Checkpoint(Record):
-    """What one policy's answers to the held-out prompts look like, whoever judges them."""
+    """What one policy's answers to the held-out prompts look like, whoever judges them, and what it took to make it."""
 
     name: str
     algorithm: str
@@ -79,6 +112,15 @@ class Checkpoint(Record):
     """Share of an answer's word 4-grams that occurred in it before, mean over answers."""
     kl: Estimate | None
     """KL(policy || base) in nats per answer, or None where log-probabilities are missing. See `kl_to_base`."""
+    refusals: Estimate | None = None
+    """Share of answers that refuse, by lists of phrases. See `pipeline.refusals`."""
+    rewards: tuple[RewardScore, ...] = ()
+    """By each reward model of the run."""
+    perplexity: Estimate | None = None
+    """Of the answers in `compare.perplexity.files`, which nobody was trained on: exp of the mean NLL of a token, with
+    its interval over rows; `n` is tokens and `n_clusters` rows. None: no files are named."""
+    cost: TrainingCost | None = None
+    """None of the base, and where the times are not known."""
 
 
 class JudgeInfo(Record):
@@ -246,6 +288,8 @@ def describe(
     answers = [response for sampled in responses.values() for response in sampled]
     if not answers:
         raise ValueError(f"checkpoint {name!r} has no answers to describe")
+    prompts = [prompt for prompt, sampled in responses.items() for _ in sampled]
+    refused = [float(refusals.phrase_of_refusal(answer.text) is not None) for answer in answers]
     words = [answer.text.casefold().split() for answer in answers]
     return Checkpoint(
         name=name,
@@ -257,6 +301,7 @@ def describe(
         distinct_2=distinct(words, 2),
         repetition=sum(repetition(answer) for answer in words) / len(words),
         kl=kl_to_base(responses, confidence=confidence, seed=seed_of(seed, "kl", name)),
+        refusals=share(refused, prompts, confidence=confidence, seed=seed_of(seed, "refusals", name)),
     )
 
 
@@ -279,6 +324,40 @@ def kl_to_base(
     if not differences or not all(map(math.isfinite, differences)):
         return None
     return clustered_mean(differences, clusters, confidence=confidence, seed=seed)
+
+
+def reward_score(
+    model: str,
+    scores: Sequence[tuple[str, float]],
+    base: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> RewardScore:
+    """A checkpoint's answers by a reward model.
+
+    Args:
+        scores: (prompt id, raw score) of each answer.
+        base: raw scores of the base's answers. Where all are equal, scores are measured in their own unit.
+    """
+    mean = math.fsum(base) / len(base)
+    deviation = math.sqrt(math.fsum((each - mean) ** 2 for each in base) / max(1, len(base) - 1))
+    normalised = [(score - mean) / (deviation or 1.0) for _, score in scores]
+    found = clustered_mean(normalised, [prompt for prompt, _ in scores], confidence=confidence, seed=seed)
+    return RewardScore(model=model, score=found)
+
+
+def perplexity(rows: Sequence[tuple[float, int]], *, confidence: float = 0.95, seed: int = 0) -> Estimate:
+    """exp of the mean NLL of a token, with its interval over rows; the standard error by the delta method.
+
+    Args:
+        rows: (sum of the NLLs in nats, tokens) of each row.
+    """
+    nll, tokens = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
+    found = ratio(nll, tokens, confidence=confidence, seed=seed)
+    value = math.exp(found.value)
+    spread = {"low": math.exp(found.low), "high": math.exp(found.high), "standard_error": value * found.standard_error}
+    return found.model_copy(update={"value": value, **spread})
 
 
 def distinct(answers: Iterable[Sequence[str]], n: int) -> float:

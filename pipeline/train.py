@@ -6,7 +6,7 @@ out: what is learned and how (`pipeline.algorithms`), checkpoints included.
 
 from pipeline import store
 from pipeline.algorithms.base import TrainRun
-from pipeline.label import session_of
+from pipeline.label import session_of, tell_spending
 from pipeline.launch import HERE, LaunchConfig
 from pipeline.models import ModelConfig
 from pipeline.plugins import Config
@@ -56,3 +56,5 @@ def finish(job: Job) -> None:
     with together(job.step, job.rank, job.world, config.launch.timeout_s):
         _ = run.checkpoints.newest  # what cannot be gone on from is refused before a model loads
         config.algorithm.train(run)
+    if job.rank == 0:
+        tell_spending(job)  # of a judge that gave rewards

@@ -1,6 +1,6 @@
-"""Tables of what a comparison found: win rates, raw and adjusted, strengths, rounds, and the checkpoints themselves.
+"""Tables of what a comparison found: win rates, raw and adjusted, strengths and rounds.
 
-What is left out: the statistics (`pipeline.ratings`, `pipeline.statistics`).
+What is left out: the statistics (`pipeline.ratings`, `pipeline.statistics`), and the checkpoints themselves.
 """
 
 import itertools
@@ -11,7 +11,6 @@ from pipeline.report.sheet import NOTHING, Sheet, interval_name, number, p_value
 from pipeline.statistics.bradley_terry import Strengths
 from pipeline.statistics.judge_error import Corrected
 from pipeline.statistics.length_control import LengthControlled
-from pipeline.statistics.win_rate import Estimate
 
 
 def comparison_sheet(results: Results) -> Sheet:
@@ -155,30 +154,3 @@ def round_sheet(rounds: Sequence[Results]) -> Sheet:
             ]
         known |= kl.keys()
     return Sheet("Rounds", columns, tuple(rows), names=4)
-
-
-def checkpoint_sheet(results: Results) -> Sheet:
-    columns = (
-        "checkpoint", "algorithm", "KL, nats", interval_name(results), "tokens", "words", "ended itself",
-        "distinct-2", "repetition", "answers",
-    )  # fmt: skip
-    rows = tuple(
-        (
-            found.name,
-            found.algorithm,
-            number(found.kl.value, 1) if found.kl else NOTHING,
-            _nats(found.kl),
-            number(found.tokens_mean, 0),
-            number(found.words_mean, 0),
-            share(found.finished_share),
-            number(found.distinct_2, 2),
-            number(found.repetition, 2),
-            str(found.n_answers),
-        )
-        for found in results.checkpoints
-    )
-    return Sheet("Checkpoints", columns, rows, names=2)
-
-
-def _nats(estimate: Estimate | None) -> str:
-    return NOTHING if estimate is None else f"[{estimate.low:.1f}, {estimate.high:.1f}]"

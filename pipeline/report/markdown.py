@@ -5,6 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pipeline import refusals
 from pipeline.report.data import ReportData
 from pipeline.report.sheet import Sheet
 from pipeline.report.templates import template
@@ -17,6 +18,7 @@ def markdown(data: ReportData, sheets: dict[str, Sheet]) -> str:
         sheets=[sheet for sheet in sheets.values() if sheet.rows],
         confidence=data.labels.confidence if data.labels else (),
         recipe=Markup(fenced(data.recipe_yaml, "yaml")),
+        refusal_rule=refusals.RULE,
     )
 
 

@@ -12,6 +12,7 @@ from importlib.resources import files
 
 from markupsafe import Markup
 
+from pipeline import refusals
 from pipeline.report.curves import charts_of
 from pipeline.report.data import ReportData
 from pipeline.report.judge_tables import told_by_the_judge
@@ -42,6 +43,7 @@ def page(data: ReportData, sheets: dict[str, Sheet]) -> str:
         policy=_policy(style, script),
         samples=Markup(embedded(browser_data(data))),
         interval_name=interval_name(data.results),
+        refusal_rule=refusals.RULE,
     )
 
 

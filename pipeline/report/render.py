@@ -4,8 +4,8 @@ The same input gives the same bytes: no time, no random id. What is left out: ev
 and reading a run directory.
 """
 
+from pipeline.report.checkpoint_tables import checkpoint_sheet, cost_sheet, measure_sheet
 from pipeline.report.comparison_tables import (
-    checkpoint_sheet,
     comparison_sheet,
     controlled_sheet,
     corrected_sheet,
@@ -49,6 +49,8 @@ def _sheets(data: ReportData) -> dict[str, Sheet]:
         "strengths": strength_sheet(results),
         "habits": habit_sheet(results),
         "checkpoints": checkpoint_sheet(results),
+        "measures": measure_sheet(results),
+        "costs": cost_sheet(results),
         "judges": judge_sheet(results.judges),
         "labels": label_sheet(data.labels),
         "exam": exam_sheet(data.exam),

@@ -124,12 +124,17 @@ def clustered_mean(
     values: Sequence[float], clusters: Sequence[str], *, confidence: float = 0.95, seed: int
 ) -> Estimate:
     """The mean of any numbers with the bootstrap's interval. With one prompt, or no spread, it is the point."""
-    sums, sizes = by_cluster(values, clusters)
+    return ratio(*by_cluster(values, clusters), confidence=confidence, seed=seed)
+
+
+def ratio(sums: Floats, sizes: Floats, *, confidence: float = 0.95, seed: int) -> Estimate:
+    """The mean of what clusters have so many of, (G,), by its sum in each, (G,): with the interval of the bootstrap."""
     value, error = float(sums.sum() / sizes.sum()), standard_error(sums, sizes)
     low, high = (value, value)
     if error > 0:
         low, high = _percentile_interval(sums, sizes, confidence, seed)
-    return Estimate(value=value, low=low, high=high, standard_error=error, n=len(values), n_clusters=len(sums))
+    count = round(float(sizes.sum()))
+    return Estimate(value=value, low=low, high=high, standard_error=error, n=count, n_clusters=len(sums))
 
 
 # ---- intervals

@@ -19,7 +19,9 @@ from pipeline.ratings import (
     distinct,
     headline,
     kl_to_base,
+    perplexity,
     repetition,
+    reward_score,
 )
 from pipeline.records import Pair, Prompt, Response, Verdict
 from pipeline.statistics.win_rate import WinRate
@@ -178,6 +180,41 @@ def test_a_number_that_some_answer_lacks_is_unknown() -> None:
 def test_a_checkpoint_without_answers_is_refused() -> None:
     with pytest.raises(ValueError, match="'dpo' has no answers"):
         describe("dpo", "dpo", {"a": []})
+
+
+def test_refusals_are_a_share_of_the_answers_with_prompts_as_the_units() -> None:
+    refuses, answers = Response(text="I can't help with that.", source="dpo"), Response(text="Yes.", source="dpo")
+    found = describe("dpo", "dpo", {"a": [refuses, refuses], "b": [answers, answers]}).refusals
+    assert found is not None
+    assert (found.value, found.n, found.n_clusters) == (0.5, 4, 2)
+    none = describe("dpo", "dpo", {str(n): [answers] for n in range(40)}).refusals
+    assert none is not None
+    assert (none.value, none.low) == (0, pytest.approx(0, abs=1e-12))
+    assert none.high == pytest.approx(1.959964**2 / (40 + 1.959964**2))  # Wilson's upper end for 0 of 40
+
+
+def test_perplexity_weighs_tokens_and_its_interval_is_over_rows() -> None:
+    # 2 nats over 1 token and 4 over 5: 6 nats over 6 tokens, and not the mean of exp(2) and exp(0.8).
+    found = perplexity([(2.0, 1), (4.0, 5)])
+    assert found.value == pytest.approx(math.e)
+    assert (found.n, found.n_clusters) == (6, 2)
+    random = np.random.default_rng(5)
+    tokens = random.integers(5, 40, 200)
+    nll = tokens * random.gamma(4.0, 0.25, 200)  # a mean of one nat a token
+    drawn = random.integers(200, size=(20_000, 200))
+    spread = np.quantile(nll[drawn].sum(1) / tokens[drawn].sum(1), [0.025, 0.975])
+    found = perplexity(list(zip(nll.tolist(), tokens.tolist(), strict=True)))
+    assert (found.low, found.high) == pytest.approx(tuple(np.exp(spread)), rel=0.01)
+    assert found.low < found.value < found.high
+    assert found.value == pytest.approx(math.exp(math.fsum(nll) / int(tokens.sum())), rel=1e-12)
+
+
+def test_a_reward_is_in_deviations_of_the_bases_answers() -> None:
+    base = [1.0, 3.0, 5.0]  # mean 3, sample deviation 2
+    found = reward_score("reward_model", [("a", 7.0), ("a", 9.0), ("b", 5.0)], base)
+    assert found.score.value == pytest.approx((2 + 3 + 1) / 3)
+    assert (found.model, found.score.n, found.score.n_clusters) == ("reward_model", 3, 2)
+    assert reward_score("r", [("a", 5.0)], [4.0, 4.0]).score.value == 1.0  # no deviation to divide by
 
 
 # --- judges

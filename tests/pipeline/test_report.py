@@ -20,7 +20,7 @@ from judges.ledger import Spent
 from pipeline import crowd
 from pipeline.agreement import Rater, agree
 from pipeline.algorithms.held_out import HeldOut
-from pipeline.ratings import JudgeInfo, Results, compare_checkpoints, describe
+from pipeline.ratings import JudgeInfo, Results, RewardScore, TrainingCost, compare_checkpoints, describe
 from pipeline.records import Message, Response, Vote
 from pipeline.report.axes import axis
 from pipeline.report.curves import MAX_POINTS, reward_by_kl
@@ -273,6 +273,37 @@ class Shape(HTMLParser):
             self.scripts[-1] = data
 
 
+def measured(data: ReportData, text: Any = str) -> ReportData:
+    """The run with what is known of its checkpoints besides their answers."""
+    score = Estimate(value=1.25, low=1.0, high=1.5, standard_error=0.1, n=40, n_clusters=40)
+    cost = TrainingCost(
+        training_seconds=90, peak_memory_bytes=3_000_000_000, upstream=("generate", text("label")),
+        upstream_seconds=30, labelling_seconds=20, judge_usd=0.5,
+    )  # fmt: skip
+    told = {"perplexity": score, "rewards": (RewardScore(model=text("reward_model"), score=score),)}
+    checkpoints = [
+        each.model_copy(update=told if each.algorithm == "base" else {**told, "cost": cost})
+        for each in data.results.checkpoints
+    ]
+    return data.model_copy(update={"results": data.results.model_copy(update={"checkpoints": tuple(checkpoints)})})
+
+
+def test_a_checkpoint_is_told_with_its_perplexity_its_reward_and_what_it_took() -> None:
+    files = render(measured(example()))
+    text = files["report.md"]
+    heading = "perplexity | 95 % interval | reward_model, the score it was trained on | 95 % interval | refuses |"
+    assert heading in text
+    assert "| dpo | 1.25 | [1.00, 1.50] | +1.25 | [+1.00, +1.50] | 0.0 | [0.0," in text
+    rate = re.search(r"\| dpo vs base \| likelihood \| \w+ \| ([\d.]+ %)", text)
+    assert rate is not None
+    assert f"| dpo | generate, label | 1 min 30 s | 3.00 GB | 30 s | 20 s | 2 min 0 s | 0.500000 | {rate[1]} |" in text
+    assert "pipeline/words/refusals.en.txt" in text
+    assert "What each checkpoint took" in files["report.html"]
+    kept = Results.model_validate_json(files["results.json"]).checkpoints
+    assert [each.cost.training_seconds if each.cost else None for each in kept] == [None, 90, 90, 90]
+    assert "What each checkpoint took" not in render(example())["report.html"]
+
+
 def test_hostile_text_in_every_field_gives_the_same_elements_as_harmless_text() -> None:
     harmless, hostile = (Shape(render(example(12, hostile=flag))["report.html"]) for flag in (False, True))
     assert hostile.elements == harmless.elements
@@ -281,7 +312,7 @@ def test_hostile_text_in_every_field_gives_the_same_elements_as_harmless_text() 
 
 
 def test_templates_in_text_are_not_rendered() -> None:
-    files = render(example(12, hostile=True))
+    files = render(measured(example(12, hostile=True), HOSTILE[0].__add__))
     assert "{{7*7}}" in files["report.html"] and r"{{7\*7}}" in files["report.md"]
 
 
@@ -484,7 +515,7 @@ def test_markdown_text_cannot_leave_its_cell_or_become_markup() -> None:
 
 
 def test_every_row_of_a_hostile_markdown_table_has_as_many_cells_as_its_head() -> None:
-    text = render(example(12, hostile=True))["report.md"].split("## Recipe")[0]
+    text = render(measured(example(12, hostile=True), HOSTILE[5].__add__))["report.md"].split("## Recipe")[0]
     head = 0
     for line in text.splitlines():
         cells = len(re.findall(r"(?<!\\)\|", line))
