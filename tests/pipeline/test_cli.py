@@ -45,11 +45,11 @@ def test_a_dry_run_names_every_step_and_imports_nothing_heavy(tmp_path: Path) ->
         "exam",
         "label",
         "doctor.labels",
+        "train.sft",
         "train.reward_model",
         "train.ppo",
         "train.dpo",
         "train.kto",
-        "train.sft",
         "train.sft_dpo",
         "answers",
         "compare",
@@ -108,7 +108,7 @@ def test_status_of_a_run_that_was_never_begun_lists_what_would_run(
     monkeypatch.chdir(ROOT)
     (tmp_path / "recipe.yaml").write_text((ROOT / "recipes" / "rlaif.yaml").read_text())
     assert cli.main(["status", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("would run: never ran") == 12
+    assert capsys.readouterr().out.count("would run: never ran") == 13
 
 
 def test_the_schema_is_json_and_knows_every_judge(capsys: pytest.CaptureFixture[str]) -> None:
