@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.records import Record, seed_of
-from pipeline.statistics.win_rate import RESAMPLES, Estimate, share
+from pipeline.statistics.win_rate import RESAMPLES, Estimate, share, tails
 
 LABELS = ("a", "b", "tie")
 """What a rater can say of a pair."""
@@ -75,7 +75,7 @@ def clustered(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate | None:
-    """A statistic of sums with its percentile bootstrap over clusters. None: it is not defined for these rows.
+    """A statistic of sums with its bootstrap over clusters (`tails`). None: it is not defined for these rows.
 
     Args:
         rows_NK: what each of N observations adds to K sums.
@@ -93,7 +93,7 @@ def clustered(
     values_R = np.concatenate([statistic(each) for each in _resampled(sums_GK, seed)])
     # A resample in which the statistic is not defined (one class only) says nothing about its spread.
     values_R = np.append(values_R[np.isfinite(values_R)], value)
-    low, high = np.quantile(values_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(values_R, tails(confidence, len(names)))
     return Estimate(
         value=value,
         low=float(low),
@@ -252,7 +252,7 @@ def temperature_interval(
         for _ in range(0, REFITS, _CHUNK)
     )
     found_R = np.concatenate([_fitted(z_N, t_N, times_RN) for times_RN in drawn])
-    low, high = np.quantile(found_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(found_R, tails(confidence, groups))
     return fit_temperature(logits, targets), float(low), float(high)
 
 

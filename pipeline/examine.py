@@ -18,7 +18,7 @@ from pipeline.plugins import Config
 from pipeline.records import Pair, Record, Verdict
 from pipeline.worker import Job
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of this file changes what comes out."""
 
 

@@ -25,7 +25,7 @@ from pipeline.recipe import AnnotationsConfig, LabelConfig
 from pipeline.records import Pair, Record, Thumb, Vote, seed_of
 from pipeline.worker import Job
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of this file changes what comes out."""
 
 
