@@ -209,9 +209,9 @@ def test_a_temperatures_interval_is_that_of_a_plain_bootstrap_over_prompts() -> 
 def test_the_temperature_of_one_that_is_wrong_more_often_than_right_has_no_end_that_could_be_told() -> None:
     value, low, high = temperature_interval([1.0, 1.0, -1.0, 1.0], [0.0, 0.0, 1.0, 1.0], ["1", "2", "3", "4"])
     assert (value, high) == (HOTTEST, HOTTEST)
-    # Four resampled are all right in 1 of 256 cases and right but for one in 12: there the 2.5 % point is. Their mean
-    # target, drawn towards one half, is (3 x 5 / 6 + 1 / 6) / 4 = 2 / 3 = sigmoid(1 / T).
-    assert low == pytest.approx(1 / math.log(2))
+    # The tail of four clusters is sqrt(4 / 3) of Student's t with 3 degrees, 3.67 deviations or 1 in 8,000. Four
+    # resampled are all right in 1 of 256 cases: their target, drawn towards one half, is 5 / 6 = sigmoid(1 / T).
+    assert low == pytest.approx(1 / math.log(5))
 
 
 def test_cross_fitting_never_looks_at_the_prompt_it_calibrates() -> None:
