@@ -11,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from judges.base import AnyJudge, judge_names
+from judges.base import AnyJudge, JudgeConfig, judge_names
 from judges.grading import ExamReport
 from pipeline import adjustments, crowd, doctor, generate, label, people, provenance, store
 from pipeline.agreement import AgreementReport
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.algorithms.scoring import FACTS
 from pipeline.findings import Finding
-from pipeline.generate import Answer, Sampling
+from pipeline.generate import Answer, Policy, Sampling
 from pipeline.plugins import Config
 from pipeline.ratings import (
     Checkpoint,
@@ -31,6 +31,7 @@ from pipeline.ratings import (
     interval,
     percent,
 )
+from pipeline.recipe import BASE
 from pipeline.records import Pair, Prompt, Response, Verdict, seed_of
 from pipeline.report.data import Labels, ReportData, Sample, StepTime
 from pipeline.report.render import render
@@ -39,7 +40,7 @@ from pipeline.statistics import bradley_terry
 from pipeline.statistics.win_rate import excludes_half
 from pipeline.worker import Job
 
-VERSION = 3
+VERSION = 4
 """Raised when a change of this file changes what comes out."""
 
 DOCTORS = ("doctor", "doctor.labels")
@@ -64,13 +65,13 @@ class Comparing(Config):
 
     seed: int
     judges: tuple[AnyJudge, ...]
-    labelling_judge: AnyJudge | None
-    """None: people labelled, or nobody."""
+    labelled: tuple[str, ...]
+    """Fingerprints of the judges that labelled what any of the checkpoints learned. None: people did, or nobody."""
     labelled_by: str | None
     """What the report calls who labelled. None: nobody, there are no labels."""
     confidence: float
-    algorithms: dict[str, str]
-    """Checkpoint -> algorithm, in the order of the report."""
+    checkpoints: tuple[tuple[str, str], ...]
+    """Name and algorithm of each, in the order of the report."""
     budget_usd: float | None = None
 
 
@@ -89,20 +90,20 @@ class Reporting(Config):
 def answers_work(job: Job) -> None:
     """Answer this process's share of the held-out prompts by every checkpoint, into the journal."""
     config = Answering.model_validate(job.options["config"])
-    generate.answer(config.sampling, job, _adapters(config, job))
+    generate.answer(config.sampling, job, _policies(config, job))
 
 
 def answers_finish(job: Job) -> None:
     """Write prompts.jsonl, answers.jsonl and summary.json."""
     config = Answering.model_validate(job.options["config"])
-    answers = generate.collect(config.sampling, job, _adapters(config, job))
+    answers = generate.collect(config.sampling, job, _policies(config, job))
     store.write_jsonl(job.out / "prompts.jsonl", generate.read_prompts(config.sampling.prompts))
     store.write_jsonl(job.out / "answers.jsonl", answers)
     store.write_json(job.out / "summary.json", generate.counts(answers))
 
 
-def _adapters(config: Answering, job: Job) -> dict[str, Path | None]:
-    return {name: job.inputs.get(f"train.{name}") for name in config.checkpoints}
+def _policies(config: Answering, job: Job) -> dict[str, Policy]:
+    return {name: Policy.of(job.inputs.get(f"train.{name}")) for name in config.checkpoints}
 
 
 # ---- comparisons
@@ -111,18 +112,16 @@ def _adapters(config: Answering, job: Job) -> dict[str, Path | None]:
 def compare_work(job: Job) -> None:
     """Judge this process's share of the prompts with every comparing judge, into the journal."""
     config = Comparing.model_validate(job.options["config"])
-    pairs = _matches(config, job)
+    asked = _blind(_matches(config, job))
     for judge in config.judges:
-        label.judge_share(judge, pairs, job, config.budget_usd)
+        label.judge_share(judge, list(asked.values()), job, config.budget_usd)
 
 
 def compare_finish(job: Job) -> None:
     """Write verdicts.jsonl (every judge's) and results.json."""
     config = Comparing.model_validate(job.options["config"])
     pairs = _matches(config, job)
-    verdicts = {
-        judge.fingerprint(): list(label.judge_all(judge, pairs, job, config.budget_usd)) for judge in config.judges
-    }
+    verdicts = {judge.fingerprint(): _verdicts(judge, pairs, job, config.budget_usd) for judge in config.judges}
     results = _results(config, pairs, verdicts, _answers(job))
     store.write_jsonl(job.out / "verdicts.jsonl", itertools.chain.from_iterable(verdicts.values()))
     store.write_jsonl(job.out / "pairs.jsonl", pairs)
@@ -134,8 +133,7 @@ def compare_finish(job: Job) -> None:
 def _results(
     config: Comparing, pairs: Sequence[Pair], verdicts: dict[str, list[Verdict]], answers: Sequence[Answer]
 ) -> Results:
-    described = [_describe(name, algorithm, answers, config) for name, algorithm in config.algorithms.items()]
-    labelling = config.labelling_judge.fingerprint() if config.labelling_judge else None
+    described = [_describe(name, algorithm, answers, config) for name, algorithm in config.checkpoints]
     judges: list[JudgeInfo] = []
     comparisons: list[Comparison] = []
     for judge, name in zip(config.judges, judge_names(config.judges), strict=True):
@@ -143,7 +141,7 @@ def _results(
         by_id = {verdict.pair_id: verdict for verdict in verdicts[fingerprint]}
         in_order = [by_id[pair.id] for pair in pairs]
         judges.append(
-            describe_judge(name, fingerprint, labelled=fingerprint == labelling, pairs=pairs, verdicts=in_order)
+            describe_judge(name, fingerprint, labelled=fingerprint in config.labelled, pairs=pairs, verdicts=in_order)
         )
         for other, one in itertools.combinations(described, 2):
             rows = list(_rows(pairs, by_id, one.name, other.name))
@@ -165,8 +163,8 @@ def _strengths(
     config: Comparing, pairs: Sequence[Pair], verdicts: dict[str, list[Verdict]]
 ) -> Iterator[bradley_terry.Strengths]:
     """Every judge's, with the base as the anchor."""
-    names = list(config.algorithms)
-    anchor = next((name for name, algorithm in config.algorithms.items() if algorithm == "base"), names[0])
+    names = [name for name, _ in config.checkpoints]
+    anchor = next((name for name, algorithm in config.checkpoints if algorithm == BASE), names[0])
     by_id = {pair.id: pair for pair in pairs}
     for judge, name in zip(config.judges, judge_names(config.judges), strict=True):
         said = [(by_id[verdict.pair_id], verdict.p_a) for verdict in verdicts[judge.fingerprint()]]
@@ -194,17 +192,47 @@ def _rows(pairs: Sequence[Pair], by_id: dict[str, Verdict], one: str, other: str
 def _matches(config: Comparing, job: Job) -> list[Pair]:
     """For each prompt and sample, every two checkpoints' answers, prompt by prompt.
 
-    Equal texts are asked about too: they are a tie.
+    Equal texts are asked about too: they are a tie. Sides are those of the pair as the judges see it.
     """
     prompts = {prompt.id: prompt for prompt in store.read_jsonl(job.inputs["answers"] / "prompts.jsonl", Prompt)}
     found: dict[tuple[str, int], dict[str, Response]] = {}
     for each in _answers(job):
         found.setdefault((each.prompt_id, each.response.index), {})[each.response.source] = each.response
-    return [
+    names = [name for name, _ in config.checkpoints]
+    pairs = [
         Pair.of(prompts[prompt_id], responses[one], responses[other])
         for (prompt_id, _), responses in sorted(found.items())
-        for one, other in itertools.combinations(config.algorithms, 2)
+        for one, other in itertools.combinations(names, 2)
     ]
+    return [pair if _said(pair.a) == _said(_unsigned(pair).a) else pair.swap() for pair in pairs]
+
+
+def _said(response: Response) -> tuple[Any, ...]:
+    return (response.text, response.finished)
+
+
+def _unsigned(pair: Pair) -> Pair:
+    """The pair without its authors, as a judge is shown it: what it says must not turn on a name, and whoever compares
+    the same answers under other names must not pay for it again."""
+    one, other = (each.model_copy(update={"source": "", "index": 0}) for each in (pair.a, pair.b))
+    return Pair.of(pair.prompt, one, other)
+
+
+def _blind(pairs: Sequence[Pair]) -> dict[tuple[Any, ...], Pair]:
+    """What the judges are asked, each question once, in the order of the pairs."""
+    return {_question(pair): _unsigned(pair) for pair in pairs}
+
+
+def _question(pair: Pair) -> tuple[Any, ...]:
+    """What tells two questions apart: two pairs with the same texts are one."""
+    return (pair.prompt.id, _said(pair.a), _said(pair.b))
+
+
+def _verdicts(judge: JudgeConfig, pairs: Sequence[Pair], job: Job, budget_usd: float | None) -> list[Verdict]:
+    """A judge's verdict on every pair."""
+    asked = _blind(pairs)
+    said = dict(zip(asked, label.judge_all(judge, asked.values(), job, budget_usd), strict=True))
+    return [said[_question(pair)].model_copy(update={"pair_id": pair.id}) for pair in pairs]
 
 
 def _answers(job: Job) -> list[Answer]:

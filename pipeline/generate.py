@@ -5,11 +5,12 @@ Work is shared batch by batch through the journal, so any number of processes, k
 file. What is left out: how text is sampled (`pipeline.sampling`) and which answer is better (`pipeline.label`).
 """
 
+import gc
 import itertools
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -76,6 +77,33 @@ class Pairing(Config):
         return cls(sampling=sampling, pairing=generate.pairing, policy=policy)
 
 
+class Policy(NamedTuple):
+    """Who answers: the base, what was trained on it, or a model of its own."""
+
+    folder: Path | None = None
+    """An adapter, or weights of the base. None: the base as it came, or a whole model."""
+    digest: str | None = None
+    """Of what is in the folder, or of the whole model; answers are kept under it. None: the base."""
+    whole: ModelConfig | None = None
+    """The model in the place of the base."""
+
+    @classmethod
+    def of(cls, folder: Path | None) -> "Policy":
+        """What a train step published; None: the base.
+
+        Raises:
+            DataError: the folder was not published.
+        """
+        if folder is None:
+            return cls()
+        manifest = store.read_manifest(folder)
+        if manifest is None:
+            raise DataError(
+                f"{folder}: the checkpoint's {store.MANIFEST} is missing or damaged; run the same command again"
+            )
+        return cls(folder, str(manifest["digest"]))
+
+
 class Item(NamedTuple):
     """A unit of work: one batch by one source."""
 
@@ -111,46 +139,70 @@ def finish(job: Job) -> None:
     )
 
 
-def _policy(config: Pairing, job: Job) -> dict[str, Path | None]:
-    return {config.policy: job.inputs.get("policy")}
+def _policy(config: Pairing, job: Job) -> dict[str, Policy]:
+    return {config.policy: Policy.of(job.inputs.get("policy"))}
 
 
-def answer(config: Sampling, job: Job, adapters: dict[str, Path | None]) -> None:
-    """Answer this process's share of the batches, by every source, into the journal.
+def answer(config: Sampling, job: Job, policies: Mapping[str, Policy]) -> None:
+    """Answer this process's share of the batches, by every policy, into the journal.
 
-    Args:
-        adapters: the folder of each source's adapter; None for the base.
+    One base is loaded for all that was trained on it. Models of their own come after it, one at a time.
     """
-    items = items_of(config, adapters)
+    # Two names of one policy are one item.
+    items = list({item.key: item for item in items_of(config, policies)}.values())
     journal = store.Journal(job.cache / "journal.sqlite")
     keys = [item.key for item in items]
     known = journal.get_many(KIND, keys)
     # Shifted by one from batch to batch, or with two sources and two processes one would get all of the slower source.
-    turn = [(number // len(adapters) + number % len(adapters)) % job.world for number in range(len(items))]
+    turn = [(number // len(policies) + number % len(policies)) % job.world for number in range(len(items))]
     mine = [item for item, rank in zip(items, turn, strict=True) if rank == job.rank and item.key not in known]
-    if not mine:
-        return
-    folders = {name: folder for name, folder in adapters.items() if folder is not None}
-    sampler: Any = config.sampler
-    built = sampler.build(config.model, folders, reference=len(adapters) > 1)
     started, tokens = time.monotonic(), 0
     with Bar(job.step, total=len(items)) as bar:
-        for item in mine:
-            responses = built.sample(item.batch, item.source)
-            journal.put_many(KIND, {item.key: [response.model_dump(mode="json") for response in responses]})
-            tokens += sum(response.n_tokens or 0 for response in responses)
-            rate = tokens / (time.monotonic() - started) * job.world
-            bar.at(journal.count(KIND, keys), f"{rate:.0f} tokens/s")
+        for model, group in _by_model(mine, policies).items():
+            built = _sampler(config, model, policies, {item.source for item in group})
+            for item in group:
+                responses = built.sample(item.batch, BASE if policies[item.source].whole else item.source)
+                journal.put_many(KIND, {item.key: [response.model_dump(mode="json") for response in responses]})
+                tokens += sum(response.n_tokens or 0 for response in responses)
+                rate = tokens / (time.monotonic() - started) * job.world
+                bar.at(journal.count(KIND, keys), f"{rate:.0f} tokens/s")
+            # The next model needs the room.
+            del built
+            gc.collect()
     journal.close()
 
 
-def collect(config: Sampling, job: Job, adapters: dict[str, Path | None]) -> list[Answer]:
+def _by_model(items: Iterable[Item], policies: Mapping[str, Policy]) -> dict[ModelConfig | None, list[Item]]:
+    """The items of each model that is loaded, the base (None) first."""
+    found: dict[ModelConfig | None, list[Item]] = {None: []}
+    for item in items:
+        found.setdefault(policies[item.source].whole, []).append(item)
+    return {model: group for model, group in found.items() if group}
+
+
+def _sampler(
+    config: Sampling, model: ModelConfig | None, policies: Mapping[str, Policy], asked: Collection[str]
+) -> Any:
+    """The sampler of the base with those that are asked for on it, or of a whole model alone."""
+    sampler: Any = config.sampler
+    if model is not None:
+        return sampler.build(model, {}, reference=False)
+    folders = {name: folder for name, policy in policies.items() if (folder := policy.folder) and name in asked}
+    return sampler.build(config.model, folders, reference=_referred(policies))
+
+
+def _referred(policies: Mapping[str, Policy]) -> bool:
+    """Whether answers are also scored by the base: where policies are compared."""
+    return len(policies) > 1
+
+
+def collect(config: Sampling, job: Job, policies: Mapping[str, Policy]) -> list[Answer]:
     """Every answer from the journal, sorted by prompt, source and number.
 
     Raises:
         DataError: an answer is missing, which is a defect of the work before.
     """
-    items = items_of(config, adapters)
+    items = items_of(config, policies)
     rows = store.Journal(job.cache / "journal.sqlite").get_many(KIND, [item.key for item in items])
     answers = []
     for item in items:
@@ -158,12 +210,15 @@ def collect(config: Sampling, job: Job, adapters: dict[str, Path | None]) -> lis
             raise DataError(f"{job.step}: a batch of answers is missing from {job.cache}; run the same command again")
         for number, row in enumerate(rows[item.key]):
             prompt = item.batch.prompts[number // item.batch.samples]
-            answers.append(Answer(prompt_id=prompt.id, response=Response.model_validate(row)))
+            # Whoever asked first may have called the same policy otherwise.
+            answers.append(
+                Answer(prompt_id=prompt.id, response=Response.model_validate({**row, "source": item.source}))
+            )
     return sorted(answers, key=lambda each: (each.prompt_id, each.response.source, each.response.index))
 
 
-def items_of(config: Sampling, adapters: dict[str, Path | None]) -> list[Item]:
-    """The whole work, a function of prompts, recipe and adapters alone."""
+def items_of(config: Sampling, policies: Mapping[str, Policy]) -> list[Item]:
+    """The whole work, a function of prompts, recipe and policies alone."""
     batches = plan(
         read_prompts(config.prompts),
         samples=config.samples,
@@ -171,19 +226,21 @@ def items_of(config: Sampling, adapters: dict[str, Path | None]) -> list[Item]:
         seed=config.seed,
         purpose=config.purpose,
     )
-    identities = {
-        source: {
-            "version": VERSION,
-            "model": config.model.identity(),
-            "sampler": config.sampler.identity(),
-            "adapter": _digest(folder),
-            # Named, because the response carries it; and with other checkpoints about, the base is asked for its KL.
-            "source": source,
-            "reference": len(adapters) > 1,
-        }
-        for source, folder in adapters.items()
-    }
+    identities = {source: _identity(config, policy, _referred(policies)) for source, policy in policies.items()}
     return [Item(batch.key(identity), batch, source) for batch in batches for source, identity in identities.items()]
+
+
+def _identity(config: Sampling, policy: Policy, referred: bool) -> dict[str, Any]:
+    """What answers are kept under: what a policy is, and not what it is called or where it lies."""
+    model = config.model.identity() if policy.whole is None else {**policy.whole.identity(), "base": policy.digest}
+    return {
+        "version": VERSION,
+        "model": model,
+        "sampler": config.sampler.identity(),
+        "adapter": policy.digest if policy.whole is None else None,
+        # Where others are about, the base is asked for its log-probabilities too.
+        "reference": referred and policy.whole is None,
+    }
 
 
 def read_prompts(config: PromptsConfig) -> list[Prompt]:
@@ -237,12 +294,3 @@ def _with_system(prompt: Prompt, system: str | None) -> Prompt:
     if system is None or prompt.messages[0].role == "system":
         return prompt
     return prompt.model_copy(update={"messages": (Message(role="system", content=system), *prompt.messages)})
-
-
-def _digest(folder: Path | None) -> str | None:
-    if folder is None:
-        return None
-    manifest = store.read_manifest(folder)
-    if manifest is None:
-        raise DataError(f"{folder}: the checkpoint's MANIFEST.json is missing or damaged; run the same command again")
-    return str(manifest["digest"])

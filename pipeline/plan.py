@@ -323,10 +323,10 @@ def _compare(recipe: Recipe, number: int) -> Step:
     config = compare.Comparing(
         seed=recipe.seed,
         judges=recipe.compare.judges,
-        labelling_judge=recipe.judge,
+        labelled=(recipe.judge.fingerprint(),) if recipe.judge else (),
         labelled_by=recipe.judge.name if recipe.judge else crowd.NAME if recipe.annotations else None,
         confidence=recipe.compare.confidence,
-        algorithms={each.name: each.algorithm for each in contenders(recipe, number)},
+        checkpoints=tuple((each.name, each.algorithm) for each in contenders(recipe, number)),
         budget_usd=recipe.budget_usd,
     )
     return _step(

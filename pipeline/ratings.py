@@ -195,6 +195,10 @@ class Results(Record):
         named = (checkpoint.name for checkpoint in self.checkpoints if checkpoint.algorithm == "base")
         return next(named, self.comparisons[0].other if self.comparisons else None)
 
+    def labelled(self, judge: str) -> bool:
+        """Whether this comparing judge also labelled the training data."""
+        return any(each.labelled for each in self.judges if each.name == judge)
+
     def between(self, one: str, other: str | None) -> tuple[Comparison, ...]:
         """Every judge's comparison of the two, in the order of `judges`, seen from `one`."""
         seen = [found for found in self.comparisons if (found.one, found.other) == (one, other)]
@@ -428,7 +432,7 @@ def _ranked(results: Results) -> list[str]:
     for checkpoint in results.checkpoints:
         found = results.between(checkpoint.name, results.base)
         if found:
-            independent = [comparison for comparison in found if comparison.judge != results.labelling_judge]
+            independent = [comparison for comparison in found if not results.labelled(comparison.judge)]
             rates[checkpoint.name] = (independent or found)[0].win_rate
     return sorted(rates, key=lambda name: -rates[name])
 
@@ -463,7 +467,7 @@ def _stated(comparison: Comparison, *, of_prompts: bool) -> str:
 def _role(results: Results, comparison: Comparison, *, short: bool) -> str:
     if results.labelling_judge is None:
         return ""
-    if comparison.judge == results.labelling_judge:
+    if results.labelled(comparison.judge):
         return ", which also labelled the training data"
     return ", which did not" if short else ", which did not label the training data"
 

@@ -28,7 +28,7 @@ def forest(results: Results) -> dict[str, Any]:
 def _forest_row(found: Comparison, results: Results, scale: Axis) -> dict[str, Any]:
     return {
         "judge": found.judge,
-        "labelled": found.judge == results.labelling_judge,
+        "labelled": results.labelled(found.judge),
         "low": scale.at(found.low),
         "value": scale.at(found.win_rate),
         "high": scale.at(found.high),

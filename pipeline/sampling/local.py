@@ -61,13 +61,16 @@ class LocalSampler:
         self.config = config
         self.reference = reference
         self.tokenizer = load_tokenizer(model)
-        self.model = attach(load_model(model), adapters)
+        # PEFT makes modules of these names, whose names cannot have a dot.
+        self.roles = {name: f"policy{place}" for place, name in enumerate(adapters)}
+        folders = {self.roles[name]: folder for name, folder in adapters.items()}
+        self.model = attach(load_model(model), folders)
 
     def sample(self, batch: Batch, source: str) -> list[Response]:
         """Answers to a batch, in the order of its prompts."""
         prefixes = [chat_ids(self.tokenizer, prompt.messages) for prompt in batch.prompts]
         eos = end_tokens(self.model, self.tokenizer)
-        with role(self.model, source):
+        with role(self.model, self.roles.get(source, source)):
             rows = decode(self.model, prefixes, self.config, samples=batch.samples, seed=batch.seed, eos=eos)
         under_base = self._under_base(source, prefixes, rows, batch.samples)
         responses = []

@@ -1,6 +1,7 @@
 """Stage 4 asks who answered better, from whichever side, and says it of the right checkpoint."""
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,10 @@ def comparing(*judges: Any, names: tuple[str, ...] = ("base", "dpo")) -> Compari
     return Comparing(
         seed=1,
         judges=judges,
-        labelling_judge=Length(),
+        labelled=(Length().fingerprint(),),
         labelled_by="length",
         confidence=0.95,
-        algorithms={name: name for name in names},
+        checkpoints=tuple((name, name) for name in names),
     )
 
 
@@ -173,6 +174,29 @@ def test_every_two_checkpoints_are_compared_by_every_judge(tmp_path: Path) -> No
     assert (scale.judge, scale.anchor, scale.n, scale.n_clusters) == ("scripted.judge", "base", 15, 5)
     assert [(one.name, round(one.value, 9)) for one in scale.strengths] == [("base", 0), ("dpo", 0), ("kto", 0)]
     assert only(found, "kto", "dpo", "scripted.judge").ties == 5
+
+
+def test_judges_see_no_names_and_are_asked_once_about_the_same_two_texts(tmp_path: Path) -> None:
+    words = {"base": "a", "dpo": "score=2", "kto": "score=2"}
+    answers = [answer(f"q{number}", name, words[name]) for number in range(6) for name in words]
+    files = run(tmp_path, comparing(Scripted(), names=("base", "dpo", "kto")), answers)
+    journal = sqlite3.connect(tmp_path / "cache" / "journal.sqlite")
+    # dpo and kto say the same, so their matches with the base are one question, and their own is another.
+    assert journal.execute("SELECT count(*) FROM entries WHERE kind = 'verdict'").fetchone() == (2 * 6,)
+    journal.close()
+    found = results_of(files)
+    won = [only(found, one, "base", "scripted.judge").win_rate for one in ("dpo", "kto")]
+    assert won[0] == won[1] > 0.5
+    assert only(found, "kto", "dpo", "scripted.judge").ties == 6
+    # Under other names nobody is asked again.
+    names = {"base": "base", "kto": "run/kto"}
+    renamed = [answer(a.prompt_id, names[a.response.source], a.response.text) for a in answers
+               if a.response.source in names]  # fmt: skip
+    Scripted.ASKED.clear()
+    again = results_of(run(tmp_path, comparing(Scripted(), names=("run/kto", "base")), renamed))
+    assert Scripted.ASKED == []
+    assert only(again, "run/kto", "base", "scripted.judge").win_rate == pytest.approx(won[1])
+    assert [each.name for each in again.checkpoints] == ["run/kto", "base"]
 
 
 @pytest.mark.parametrize("world", [2, 5])

@@ -14,7 +14,7 @@ from tiny import job_of, prompt_of, response_of
 
 from pipeline import generate, store
 from pipeline.errors import DataError
-from pipeline.generate import Answer, Pairing, Sampling
+from pipeline.generate import Answer, Pairing, Policy, Sampling
 from pipeline.models import ModelConfig
 from pipeline.recipe import PromptsConfig
 from pipeline.records import Message, Pair, Prompt
@@ -219,32 +219,67 @@ def changes(sampling: Sampling, tmp_path: Path) -> dict[str, Sampling]:
 
 
 def test_answers_are_kept_under_everything_that_changes_them(config: Pairing, tmp_path: Path) -> None:
-    def keys(sampling: Sampling, adapters: dict[str, Path | None]) -> set[str]:
-        found = {item.key for item in generate.items_of(sampling, adapters)}
-        assert len(found) == len(generate.items_of(sampling, adapters))
+    def keys(sampling: Sampling, policies: dict[str, Policy]) -> set[str]:
+        found = {item.key for item in generate.items_of(sampling, policies)}
+        assert len(found) == len(generate.items_of(sampling, policies))
         return found
 
-    adapters: dict[str, Path | None] = {}
+    trained: dict[str, Policy] = {}
     for name, weights in (("one", b"1"), ("two", b"2")):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "weights").write_bytes(weights)
         store.seal(folder, {})
-        adapters[name] = folder
-    every = {name: keys(each, {"base": None}) for name, each in changes(config.sampling, tmp_path).items()}
-    every["as it is"] = keys(config.sampling, {"base": None})
-    every["an adapter"] = keys(config.sampling, {"dpo": adapters["one"]})
-    every["another adapter"] = keys(config.sampling, {"dpo": adapters["two"]})
-    every["of another name"] = keys(config.sampling, {"kto": adapters["two"]})
+        trained[name] = Policy.of(folder)
+    every = {name: keys(each, {"base": Policy()}) for name, each in changes(config.sampling, tmp_path).items()}
+    every["as it is"] = keys(config.sampling, {"base": Policy()})
+    every["an adapter"] = keys(config.sampling, {"dpo": trained["one"]})
+    every["another adapter"] = keys(config.sampling, {"dpo": trained["two"]})
+    whole = {name: Policy(digest=name, whole=ModelConfig(base="here", quantization="none")) for name in ("1", "2")}
+    every["a whole model"] = keys(config.sampling, {"dpo": whole["1"]})
+    every["another whole model"] = keys(config.sampling, {"dpo": whole["2"]})
     for (one, own), (other, others) in itertools.combinations(every.items(), 2):
         assert not own & others, (one, other)
+
+
+def test_answers_are_not_kept_under_names_nor_under_places(config: Pairing, tmp_path: Path) -> None:
+    def keys(name: str, policy: Policy) -> list[str]:
+        return [item.key for item in generate.items_of(config.sampling, {"base": Policy(), name: policy})]
+
+    assert keys("dpo", Policy(tmp_path / "a", "1")) == keys("run/dpo", Policy(tmp_path / "b", "1"))
+    here, there = (ModelConfig(base=name, quantization="none") for name in ("here", "there"))
+    assert keys("m", Policy(digest="1", whole=here)) == keys("n", Policy(digest="1", whole=there))
+
+
+def test_one_policy_under_two_names_is_asked_once_and_answers_by_both(config: Pairing, tmp_path: Path) -> None:
+    policies = {"base": Policy(), "dpo": Policy(tmp_path, "1"), "again": Policy(tmp_path, "1")}
+    job = job_of(tmp_path / "a", config)
+    generate.answer(config.sampling, job, policies)
+    assert len(Scripted.ANSWERED) == 2 * 7
+    answers = generate.collect(config.sampling, job, policies)
+    said = {name: [a.response.text for a in answers if a.response.source == name] for name in policies}
+    assert len(said["again"]) == 21
+    assert said["again"] == said["dpo"]
+
+
+def test_whole_models_are_loaded_after_the_base_and_one_at_a_time_and_are_held_to_no_base(
+    config: Pairing, tmp_path: Path
+) -> None:
+    whole = {name: Policy(digest=name, whole=ModelConfig(base=name, quantization="none")) for name in ("big", "small")}
+    policies = {"big": whole["big"], "base": Policy(), "dpo": Policy(tmp_path, "1"), "small": whole["small"]}
+    job = job_of(tmp_path / "a", config)
+    generate.answer(config.sampling, job, policies)
+    # The base with its adapter is scored by the base; a model of its own answers as what it is, alone.
+    assert list(Scripted.BUILT) == [(frozenset({"dpo"}), True), (frozenset(), False), (frozenset(), False)]
+    answers = generate.collect(config.sampling, job, policies)
+    assert {each.response.source for each in answers} == policies.keys()
 
 
 def test_another_file_with_the_same_prompts_has_the_same_keys(config: Pairing, tmp_path: Path) -> None:
     prompts = generate.read_prompts(config.sampling.prompts)
     path = write_prompts(tmp_path / "copy.jsonl", *reversed(prompts))
     copied = config.sampling.model_copy(update={"prompts": PromptsConfig(files=(path,))})
-    assert generate.items_of(copied, {"base": None}) == generate.items_of(config.sampling, {"base": None})
+    assert generate.items_of(copied, {"base": Policy()}) == generate.items_of(config.sampling, {"base": Policy()})
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
@@ -252,28 +287,28 @@ def test_another_file_with_the_same_prompts_has_the_same_keys(config: Pairing, t
 def test_every_batch_is_answered_once_by_every_source_and_every_process_has_its_part_of_each(
     world: int, sources: int, config: Pairing, tmp_path: Path
 ) -> None:
-    adapters: dict[str, Path | None] = {"base": None}
+    policies = {"base": Policy()}
     for name in ("dpo", "kto")[: sources - 1]:
-        adapters[name] = tmp_path / name
         store.make_dirs(tmp_path / name)
         store.seal(tmp_path / name, {"name": name})
+        policies[name] = Policy.of(tmp_path / name)
     for rank in range(world):
         before = len(Scripted.ANSWERED)
-        generate.answer(config.sampling, job_of(tmp_path / "a", config, rank=rank, world=world), adapters)
+        generate.answer(config.sampling, job_of(tmp_path / "a", config, rank=rank, world=world), policies)
         # Seven batches a source: nobody has more than one more of them than another.
         mine = [source for source, _ in Scripted.ANSWERED[before:]]
-        assert {mine.count(source) for source in adapters} <= {7 // world, 7 // world + 1}
-    assert sorted(Scripted.ANSWERED) == sorted((source, f"p{n}") for source in adapters for n in range(1, 8))
-    answers = generate.collect(config.sampling, job_of(tmp_path / "a", config), adapters)
+        assert {mine.count(source) for source in policies} <= {7 // world, 7 // world + 1}
+    assert sorted(Scripted.ANSWERED) == sorted((source, f"p{n}") for source in policies for n in range(1, 8))
+    answers = generate.collect(config.sampling, job_of(tmp_path / "a", config), policies)
     names = [(each.prompt_id, each.response.source, each.response.index) for each in answers]
     assert names == sorted(names)
     assert len(names) == 7 * sources * 3
     assert {reference for _, reference in Scripted.BUILT} == {sources > 1}
 
 
-def test_a_checkpoint_without_its_manifest_is_refused(config: Pairing, tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"MANIFEST\.json is missing or damaged"):
-        generate.items_of(config.sampling, {"dpo": tmp_path})
+        Policy.of(tmp_path)
 
 
 def test_a_real_model_answers_the_same_by_one_process_and_by_two(
