@@ -5,8 +5,9 @@
 The work: the built-in model, 64 prompts, 16 answers an update of at most 48 tokens at temperature 0.7, 4 epochs of
 micro-batches of 4 with an optimizer step an epoch, LoRA r 16 on all linear layers, a reward model, one thread. TRL 1.12
 (the last with PPO) gets a virtual environment of its own with this one's other packages; its value and reward models
-are bf16 copies, which is what it can do. Each side runs in a process of its own, started from this small one so that
-the kernel's peak of resident memory is its own. `speedup` compares answers a second without the first update,
+are copies in the same dtype, which is what it can do. A processor without bf16 instructions computes NF4 in fp32, on
+both sides; `bf16` is emulated there, and slow. Each side runs in a process of its own, started from this small one so
+that the kernel's peak of resident memory is its own. `speedup` compares answers a second without the first update,
 `memory_ratio` our peak with theirs; `overhead` is our update over its own generation, forward and backward passes.
 """
 

@@ -18,6 +18,7 @@ from ppo_work import (
     NEW_TOKENS,
     RANK,
     TEMPERATURE,
+    held,
     prompts,
 )
 
@@ -27,7 +28,7 @@ from pipeline.algorithms.ppo_roles import Roles
 from pipeline.algorithms.ppo_rollout import Task
 from pipeline.algorithms.ppo_trainer import PPOTrainer
 from pipeline.algorithms.scoring import RewardHead
-from pipeline.models import ModelConfig, load_model, load_tokenizer
+from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Message, Prompt
 from pipeline.sampling.local import end_tokens
 
@@ -58,7 +59,7 @@ class Timed(PPOTrainer):
 
 torch.set_num_threads(1)
 torch.manual_seed(1)
-model = ModelConfig(quantization="nf4" if kind == "nf4" else "none", dtype="bf16")
+model = held(kind)
 base, tokenizer = load_model(model, training=True), load_tokenizer(model)
 lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
 with tempfile.TemporaryDirectory() as folder:
@@ -105,6 +106,7 @@ trainer = Timed(
 trainer.train()
 kept = trainer.updates[1:]
 found = {
+    "dtype": model.dtype,
     "episodes": EPISODES,
     "seconds": [each["whole"] for each in trainer.updates],
     "phases": {name: round(sum(each[name] for each in kept) / len(kept), 2) for name in kept[0]},

@@ -20,12 +20,13 @@ from ppo_work import (
     NEW_TOKENS,
     RANK,
     TEMPERATURE,
+    held,
     prompts,
 )
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-from pipeline.models import ModelConfig, built_in, quantization
+from pipeline.models import built_in, dtype_of, quantization
 
 kind, updates, result = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 spent = {"rollout": 0.0, "backward": 0.0}
@@ -59,10 +60,10 @@ torch.manual_seed(1)
 folder = str(built_in())
 tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
 tokenizer.pad_token = "<|endoftext|>"  # with pad == eos TRL would take the ends of turns in a prompt for padding
-four_bit = quantization(ModelConfig(quantization="nf4", dtype="bf16")) if kind == "nf4" else None
-policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=four_bit)
+model = held(kind)
+policy = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype_of(model), quantization_config=quantization(model))
 value, reward = (
-    AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16, num_labels=1) for _ in range(2)
+    AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype_of(model), num_labels=1) for _ in range(2)
 )
 ppo_trainer.batch_generation = timed("rollout", ppo_trainer.batch_generation)
 trainer = PPOTrainer(
@@ -99,4 +100,6 @@ trainer = PPOTrainer(
 trainer.accelerator.backward = timed("backward", trainer.accelerator.backward)
 trainer.train()
 seconds = [after - before for before, after in itertools.pairwise(ends)]
-result.write_text(json.dumps({"episodes": EPISODES, "seconds": seconds, "all_updates": spent}), encoding="utf-8")
+result.write_text(
+    json.dumps({"dtype": model.dtype, "episodes": EPISODES, "seconds": seconds, "all_updates": spent}), encoding="utf-8"
+)

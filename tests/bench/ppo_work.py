@@ -2,10 +2,22 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
+
+from pipeline.models import ModelConfig, dtype_of
 
 PROMPTS, EPISODES, NEW_TOKENS, EPOCHS, MICRO_BATCH, TEMPERATURE, RANK, ALPHA = 64, 16, 48, 4, 4, 0.7, 16, 32
 LEARNING_RATE = 1e-5
+
+
+def held(kind: str) -> ModelConfig:
+    """The base of a kind. `bf16` is that whatever the processor; NF4 computes in what the processor multiplies."""
+    if kind == "bf16":
+        return ModelConfig(quantization="none", dtype="bf16")
+    dtype: Literal["bf16", "fp32"] = "bf16" if dtype_of(ModelConfig()) == torch.bfloat16 else "fp32"
+    return ModelConfig(quantization="nf4", dtype=dtype)
 
 
 def prompts(tokenizer: Any) -> list[tuple[str, list[int]]]:
