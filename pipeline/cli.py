@@ -1,7 +1,8 @@
 """The command line: `prefloop run RECIPE [key.path=value ...]`, `prefloop status RUN`, `prefloop schema`,
 `prefloop judge exam | cost | agree` (`pipeline.cli_judge`), `prefloop annotate RUN` (`pipeline.cli_annotate`),
 `prefloop import | convert` (`pipeline.cli_import`), `prefloop doctor RECIPE` (`pipeline.cli_doctor`),
-`prefloop export RUN STEP` (`pipeline.cli_export`), and `prefloop slurm RECIPE` (`pipeline.cli_slurm`).
+`prefloop export RUN STEP` (`pipeline.cli_export`), `prefloop compare RUN RUN` (`pipeline.cli_compare`), and
+`prefloop slurm RECIPE` (`pipeline.cli_slurm`).
 
 Exit codes: 0 done; 2 the recipe, the data or a judge needs mending (the message says where and how); 3 another process
 is at work in the run directory; 4 a step failed (the same command continues); 5 the next paid call could pass the
@@ -17,11 +18,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import cli_annotate, cli_doctor, cli_export, cli_import, cli_judge, cli_slurm
+from pipeline import cli_annotate, cli_compare, cli_doctor, cli_export, cli_import, cli_judge, cli_slurm
 from pipeline import recipe as recipes
+from pipeline.cli_outcome import print_outcome
 from pipeline.errors import PrefloopError
 from pipeline.run import Run, State
-from pipeline.terminal import RUNS, console, recipe_of
+from pipeline.terminal import COMPARISON, RUNS, recipe_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(word.startswith("-") or not hasattr(options, "overrides") for word in late):
         parser.error(f"unrecognized arguments: {' '.join(late)}")
     if late:
-        options.overrides += late
+        options.overrides = [*options.overrides, *late]
     try:
         return int(options.command(options) or 0)
     except PrefloopError as error:
@@ -64,9 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     cli_import.add_to(verbs)
     cli_doctor.add_to(verbs)
     cli_export.add_to(verbs)
+    cli_compare.add_to(verbs)
     cli_slurm.add_to(verbs)
 
-    schema = verbs.add_parser("schema", help="print the JSON schema of recipes")
+    schema = verbs.add_parser("schema", help="print the JSON schema of recipes, or of results.json")
+    schema.add_argument("of", nargs="?", choices=("recipe", "results"), default="recipe", help="(recipe)")
     schema.set_defaults(command=_schema)
     return parser
 
@@ -81,15 +85,26 @@ def _run(options: argparse.Namespace) -> None:
     run = _open(recipe, directory)
     run.execute(dry_run=options.dry_run)
     if not options.dry_run:
-        _print_outcome(directory)
+        print_outcome(directory)
 
 
 def _status(options: argparse.Namespace) -> None:
-    _show(_open(recipes.load(recipe_of(options.run)), options.run).states())
+    if (options.run / COMPARISON).is_file():
+        from pipeline.comparison import reopen
+
+        _show(reopen(options.run).states())
+    else:
+        _show(_open(recipes.load(recipe_of(options.run)), options.run).states())
 
 
 def _schema(options: argparse.Namespace) -> None:
-    print(json.dumps(recipes.schema(), indent=2, ensure_ascii=False))
+    if options.of == "results":
+        from pipeline.ratings import schema
+
+        found = schema()
+    else:
+        found = recipes.schema()
+    print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 def _open(recipe: recipes.Recipe, directory: Path) -> Run:
@@ -104,21 +119,6 @@ def _show(states: Sequence[State]) -> None:
     for state in states:
         table.add_row(state.step.name, "done" if state.done else f"would run: {state.why}")
     Console(markup=False).print(table)
-
-
-def _print_outcome(directory: Path) -> None:
-    from pipeline.ratings import Results
-    from pipeline.report.terminal import table
-
-    results = Results.model_validate_json((directory / "results.json").read_text(encoding="utf-8"))
-    out = console()
-    out.print()
-    out.print(results.headline, markup=False, highlight=False)
-    out.print()
-    out.print(table(results))
-    if results.exam and not results.exam["passed"]:
-        out.print(f"\n{results.exam['judge']} failed its exam and labelled all the same: see the report", style="red")
-    out.print(f"\nreport: {directory / 'report.html'}", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

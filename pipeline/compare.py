@@ -19,6 +19,7 @@ from pipeline.algorithms.held_out import HeldOut
 from pipeline.algorithms.scoring import FACTS
 from pipeline.findings import Finding
 from pipeline.generate import Answer, Policy, Sampling
+from pipeline.models import ModelConfig
 from pipeline.plugins import Config
 from pipeline.ratings import (
     Checkpoint,
@@ -50,12 +51,35 @@ CONFIDENCE_BINS = 10
 """Bars of the report's histogram of confidence."""
 
 
+class Elsewhere(Config):
+    """A checkpoint that no step of this run made, known by what is in it."""
+
+    RUNTIME = frozenset({"folder", "whole"})
+
+    name: str
+    digest: str
+    folder: Path
+    """An adapter or weights of the base, or a whole model."""
+    whole: ModelConfig | None
+    """How a whole model is loaded."""
+
+    def identity(self) -> dict[str, Any]:
+        """Where a whole model lies is no matter, and how it is loaded is."""
+        whole = self.whole and {**self.whole.identity(), "base": self.digest}
+        return {**super().identity(), "whole": whole}
+
+    def policy(self) -> Policy:
+        """As it answers."""
+        return Policy(None if self.whole else self.folder, self.digest, self.whole)
+
+
 class Answering(Config):
     """The identity of the step that answers the held-out prompts."""
 
     sampling: Sampling
     checkpoints: tuple[str, ...]
-    """`base` and names of train steps."""
+    """`base`, names of train steps, and of those from elsewhere."""
+    elsewhere: tuple[Elsewhere, ...] = ()
 
 
 class Comparing(Config):
@@ -75,6 +99,21 @@ class Comparing(Config):
     budget_usd: float | None = None
 
 
+class Origin(Config):
+    """A step of another run, of whose checkpoints the report tells."""
+
+    RUNTIME = frozenset({"folder"})
+
+    run: str
+    """What the report calls the run."""
+    step: str
+    """As the run itself calls it."""
+    name: str
+    """What the report calls the step: a policy by its name among the checkpoints."""
+    folder: Path
+    digest: str
+
+
 class Reporting(Config):
     """The identity of the report step."""
 
@@ -82,6 +121,8 @@ class Reporting(Config):
     recipe_yaml: str
     steps: tuple[str, ...]
     """What the report tells of, in the order of the work."""
+    origins: tuple[Origin, ...] = ()
+    """Where the checkpoints come from that no step of this run made."""
 
 
 # ---- answers
@@ -103,7 +144,11 @@ def answers_finish(job: Job) -> None:
 
 
 def _policies(config: Answering, job: Job) -> dict[str, Policy]:
-    return {name: Policy.of(job.inputs.get(f"train.{name}")) for name in config.checkpoints}
+    elsewhere = {each.name: each.policy() for each in config.elsewhere}
+    return {
+        name: elsewhere[name] if name in elsewhere else Policy.of(job.inputs.get(f"train.{name}"))
+        for name in config.checkpoints
+    }
 
 
 # ---- comparisons
@@ -245,11 +290,15 @@ def _answers(job: Job) -> list[Answer]:
 def report_finish(job: Job) -> None:
     """Write public/report.html, report.md and results.json."""
     config = Reporting.model_validate(job.options["config"])
-    every = _rounds(job, config.steps)
+    every, others = _rounds(job, config.steps), _runs(job, config.origins)
     last, results = every[-1], [_results_of(each) for each in every]
-    exam, against_people = label.examined(last), people.agreement_of(last)
-    results[-1] = adjustments.adjusted(last, results[-1], exam, against_people)
-    trained = dict(_trained(job, config.steps))
+    learned = others or {f"In round {place}" if len(every) > 1 else "": each for place, each in enumerate(every, 1)}
+    background = _with_inputs_of(next(iter(others.values()), last), last)
+    # Labels and exam of one run can be shown as they are; of several only what is wrong with them is told.
+    shown = last if len(others) > 1 else background
+    exam, against_people = label.examined(shown), people.agreement_of(shown)
+    results[-1] = adjustments.adjusted(background, results[-1], exam, against_people)
+    trained = {**dict(_trained(job, config.steps)), **_trained_elsewhere(config.origins)}
     results = [_with_costs(each, trained) for each in results]
     held_out = dict(_held_out(trained))
     data = ReportData(
@@ -258,17 +307,24 @@ def report_finish(job: Job) -> None:
         results=results[-1].model_copy(update={"exam": exam.model_dump(mode="json") if exam else None}),
         rounds=tuple(results) if len(results) > 1 else (),
         exam=exam,
-        labels=_labels(last) if "label" in last.inputs else None,
-        findings=tuple(dict.fromkeys(_findings(every))),
-        people=people.of(last),
+        labels=_labels(shown) if "label" in shown.inputs else None,
+        findings=tuple(dict.fromkeys(_findings([shown] if others else every))),
+        people=people.of(shown),
         against_people=against_people,
         curves={name: _curve(path) for name, path in trained.items()},
         reward_models=held_out,
-        steps=tuple(_step_time(name, job.inputs[name]) for name in config.steps),
+        steps=(
+            *(_step_time(f"{each.run}/{each.step}", each.folder) for each in config.origins),
+            *(_step_time(name, job.inputs[name]) for name in config.steps),
+        ),
         spending=tuple(spent for name in config.steps for spent in provenance.spending(job.inputs[name])),
         **_environment(last),
-        alarms=(*_exam_alarms(every), *_training_alarms(trained, held_out)),
-        warnings=(*_warnings(results[-1], exam), *_against_people(against_people), *_inexact(trained)),
+        alarms=(*_exam_alarms(learned), *_training_alarms(trained, held_out)),
+        warnings=(
+            *_warnings(results[-1], all(map(label.examined, learned.values()))),
+            *_against_people(against_people),
+            *_inexact(trained),
+        ),
         samples=tuple(_samples(last, results[-1])),
     )
     for name, text in render(data).items():
@@ -284,6 +340,23 @@ def _rounds(job: Job, steps: Sequence[str]) -> list[Job]:
         number, plain = place_of(name)
         found.setdefault(number, {})[plain] = job.inputs[name]
     return [replace(job, inputs=inputs) for inputs in found.values()]
+
+
+def _runs(job: Job, origins: Sequence[Origin]) -> dict[str, Job]:
+    """The job with the steps of each run whose checkpoints are compared, by the run's name."""
+    found: dict[str, dict[str, Path]] = {}
+    for each in origins:
+        found.setdefault(each.run, {})[each.step] = each.folder
+    return {run: replace(job, inputs=inputs) for run, inputs in found.items()}
+
+
+def _with_inputs_of(before: Job, last: Job) -> Job:
+    return replace(last, inputs={**before.inputs, **last.inputs})
+
+
+def _trained_elsewhere(origins: Sequence[Origin]) -> dict[str, Path]:
+    """Name and folder of what each train step of other runs made."""
+    return {each.name: each.folder for each in origins if place_of(each.step)[1].startswith("train.")}
 
 
 def _results_of(job: Job) -> Results:
@@ -343,14 +416,14 @@ def _alarms(exam: ExamReport | None) -> Iterator[str]:
         yield from exam.causes
 
 
-def _exam_alarms(rounds: Sequence[Job]) -> Iterator[str]:
-    for number, job in enumerate(rounds, start=1):
+def _exam_alarms(learned: Mapping[str, Job]) -> Iterator[str]:
+    for where, job in learned.items():
         for alarm in _alarms(label.examined(job)):
-            yield f"In round {number}: {alarm}" if len(rounds) > 1 else alarm
+            yield f"{where}: {alarm}" if where else alarm
 
 
-def _warnings(results: Results, exam: ExamReport | None) -> Iterator[str]:
-    if exam is None and results.labelling_judge not in (None, crowd.NAME):
+def _warnings(results: Results, examined: bool) -> Iterator[str]:
+    if not examined and results.labelling_judge not in (None, crowd.NAME):
         yield f"{results.labelling_judge} was not examined before it labelled."
     if any(judge.labelled for judge in results.judges):
         name = next(judge.name for judge in results.judges if judge.labelled)

@@ -146,7 +146,7 @@ def _labels(recipe: Recipe, who: Contender | None = None) -> list[Step]:
 def _doctor(recipe: Recipe) -> Step:
     prompts = recipe.generate.prompts.files if recipe.generate else ()
     demonstrations = [file for algorithm in recipe.train.values() for file in _files(algorithm)]
-    return _step(
+    return as_step(
         "doctor",
         doctor.Examining.of(recipe),
         [doctor.VERSION],
@@ -161,7 +161,7 @@ def _files(algorithm: AlgorithmConfig) -> tuple[Path, ...]:
 
 def _doctor_of_labels(recipe: Recipe) -> Step:
     # That there are more rounds makes no difference to the labels of one.
-    return _step(
+    return as_step(
         "doctor.labels",
         doctor.Examining.of(recipe.model_copy(update={"rounds": 1, "carry": None})),
         [doctor.VERSION],
@@ -172,7 +172,7 @@ def _doctor_of_labels(recipe: Recipe) -> Step:
 
 
 def _generate(recipe: Recipe, config: GenerateConfig, who: Contender) -> Step:
-    return _step(
+    return as_step(
         "generate",
         generate.Pairing.of(recipe.seed, recipe.model, config, who.name),
         [generate.VERSION],
@@ -185,7 +185,7 @@ def _generate(recipe: Recipe, config: GenerateConfig, who: Contender) -> Step:
 
 
 def _import(recipe: Recipe, annotations: AnnotationsConfig) -> Step:
-    return _step(
+    return as_step(
         "generate",
         people.Importing(seed=recipe.seed, annotations=annotations),
         [votes.VERSION, crowd.VERSION, people.VERSION],
@@ -195,7 +195,7 @@ def _import(recipe: Recipe, annotations: AnnotationsConfig) -> Step:
 
 
 def _count(recipe: Recipe, annotations: AnnotationsConfig) -> Step:
-    return _step(
+    return as_step(
         "label",
         people.Counting(aggregate=annotations.aggregate, label=recipe.label),
         [crowd.VERSION, label.VERSION, people.VERSION],
@@ -205,14 +205,14 @@ def _count(recipe: Recipe, annotations: AnnotationsConfig) -> Step:
 
 
 def _check(recipe: Recipe) -> Step:
-    return _step(
+    return as_step(
         "people",
         people.Checking(seed=recipe.seed, judges=recipe.compare.judges, budget_usd=recipe.budget_usd),
         [label.VERSION, people.VERSION, agreement.VERSION],
         inputs=("generate",),
         work="pipeline.people:check_work",
         finish="pipeline.people:check_finish",
-        processes=_judging(recipe.compare.judges, recipe.label.processes),
+        processes=judging(recipe.compare.judges, recipe.label.processes),
     )
 
 
@@ -230,7 +230,7 @@ def _exam(recipe: Recipe, judge: JudgeConfig) -> Step:
         floors=recipe.exam.floors,
         budget_usd=recipe.budget_usd,
     )
-    return _step(
+    return as_step(
         "exam",
         config,
         [exam.VERSION, grading.VERSION, examine.VERSION],
@@ -238,7 +238,7 @@ def _exam(recipe: Recipe, judge: JudgeConfig) -> Step:
         files=(recipe.exam.gold,) if recipe.exam.gold else (),
         work="pipeline.examine:work",
         finish="pipeline.examine:finish",
-        processes=_judging([judge], recipe.label.processes),
+        processes=judging([judge], recipe.label.processes),
     )
 
 
@@ -250,14 +250,14 @@ def _label(recipe: Recipe, judge: JudgeConfig, generated: GenerateConfig) -> Ste
         enforce=recipe.exam.enforce,
         budget_usd=recipe.budget_usd,
     )
-    return _step(
+    return as_step(
         "label",
         config,
         [label.VERSION],
         inputs=("generate", "exam") if examines(recipe) else ("generate",),
         work="pipeline.label:work",
         finish="pipeline.label:finish",
-        processes=_judging([judge], recipe.label.processes),
+        processes=judging([judge], recipe.label.processes),
     )
 
 
@@ -273,7 +273,7 @@ def _train(recipe: Recipe, name: str) -> Step:
         allow_inexact_resume=recipe.allow_inexact_resume,
     )
     earlier = dict.fromkeys(f"train.{need.step}" for need in algorithm.needs())
-    return _step(
+    return as_step(
         f"train.{name}",
         config,
         [train.VERSION],
@@ -307,7 +307,7 @@ def _answers(recipe: Recipe, number: int) -> Step:
         samples=recipe.compare.samples,
         purpose="heldout",
     )
-    return _step(
+    return as_step(
         iterated.step_of(number, "answers"),
         compare.Answering(sampling=sampling, checkpoints=tuple(each.name for each in who)),
         [generate.VERSION, compare.VERSION],
@@ -329,30 +329,30 @@ def _compare(recipe: Recipe, number: int) -> Step:
         checkpoints=tuple((each.name, each.algorithm) for each in contenders(recipe, number)),
         budget_usd=recipe.budget_usd,
     )
-    return _step(
+    return as_step(
         iterated.step_of(number, "compare"),
         config,
         [label.VERSION, compare.VERSION],
         inputs={iterated.step_of(number, "answers"): "answers"},
         work="pipeline.compare:compare_work",
         finish="pipeline.compare:compare_finish",
-        processes=_judging(recipe.compare.judges, recipe.compare.processes),
+        processes=judging(recipe.compare.judges, recipe.compare.processes),
     )
 
 
 def _report(recipe: Recipe, title: str, before: Sequence[str]) -> Step:
     config = compare.Reporting(title=title, recipe_yaml=dump(recipe), steps=tuple(before))
-    return _step("report", config, [compare.VERSION], inputs=config.steps, finish="pipeline.compare:report_finish")
+    return as_step("report", config, [compare.VERSION], inputs=config.steps, finish="pipeline.compare:report_finish")
 
 
-def _judging(judges: Sequence[JudgeConfig], processes: int | None) -> int | None:
+def judging(judges: Sequence[JudgeConfig], processes: int | None) -> int | None:
     """Processes that judge: where the judges only wait for a server, a call takes about a millisecond of a core."""
     if processes is None and all(judge.remote for judge in judges):
         return min(2, os.cpu_count() or 1)
     return processes
 
 
-def _step(
+def as_step(
     name: str,
     config: Config,
     versions: list[int],

@@ -207,6 +207,11 @@ class Results(Record):
         return tuple(sorted(seen, key=lambda found: order.get(found.judge, len(order))))
 
 
+def schema() -> dict[str, Any]:
+    """The JSON schema of results.json."""
+    return {**Results.model_json_schema(mode="serialization"), "title": "prefloop results"}
+
+
 def compare_checkpoints(
     judge: str,
     one: Checkpoint,

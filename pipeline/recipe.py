@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
@@ -45,6 +45,8 @@ BASE = "base"
 
 RECIPES, PRESETS = Path("recipes"), "judges"
 """Where recipes are, and the folder of judges' presets beside them."""
+
+B = TypeVar("B", bound=Config)
 
 # ---------------------------------------------------------------- types
 
@@ -501,23 +503,40 @@ def load(path: str | Path, overrides: Sequence[str] = (), judge: str | None = No
             tree = None if tree is None else _over(tree, chosen)
         except RecipeError as error:
             mistakes.append(str(error))
+    return read(Recipe, tree, overrides, f"{path}: ", mistakes)
+
+
+def read(
+    kind: type[B], tree: dict[str, Any] | None, overrides: Sequence[str], where: str, mistakes: Sequence[str] = ()
+) -> B:
+    """A block of options from what YAML gives, with `key.path=value` overrides applied in order.
+
+    Args:
+        tree: None: it could not be read, and the overrides are looked at by themselves.
+        where: what the message begins with.
+        mistakes: those that were found before.
+
+    Raises:
+        RecipeError: with every mistake, one a line.
+    """
+    mistakes = list(mistakes)
     for override in overrides:
         try:
-            tree = _override(tree, override)
+            tree = _override(tree, override, kind)
         except RecipeError as error:
             mistakes.append(str(error))
-    recipe = None
+    block = None
     if tree is not None:
         try:
-            recipe = Recipe.model_validate(tree)
+            block = kind.model_validate(tree)
         except ValidationError as error:
-            mistakes += explain(error)
-    if recipe is None or mistakes:
-        raise _all_of(mistakes, f"{path}: ")
-    return recipe
+            mistakes += explain(error, kind)
+    if block is None or mistakes:
+        raise _all_of(mistakes, where)
+    return block
 
 
-def dump(recipe: Recipe) -> str:
+def dump(recipe: Config) -> str:
     """The recipe as YAML with every default written out. Loading it gives an equal recipe."""
     tree = recipe.model_dump(mode="json")
     text: str = yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
@@ -575,9 +594,12 @@ def check_judges(recipe: Recipe) -> None:
     Raises:
         RecipeError: naming everything that is missing.
     """
-    judges = {f"compare.judges.{n}": each for n, each in enumerate(recipe.compare.judges)}
-    if recipe.judge is not None:
-        judges = {"judge": recipe.judge, **judges}
+    check_asked({} if recipe.judge is None else {"judge": recipe.judge}, recipe.compare)
+
+
+def check_asked(others: Mapping[str, JudgeConfig], compare: CompareConfig) -> None:
+    """`check_judges` of those that compare, and of others by their key paths."""
+    judges = {**others, **{f"compare.judges.{n}": each for n, each in enumerate(compare.judges)}}
     mistakes = [f"{path}: {lacking}" for path, judge in judges.items() for lacking in judge.lacks()]
     if mistakes:
         raise _all_of(mistakes, "")
@@ -597,10 +619,10 @@ def check_launch(recipe: Recipe) -> None:
         )
 
 
-def explain(error: ValidationError) -> list[str]:
+def explain(error: ValidationError, kind: type[Config] = Recipe) -> list[str]:
     """Each mistake that pydantic found in a recipe as one line: full key path, what was found, what is allowed."""
     lines: dict[str, list[str]] = {}
-    for path, problem, remedy in _mistakes(error.errors(), Recipe):
+    for path, problem, remedy in _mistakes(error.errors(), kind):
         remedies = lines.setdefault(f"{path}: {problem}" if path else problem, [])
         if remedy not in remedies:  # the alternatives of one option are separate errors to pydantic
             remedies.append(remedy)
@@ -762,8 +784,8 @@ def _preset(name: str, folders: Sequence[Path]) -> dict[str, Any]:
     return {"judge": {"name": name}}
 
 
-def _override(tree: dict[str, Any] | None, override: str) -> dict[str, Any] | None:
-    """The tree with `key.path=value` over it. Without a tree the override is checked by itself."""
+def _override(tree: dict[str, Any] | None, override: str, kind: type[Config]) -> dict[str, Any] | None:
+    """The tree of a block of this kind with `key.path=value` over it; without a tree the override is checked alone."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
@@ -772,15 +794,15 @@ def _override(tree: dict[str, Any] | None, override: str) -> dict[str, Any] | No
     if tree is None:
         return None
     try:
-        return _over(tree, _one_line(keys, value, tree, Recipe))
+        return _over(tree, _one_line(keys, value, tree, kind), kind)
     except IndexError as error:
         raise RecipeError(f"{override}: {error}") from error
 
 
-def _over(base: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+def _over(base: dict[str, Any], child: dict[str, Any], kind: type[Config] = Recipe) -> dict[str, Any]:
     if "train" in base:
         base = {**base, "train": _named(base["train"])}
-    merged: dict[str, Any] = _merged(base, child, Recipe)
+    merged: dict[str, Any] = _merged(base, child, kind)
     return merged
 
 

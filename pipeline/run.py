@@ -117,11 +117,19 @@ class Run:
     """One run directory and the steps that should be done in it, in an order in which each finds its inputs."""
 
     def __init__(
-        self, directory: Path, steps: Sequence[Step], recipe_text: str, cache: Path, console: Console | None = None
+        self,
+        directory: Path,
+        steps: Sequence[Step],
+        recipe_text: str,
+        cache: Path,
+        console: Console | None = None,
+        *,
+        recipe_name: str = "recipe.yaml",
     ) -> None:
         self.directory = directory
         self.steps = tuple(steps)
         self.recipe_text = recipe_text
+        self.recipe_name = recipe_name
         self.cache = cache
         self.console = console or Console()
         earlier: set[str] = set()
@@ -326,7 +334,7 @@ class Run:
     def _outdated_top(self, states: Sequence[State]) -> dict[str, bytes]:
         """The files at the top that are missing or not as they should be, with what they should hold."""
         wanted = {
-            "recipe.yaml": self.recipe_text.encode(),
+            self.recipe_name: self.recipe_text.encode(),
             "manifest.json": store.pretty(self._summary(states)).encode(),
         }
         if all(state.done for state in states):

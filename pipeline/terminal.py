@@ -13,6 +13,9 @@ from pipeline.errors import DataError
 RUNS = Path("runs")
 """Where runs are kept unless `--run` says otherwise."""
 
+COMPARISON = "comparison.yaml"
+"""What the directory of a comparison has in the place of a run's recipe.yaml."""
+
 WIDTH = 100
 """Columns where there is no terminal to ask."""
 
@@ -29,6 +32,10 @@ def recipe_of(run: Path) -> Path:
         DataError: it is no run directory.
     """
     path = run / "recipe.yaml"
+    if (run / COMPARISON).is_file():
+        raise DataError(
+            f"{run}: is a comparison, in which nothing is trained; name one of the runs in its {COMPARISON}"
+        )
     if not path.is_file():
         raise DataError(f"{run}: not a run directory (it has no recipe.yaml); runs are in {RUNS}/")
     return path

@@ -59,10 +59,11 @@ LAYERS = [
         )
     ],
     ["pipeline.run", "pipeline.plan"],
-    ["pipeline.costing"],
+    ["pipeline.costing", "pipeline.sources", "pipeline.fitting", "pipeline.comparison", "pipeline.cli_outcome"],
     [
         "pipeline.cli",
         "pipeline.cli_annotate",
+        "pipeline.cli_compare",
         "pipeline.cli_doctor",
         "pipeline.cli_export",
         "pipeline.cli_import",
@@ -85,6 +86,8 @@ LIGHT = ["judges*"] + [
         "run",
         "launch",
         "cli",
+        "cli_compare",
+        "cli_outcome",
         "cli_judge",
         "cli_import",
         "cli_doctor",

@@ -1,0 +1,120 @@
+"""Checkpoints of several runs, and from elsewhere, are compared as those of one run are, and nothing is paid twice."""
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import prompt_of
+
+from pipeline import comparison, plan, sources, store, worker
+from pipeline import run as engine
+from pipeline.launch import Process
+from pipeline.ratings import Results
+from pipeline.recipe import load
+from pipeline.run import Step
+
+RECIPE = """\
+seed: 7
+model: smollm2-135m-instruct
+generate: {prompts: {files: train.jsonl}, sampler: {name: scripted.sampler, grows: true}, candidates: 2, processes: 1}
+judge: length
+exam: {prompts: 0}
+label: {processes: 1}
+train:
+  score: {name: scripted.scorer}
+  walk: {name: scripted.walker}
+  run: {name: scripted.walker, start_from: walk, steps: 3}
+compare: {prompts: {files: heldout.jsonl}, judges: [length, rules], processes: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs of three policies each, `runs/short` and `runs/long`, to be copied."""
+    top = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(top, patch)
+        for name, steps in (("short", 1), ("long", 2)):
+            done = load(top / "recipe.yaml", [f"train.walk.steps={steps}"])
+            plan.open_run(done, Path("runs") / name).execute()
+    return top
+
+
+def prepare(top: Path, patch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    patch.chdir(top)
+    patch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(root / "tests")]))
+    patch.setattr(engine, "_run_workers", here)
+    (top / "recipe.yaml").write_text(RECIPE)
+    for name, count in (("train", 6), ("heldout", 5), ("other", 5)):
+        store.write_jsonl(top / f"{name}.jsonl", [prompt_of(f"{name} {number}?") for number in range(count)])
+
+
+def here(step: Step, phase: str, processes: Sequence[Process], lock: int) -> int:
+    """The step's work in this process, which need not import everything again for each of them."""
+    for process in processes:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("PREFLOOP_RANK", "PREFLOOP_WORLD"):
+                patch.setenv(name, process.environment[name])
+            job, target = worker._read_job(Path(process.command[-2]), phase)
+            worker._load(target)(job)
+    return 0
+
+
+@pytest.fixture
+def top(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same folder, this test's own, and where the process is."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    prepare(tmp_path, monkeypatch)
+    return tmp_path
+
+
+def opened(*words: str, out: Path | None = None) -> Any:
+    named, overrides = sources.read_words(words, comparison.OPTIONS)
+    return comparison.open_comparison(named, overrides, out)
+
+
+def names(run: Any) -> list[str]:
+    config = next(step for step in run.steps if step.name == "answers").options["config"]
+    return list(config["checkpoints"])
+
+
+def rows(top: Path) -> dict[str, int]:
+    with sqlite3.connect(top / "runs" / ".cache" / "journal.sqlite") as journal:
+        return dict(journal.execute("SELECT kind, count(*) FROM entries GROUP BY kind").fetchall())
+
+
+# ---- the whole way
+
+
+def test_two_runs_are_compared_in_one_report_and_nothing_that_they_paid_for_is_paid_again(top: Path) -> None:
+    before = rows(top)
+    run = opened("runs/short", "runs/long")
+    assert run.directory == top / "runs" / "compare-short-long"
+    states = run.execute()
+    assert [state.step.name for state in states] == ["answers", "compare", "report"]
+    after = rows(top)
+    # Both have answered the same prompts before.
+    assert after["answers"] == before["answers"]
+    results = Results.model_validate_json((run.directory / "results.json").read_text())
+    assert [each.name for each in results.checkpoints] == ["base", "short/walk", "short/run", "long/walk", "long/run"]
+    # `length` prefers who walked further: 1, 4, 2 and 5 words.
+    order = ["base", "short/walk", "long/walk", "short/run", "long/run"]
+    for place, one in enumerate(order):
+        for other in order[:place]:
+            assert results.between(one, other)[0].win_rate == 1.0, (one, other)
+    # 5 prompts and 10 matches by 2 judges, of which each run has had 3; the matches with the base and within a run.
+    assert after["verdict"] - before["verdict"] == 2 * 5 * (10 - 2 * 3)
+    assert results.labelling_judge == "length"
+    assert [judge.labelled for judge in results.judges] == [True, False]
+    report = (run.directory / "report.md").read_text()
+    for told in ("long/run", "short/label", "long/train.score"):
+        assert told in report
+    # A second time nothing is done, and the directory says what it is.
+    assert all(state.done for state in opened("runs/short", "runs/long").states())
+    assert all(state.done for state in comparison.reopen(run.directory).states())
+    assert not (run.directory / "recipe.yaml").exists()
