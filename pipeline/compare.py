@@ -9,12 +9,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from judges.base import AnyJudge, JudgeConfig, judge_names
 from judges.grading import ExamReport
 from pipeline import adjustments, crowd, doctor, generate, label, people, provenance, store
-from pipeline.agreement import AgreementReport
+from pipeline.agreement import AgreementReport, Rater, agree
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.algorithms.scoring import FACTS
 from pipeline.findings import Finding
@@ -35,6 +35,7 @@ from pipeline.ratings import (
 from pipeline.recipe import BASE
 from pipeline.records import Pair, Prompt, Response, Verdict, seed_of
 from pipeline.report.data import Labels, ReportData, Sample, StepTime
+from pipeline.report.evidence import evidence_of
 from pipeline.report.render import render
 from pipeline.rounds import place_of, policy_of
 from pipeline.statistics import bradley_terry
@@ -47,8 +48,15 @@ VERSION = 4
 DOCTORS = ("doctor", "doctor.labels")
 """Steps that leave findings."""
 
+KEPT = (("answers", "answers.jsonl"), ("compare", "verdicts.jsonl"))
+"""Where all answers and all verdicts are, for whoever misses some of them on the page."""
+
 CONFIDENCE_BINS = 10
 """Bars of the report's histogram of confidence."""
+
+T = TypeVar("T")
+Told = dict[str, dict[str, dict[str, T]]]
+"""Prompt -> judge -> `one vs other` -> something."""
 
 
 class Elsewhere(Config):
@@ -325,7 +333,9 @@ def report_finish(job: Job) -> None:
             *_against_people(against_people),
             *_inexact(trained),
         ),
+        between_judges=_between_judges(last, results[-1]),
         samples=tuple(_samples(last, results[-1])),
+        kept_at=tuple("/".join((last.inputs[step] / name).parts[-4:]) for step, name in KEPT),
     )
     for name, text in render(data).items():
         store.make_dirs(job.out / "public")
@@ -486,7 +496,7 @@ def _curve(path: Path) -> list[dict[str, float | None]]:
 def _samples(job: Job, results: Results) -> Iterator[Sample]:
     prompts = list(store.read_jsonl(job.inputs["answers"] / "prompts.jsonl", Prompt))
     responses = generate.responses_by_prompt(each for each in _answers(job) if each.response.index == 0)
-    scores = _scores(job, results)
+    scores, evidence = _told(job, results)
     for prompt in prompts:
         yield Sample(
             prompt=prompt.messages,
@@ -495,25 +505,41 @@ def _samples(job: Job, results: Results) -> Iterator[Sample]:
             answers={response.source: response.text for response in responses[prompt.id]},
             finished={response.source: response.finished for response in responses[prompt.id]},
             scores=scores.get(prompt.id, {}),
+            evidence=evidence.get(prompt.id, {}),
         )
 
 
-def _scores(job: Job, results: Results) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Prompt -> judge -> `one vs other` -> P(`one` is better), of each prompt's first sample."""
+def _told(job: Job, results: Results) -> tuple[Told[float | None], Told[str]]:
+    """What each judge said of each prompt's first samples: P(`one` is better), and the evidence for it."""
     pairs = {pair.id: pair for pair in store.read_jsonl(job.inputs["compare"] / "pairs.jsonl", Pair)}
     names = {judge.fingerprint: judge.name for judge in results.judges}
     order = [checkpoint.name for checkpoint in results.checkpoints]
-    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    scores: Told[float | None] = {}
+    evidence: Told[str] = {}
     for verdict in store.read_jsonl(job.inputs["compare"] / "verdicts.jsonl", Verdict):
-        pair = pairs[verdict.pair_id]
+        pair, judge = pairs[verdict.pair_id], names[verdict.fingerprint]
         if pair.a.index:
             continue
         a_is_one = order.index(pair.a.source) > order.index(pair.b.source)
         one, other = (pair.a, pair.b) if a_is_one else (pair.b, pair.a)
+        key = f"{one.source} vs {other.source}"
         p = verdict.p_a if verdict.p_a is None or a_is_one else 1.0 - verdict.p_a
-        by_judge = found.setdefault(pair.prompt.id, {}).setdefault(names[verdict.fingerprint], {})
-        by_judge[f"{one.source} vs {other.source}"] = p
-    return found
+        scores.setdefault(pair.prompt.id, {}).setdefault(judge, {})[key] = p
+        evidence.setdefault(pair.prompt.id, {}).setdefault(judge, {})[key] = evidence_of(pair, verdict)
+    return scores, evidence
+
+
+def _between_judges(job: Job, results: Results) -> AgreementReport | None:
+    """How far the comparing judges agree, where there are two."""
+    if len(results.judges) < 2:
+        return None
+    prompts = {pair.id: pair.prompt.id for pair in store.read_jsonl(job.inputs["compare"] / "pairs.jsonl", Pair)}
+    said: dict[str, dict[str, float]] = {judge.fingerprint: {} for judge in results.judges}
+    for verdict in store.read_jsonl(job.inputs["compare"] / "verdicts.jsonl", Verdict):
+        if verdict.p_a is not None:
+            said[verdict.fingerprint][verdict.pair_id] = verdict.p_a
+    raters = [Rater(name=judge.name, p=said[judge.fingerprint], asked=judge.asked) for judge in results.judges]
+    return agree(raters, prompts)
 
 
 def _step_time(name: str, path: Path) -> StepTime:

@@ -6,11 +6,31 @@ What is left out: the statistics (`pipeline.ratings`, `pipeline.statistics`), an
 import itertools
 from collections.abc import Sequence
 
-from pipeline.ratings import Results, interval, percent
-from pipeline.report.sheet import NOTHING, Sheet, interval_name, number, p_value, share, verdict
+from pipeline.ratings import Comparison, Results, interval, percent
+from pipeline.report.sheet import NOTHING, Sheet, between, interval_name, number, p_value, share, verdict
 from pipeline.statistics.bradley_terry import Strengths
 from pipeline.statistics.judge_error import Corrected
 from pipeline.statistics.length_control import LengthControlled
+
+
+def summary_sheet(results: Results) -> Sheet:
+    """A line a checkpoint: what every judge makes of it against the base, and how it answers."""
+    judges = [f"{judge.name} (labelled)" if judge.labelled else judge.name for judge in results.judges]
+    rows = []
+    for one in results.checkpoints:
+        found = {each.judge: each for each in results.between(one.name, results.base)}
+        rates = [_told(found.get(judge.name)) for judge in results.judges]
+        kl = number(one.kl.value, 1) if one.kl else NOTHING
+        rows.append((one.name, *rates, kl, number(one.tokens_mean, 0), share(one.finished_share)))
+    columns = ("checkpoint", *judges, "KL, nats", "tokens", "ended itself")
+    return Sheet("Checkpoints against the base", columns, tuple(rows) if results.comparisons else ())
+
+
+def _told(found: Comparison | None) -> str:
+    if found is None:
+        return NOTHING
+    said = f" {verdict(found)}" if found.decisive else ""
+    return f"{percent(found.win_rate)} {interval(found.low, found.high)}{said}"
 
 
 def comparison_sheet(results: Results) -> Sheet:
@@ -93,7 +113,7 @@ def strength_sheet(results: Results) -> Sheet:
     """All checkpoints on one scale."""
     columns = ("checkpoint", "judge", "strength, log-odds", interval_name(results), "Elo")
     rows = tuple(
-        (one.name, found.judge, number(one.value, 2), f"[{one.low:.2f}, {one.high:.2f}]", number(one.elo, 0))
+        (one.name, found.judge, number(one.value, 2), between(one.low, one.high, 2), number(one.elo, 0))
         for found in results.strengths
         for one in found.strengths
     )
@@ -126,7 +146,7 @@ def habit_sheet(results: Results) -> Sheet:
 
 def _habits(found: Strengths) -> tuple[str, ...]:
     side = found.side
-    bounds = f"[{side.low:.2f}, {side.high:.2f}]"
+    bounds = between(side.low, side.high, 2)
     return (number(side.value, 2), bounds, number(found.tie, 2), percent(found.largest_misfit))
 
 

@@ -54,6 +54,8 @@ class Sample(Record):
     """Checkpoint -> whether the answer ended by itself."""
     scores: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     """Judge -> `one vs other` -> P(`one` is better), or None where the judge abstained."""
+    evidence: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Judge -> `one vs other` -> what the judge said, in lines."""
 
 
 class ReportData(Record):
@@ -87,4 +89,8 @@ class ReportData(Record):
     alarms: tuple[str, ...] = ()
     """What makes the whole run doubtful; above the warnings, and louder."""
     warnings: tuple[str, ...] = ()
+    between_judges: AgreementReport | None = None
+    """How far the comparing judges agree with one another, on the very answers that they compared."""
     samples: tuple[Sample, ...] = ()
+    kept_at: tuple[str, ...] = ()
+    """Files of the run, relative to its directory, that hold all answers and all verdicts."""

@@ -10,7 +10,7 @@ from pipeline.agreement import AgreementReport
 from pipeline.crowd import People
 from pipeline.ratings import JudgeInfo, percent
 from pipeline.report.data import Labels
-from pipeline.report.sheet import NOTHING, Sheet, estimate, kappa, number, p_value, reasons, share
+from pipeline.report.sheet import NOTHING, Sheet, between, estimate, kappa, number, p_value, reasons, share
 
 
 def judge_sheet(judges: Iterable[JudgeInfo]) -> Sheet:
@@ -76,8 +76,8 @@ def place_sheet(position: Position | None) -> Sheet:
     if position is None:
         return Sheet("Position bias", columns, ())
     row = (
-        f"{position.bias.value:.2f}",
-        f"[{position.bias.low:.2f}, {position.bias.high:.2f}]",
+        number(position.bias.value, 2),
+        between(position.bias.low, position.bias.high, 2),
         f"{position.signal:.2f}",
         shown("share", position.first),
         shown("share", position.flips),
@@ -124,6 +124,16 @@ def people_sheet(people: People | None) -> Sheet:
         for each in (people.annotators if people else ())
     )
     return Sheet("Annotators", columns, rows)
+
+
+def between_judges_sheet(found: AgreementReport | None) -> Sheet:
+    """The comparing judges on the same answers, two by two."""
+    columns = ("judge", "judge", "say the same", "Cohen's kappa", "pairs")
+    rows = tuple(
+        (couple.one, couple.other, estimate(couple.agreement), kappa(couple.kappa), str(couple.agreement.n))
+        for couple in (found.couples if found else ())
+    )
+    return Sheet("Agreement between the judges", columns, rows, names=2)
 
 
 def against_people_sheet(found: AgreementReport | None) -> Sheet:

@@ -1,29 +1,58 @@
-"""report.md: the tables for a pull request. Text from models and files is escaped, so that it is shown as it is."""
+"""report.md, for a pull request: the verdict, what is doubtful about it, one table; the rest is folded below.
+
+Text from models and files is escaped, so that it is shown as it is. What is left out: drawings and answers, which are
+in report.html, and whatever would make the text longer than a comment of a pull request may be.
+"""
 
 import re
-from typing import Any
 
 from markupsafe import Markup
 
 from pipeline import refusals
 from pipeline.report.data import ReportData
 from pipeline.report.sheet import Sheet
-from pipeline.report.templates import template
+from pipeline.report.templates import template, visible
+
+MAX_LENGTH = 60_000
+"""Characters; GitHub takes 65,536 in a comment."""
+
+
+FOLD = 60
+"""Characters that fold a section away."""
 
 
 def markdown(data: ReportData, sheets: dict[str, Sheet]) -> str:
-    # Every value that the template prints passes `markdown_text`; only what is marked safe is printed as it is.
-    return template("report.md.j2", autoescape=False, finalize=_value).render(
-        data=data,
-        sheets=[sheet for sheet in sheets.values() if sheet.rows],
-        confidence=data.labels.confidence if data.labels else (),
-        recipe=Markup(fenced(data.recipe_yaml, "yaml")),
-        refusal_rule=refusals.RULE,
-    )
+    first = sheets["summary"]
+    sections = [(sheet.title, _table(sheet)) for sheet in sheets.values() if sheet.rows and sheet is not first]
+    sections.append(("Recipe", Markup(fenced(data.recipe_yaml, "yaml"))))
+
+    def written(folded: list[tuple[str, Markup]], left_out: list[str]) -> str:
+        return template("report.md.j2", autoescape=False, write=markdown_text).render(
+            data=data,
+            table=_table(first) if first.rows else Markup(""),
+            folded=folded,
+            left_out=", ".join(left_out),
+            measured=bool(sheets["measures"].rows),
+            refusal_rule=refusals.RULE,
+        )
+
+    room = MAX_LENGTH - len(written([], [title for title, _ in sections]))
+    kept, left_out = [], []
+    for title, text in sections:
+        length = len(title) + len(text) + FOLD
+        if length <= room:
+            kept.append((title, text))
+            room -= length
+        else:
+            left_out.append(title)
+    return written(kept, left_out)
 
 
-def _value(value: Any) -> Any:
-    return markdown_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+def _table(sheet: Sheet) -> Markup:
+    """A sheet in GitHub's Markdown: words to the left, numbers to the right."""
+    rule = [" --- " if place < sheet.names else " ---: " for place in range(len(sheet.columns))]
+    cells = [[f" {markdown_text(visible(cell))} " for cell in row] for row in (sheet.columns, *sheet.rows)]
+    return Markup("\n".join(f"|{'|'.join(row)}|" for row in (cells[0], rule, *cells[1:])))
 
 
 def markdown_text(text: str) -> str:

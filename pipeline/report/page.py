@@ -9,16 +9,19 @@ import base64
 import hashlib
 import re
 from importlib.resources import files
+from typing import Any
 
 from markupsafe import Markup
 
 from pipeline import refusals
-from pipeline.report.curves import charts_of
+from pipeline.report.curves import own_of, shared_of
 from pipeline.report.data import ReportData
+from pipeline.report.frontier import paths, rewards, scatters
 from pipeline.report.judge_tables import told_by_the_judge
-from pipeline.report.plots import bars_of, forest, histogram_of, outcomes_of, scatters
-from pipeline.report.samples import browser_data, embedded
+from pipeline.report.plots import bars_of, forest, histogram_of, outcomes_of
+from pipeline.report.samples import browser_of, embedded
 from pipeline.report.sheet import Sheet, duration, interval_name
+from pipeline.report.standings import ladders, matrices, numbers
 from pipeline.report.templates import template
 
 ASSETS = ("report.css", "report.js")
@@ -26,25 +29,40 @@ ASSETS = ("report.css", "report.js")
 
 def page(data: ReportData, sheets: dict[str, Sheet]) -> str:
     style, script = (files("pipeline").joinpath("templates", name).read_text("utf-8") for name in ASSETS)
+    browser = browser_of(data)
     return template("report.html.j2", autoescape=True).render(
         data=data,
         sheets=sheets,
         claims=_claims(data.results.headline),
-        forest=forest(data.results),
-        scatters=scatters(data.results),
-        charts={name: found for name, log in data.curves.items() if (found := charts_of(log))},
-        histogram=histogram_of(data.labels.confidence) if data.labels else None,
-        outcomes=outcomes_of(data.labels) if data.labels else [],
-        findings=told_by_the_judge(data.labels) if data.labels else [],
-        bars=bars_of(data.steps),
+        interval_name=interval_name(data.results),
+        **_drawings(data),
         total_time=duration(sum(step.seconds or 0 for step in data.steps)),
         style=Markup(style),
         script=Markup(script),
         policy=_policy(style, script),
-        samples=Markup(embedded(browser_data(data))),
-        interval_name=interval_name(data.results),
+        samples=Markup(embedded(browser.data)),
+        left_out=browser.left_out,
         refusal_rule=refusals.RULE,
     )
+
+
+def _drawings(data: ReportData) -> dict[str, Any]:
+    """Everything that is drawn, by the name that the template has for it."""
+    results, labels = data.results, data.labels
+    return {
+        "forest": forest(results),
+        "matrices": matrices(results),
+        "ladders": ladders(results),
+        "scatters": [*scatters(results), *rewards(results)],
+        "paths": paths(data.curves, numbers(results)),
+        "numbered": numbers(results),
+        "shared": shared_of(data.curves),
+        "charts": own_of(data.curves),
+        "histogram": histogram_of(labels.confidence) if labels else None,
+        "outcomes": outcomes_of(labels) if labels else [],
+        "findings": told_by_the_judge(labels) if labels else [],
+        "bars": bars_of(data.steps),
+    }
 
 
 def _claims(headline: str) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Plots of what was found, as numbers that a template draws: every place is a percentage, every colour a word.
 
-What is left out: training curves (`curves`) and the SVG itself (`pipeline/templates/charts.html.j2`).
+What is left out: training curves (`curves`), KL (`frontier`), matrix and ratings (`standings`), and the SVG itself
+(`pipeline/templates/charts.html.j2`).
 """
 
 from collections.abc import Sequence
@@ -10,19 +11,25 @@ from pipeline.ratings import Comparison, Results, interval, percent
 from pipeline.report.axes import Axis, axis, rate_axis
 from pipeline.report.data import Labels, StepTime
 from pipeline.report.sheet import verdict
-from pipeline.statistics.win_rate import Estimate
+from pipeline.report.standings import standing
 
 
 def forest(results: Results) -> dict[str, Any]:
-    """Comparisons with the base first, each a group of one row a judge."""
+    """Each pair a group of one row a judge; those with the base apart from the rest, and seen from the other one."""
     scale = rate_axis(results.comparisons)
+    order = {name: place for place, name in enumerate(standing(results))}
     pairs = dict.fromkeys((found.one, found.other) for found in results.comparisons)
+    turned = [(other, one) if one == results.base else (one, other) for one, other in pairs]
     groups = [
-        {"one": one, "other": other, "rows": [_forest_row(found, results, scale) for found in results.comparisons
-                                              if (found.one, found.other) == (one, other)]}
-        for one, other in sorted(pairs, key=lambda pair: results.base not in pair)
-    ]  # fmt: skip
-    return {"axis": scale, "groups": groups}
+        {
+            "one": one,
+            "other": other,
+            "rows": [_forest_row(found, results, scale) for found in results.between(one, other)],
+        }
+        for one, other in sorted(turned, key=lambda pair: [order.get(name, len(order)) for name in pair])
+    ]
+    based = [group for group in groups if group["other"] == results.base]
+    return {"axis": scale, "based": based, "rest": [group for group in groups if group["other"] != results.base]}
 
 
 def _forest_row(found: Comparison, results: Results, scale: Axis) -> dict[str, Any]:
@@ -37,48 +44,6 @@ def _forest_row(found: Comparison, results: Results, scale: Axis) -> dict[str, A
         "verdict": verdict(found),
         "tone": {"better": "gain", "worse": "loss"}.get(verdict(found), "none"),
     }
-
-
-def scatters(results: Results) -> list[dict[str, Any]]:
-    """KL against win rate, one drawing a judge, all on the same two scales."""
-    known = {found.name: found.kl for found in results.checkpoints if found.kl is not None}
-    against_base = [found for name in known for found in results.between(name, results.base)]
-    if not against_base:
-        return []
-    across = axis([0.0, *(known[found.one].high for found in against_base)])
-    upward = rate_axis(against_base)
-    drawn = []
-    for judge in results.judges:
-        points = [_point(found, known[found.one], across, upward) for found in against_base
-                  if found.judge == judge.name]  # fmt: skip
-        if points:
-            base = {"name": results.base, "x": across.at(0), "y": upward.up(0.5), "tone": "none"}
-            drawn.append({"judge": judge.name, "labelled": judge.labelled, "x": across, "y": upward,
-                          "points": _spread([base, *points])})  # fmt: skip
-    return drawn
-
-
-def _point(found: Comparison, kl: Estimate, across: Axis, upward: Axis) -> dict[str, Any]:
-    return {
-        "name": found.one,
-        "x": across.at(kl.value),
-        "y": upward.up(found.win_rate),
-        "left": across.at(kl.low),
-        "right": across.at(kl.high),
-        "top": upward.up(found.high),
-        "bottom": upward.up(found.low),
-        "tone": {"better": "gain", "worse": "loss"}.get(verdict(found), "none"),
-    }
-
-
-def _spread(points: list[dict[str, Any]], gap: float = 8.0) -> list[dict[str, Any]]:
-    """Gives each point's name a height of its own: names of neighbouring points are kept `gap` percent apart."""
-    placed: list[dict[str, Any]] = []
-    for point in sorted(points, key=lambda point: (point["y"], point["x"])):
-        near = [other["text_y"] for other in placed if abs(other["x"] - point["x"]) < 35]
-        height = max([point["y"], *(other + gap for other in near)])
-        placed.append({**point, "text_y": round(height, 2), "flip": point["x"] > 70})
-    return placed
 
 
 def histogram_of(counts: Sequence[int]) -> dict[str, Any] | None:

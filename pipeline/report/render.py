@@ -12,10 +12,12 @@ from pipeline.report.comparison_tables import (
     habit_sheet,
     round_sheet,
     strength_sheet,
+    summary_sheet,
 )
 from pipeline.report.data import ReportData
 from pipeline.report.judge_tables import (
     against_people_sheet,
+    between_judges_sheet,
     exam_sheet,
     gold_sheet,
     judge_sheet,
@@ -42,6 +44,7 @@ def render(data: ReportData) -> dict[str, str]:
 def _sheets(data: ReportData) -> dict[str, Sheet]:
     results = data.results
     return {
+        "summary": summary_sheet(results),
         "rounds": round_sheet(data.rounds),
         "comparisons": comparison_sheet(results),
         "controlled": controlled_sheet(results),
@@ -57,6 +60,7 @@ def _sheets(data: ReportData) -> dict[str, Sheet]:
         "place": place_sheet(data.exam.position if data.exam else None),
         "gold": gold_sheet(data.exam.gold if data.exam else None),
         "people": people_sheet(data.people),
+        "between_judges": between_judges_sheet(data.between_judges),
         "against_people": against_people_sheet(data.against_people),
         "doctor": doctor_sheet(data.findings),
         "steps": step_sheet(data.steps),

@@ -48,7 +48,15 @@ def interval_name(results: Results) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    return NOTHING if value is None else f"{value:.{digits}f}"
+    """-0.341 -> `−0.34`, with a sign as wide as a digit, and no sign before a zero."""
+    if value is None:
+        return NOTHING
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if not text.strip("-0.") else text.replace("-", "−")
+
+
+def between(low: float, high: float, digits: int) -> str:
+    return f"[{number(low, digits)}, {number(high, digits)}]"
 
 
 def share(value: float | None) -> str:
@@ -60,7 +68,7 @@ def estimate(found: Estimate | None) -> str:
 
 
 def kappa(found: Estimate | None) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]" if found else NOTHING
+    return f"{number(found.value, 2)} {between(found.low, found.high, 2)}" if found else NOTHING
 
 
 def p_value(value: float) -> str:

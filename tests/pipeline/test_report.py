@@ -3,6 +3,7 @@ bytes. What a browser makes of the page is in `test_report_browser.py`.
 """
 
 import base64
+import functools
 import hashlib
 import io
 import json
@@ -18,12 +19,13 @@ from rich.console import Console
 from judges.grading import Check, ExamReport, GoldReport, Position
 from judges.ledger import Spent
 from pipeline import crowd
-from pipeline.agreement import Rater, agree
+from pipeline.agreement import AgreementReport, Rater, agree
 from pipeline.algorithms.held_out import HeldOut
+from pipeline.findings import Finding
 from pipeline.ratings import JudgeInfo, Results, RewardScore, TrainingCost, compare_checkpoints, describe
 from pipeline.records import Message, Response, Vote
 from pipeline.report.axes import axis
-from pipeline.report.curves import MAX_POINTS, reward_by_kl
+from pipeline.report.curves import MAX_POINTS
 from pipeline.report.data import Labels, ReportData, Sample, StepTime
 from pipeline.report.markdown import fenced, markdown_text
 from pipeline.report.render import render
@@ -45,6 +47,8 @@ HOSTILE = [
     "\u202eright to left\u202c \u0645\u0631\u062d\u0628\u0627 zero\u200bwidth\ufeff",
     "&lt;b&gt; &amp;",
     "line\u2028separator\x00\x1b[31m",
+    "</textarea></title></style></svg></details><a href=javascript:alert(5)>here</a>",
+    "word" * 700,
 ]
 ASKED = ["Why is the sky blue?", "Write a haiku about rain.", "Pourquoi le pain lève-t-il ?", "Name three rivers."]
 SAID = (
@@ -82,6 +86,7 @@ def _exam(text: Any) -> ExamReport:
     )  # fmt: skip
 
 
+@functools.cache
 def example(prompts: int = 40, *, hostile: bool = False) -> ReportData:
     """A run with four checkpoints and two judges. Hostile: the same, with every text replaced."""
     chance = random.Random(7)
@@ -143,7 +148,7 @@ def example(prompts: int = 40, *, hostile: bool = False) -> ReportData:
             findings={text("position_bias_nats"): 0.337, text("flip_rate"): 0.125},
         ),
         curves={text("dpo"): _log(chance, ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen",
-                                           "rewards/rejected", text("grad_norm"))),
+                                           "rewards/rejected", text("own/metric"))),
                 text("kto"): _log(chance, ("loss", "kl", "rewards/chosen", "rewards/rejected", "grad_norm")),
                 text("ppo"): _log(chance, ("score", "kl", "entropy", "length"))},
         reward_models={text("reward_model"): held_out(low=0.61), text("weak"): held_out(low=0.48)},
@@ -161,6 +166,13 @@ def example(prompts: int = 40, *, hostile: bool = False) -> ReportData:
         hardware={text("processor"): text("2 cores"), text("memory"): text("8 GB")},
         exam=_exam(text),
         alarms=[text("likelihood failed its exam and labelled all the same.")],
+        findings=[
+            Finding(level="warning", check=text("memory"), where=text("train.dpo"), what=text("4.4 GB of 5.0"),
+                    remedy=text("smaller batches")),
+            Finding(level="info", check=text("data"), where=text("train.jsonl"), what=text("no prompt is twice in it")),
+        ],
+        between_judges=_agreement(scores, tuple(judges.values())),
+        kept_at=[text("steps/answers/0a1b/answers.jsonl"), text("steps/compare/77aa/verdicts.jsonl")],
         warnings=[text("The judge that labelled the training data also compares; read the other judge first.")],
         samples=[
             Sample(
@@ -173,6 +185,10 @@ def example(prompts: int = 40, *, hostile: bool = False) -> ReportData:
                 answers={names[key]: answers[key][prompt][0].text for key in names},
                 finished={names[key]: answers[key][prompt][0].finished for key in names},
                 scores=scores[prompt],
+                evidence={
+                    judge: {key: text(f"P({key}): 0.61\nbias: 0.21") for key in told}
+                    for judge, told in scores[prompt].items()
+                },
             )
             for place, prompt in enumerate(ids)
         ],
@@ -212,6 +228,15 @@ def _adjusted(results: Results, scores: dict[str, dict[str, dict[str, float | No
             rogan_gladen(second, one.one, one.other, one, trust),
         ),
     }
+
+
+def _agreement(scores: dict[str, dict[str, dict[str, float | None]]], judges: tuple[str, ...]) -> AgreementReport:
+    prompts = {f"{prompt} {key}": prompt for prompt, told in scores.items() for key in told[judges[0]]}
+    raters = []
+    for judge in judges:
+        said = {f"{prompt} {key}": p for prompt, told in scores.items() for key, p in told[judge].items()}
+        raters.append(Rater(name=judge, p={key: p for key, p in said.items() if p is not None}, asked=len(said)))
+    return agree(raters, prompts)
 
 
 def held_out(low: float) -> HeldOut:
@@ -325,7 +350,13 @@ def test_embedded_json_reads_back_and_holds_no_less_than_sign() -> None:
 def test_the_page_carries_the_samples_as_they_are() -> None:
     data = example(12, hostile=True)
     carried = json.loads(Shape(render(data)["report.html"]).scripts[0])
-    assert [sample["answers"] for sample in carried["samples"]] == [sample.answers for sample in data.samples]
+    names = carried["checkpoints"]
+    told = [dict(zip(names, (text for (text,) in sample["answers"]), strict=True)) for sample in carried["samples"]]
+    assert told == [sample.answers for sample in data.samples]
+    for sample, given in zip(carried["samples"], data.samples, strict=True):
+        for judge, row in zip(carried["judges"], sample["p"], strict=True):
+            keys = [f"{names[one]} vs {names[other]}" for one, other in carried["pairs"]]
+            assert row == [p if p is None else pytest.approx(p, abs=6e-4) for p in map(given.scores[judge].get, keys)]
 
 
 def test_the_policy_allows_only_the_one_style_and_the_one_script() -> None:
@@ -368,7 +399,8 @@ def test_strengths_rates_at_equal_length_and_corrections_are_in_the_page_and_in_
     files, results = render(data), data.results
     assert results.strengths and results.corrected
     one = results.strengths[0].strengths[1]
-    assert f"| {one.value:.2f} | [{one.low:.2f}, {one.high:.2f}] | {one.elo:.0f} |" in files["report.md"]
+    told = f"| {one.value:.2f} | [{one.low:.2f}, {one.high:.2f}] | {one.elo:.0f} |"
+    assert told.replace("-", "−") in files["report.md"]
     known = [found for found in results.length_controlled if found.win_rate is not None]
     assert known and len(known) < len(results.length_controlled)
     shown = [found for found in (*known, *results.corrected) if found.win_rate is not None]
@@ -416,20 +448,7 @@ def test_a_reward_model_is_told_with_its_interval_and_whether_it_beats_chance() 
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert cells[0][1:6] == ["yes", "70.0 %", "[61.0, 79.0]", "96", "16"]
     assert cells[1][1:4] == ["no", "70.0 %", "[48.0, 79.0]"]
-    assert cells[0][8:] == ["-0.34", "–", "0.205", "0.189", "1.7", "[1.2, 2.9]", "0.101"]
-
-
-def test_the_reward_is_drawn_against_what_it_cost() -> None:
-    log: list[dict[str, float | None]] = [
-        {"step": 1, "kl": 0.0, "score": 1.0}, {"step": 2, "kl": 4.0, "score": 3.0},
-        {"step": 3, "kl": 2.0, "score": 2.0}, {"step": 4, "kl": float("nan"), "score": 9.0}, {"step": 5, "score": 9.0},
-    ]  # fmt: skip
-    chart = reward_by_kl(log)
-    assert chart is not None
-    assert (chart["name"], chart["across"]) == ("score by KL", "KL to the reference")
-    assert chart["series"][0]["points"] == "0,100 100,0 50,50"
-    assert reward_by_kl([{"step": 1, "kl": 1.0, "loss": 2.0}]) is None
-    assert reward_by_kl([{"step": 1, "reward": 1.0}]) is None
+    assert cells[0][8:] == ["−0.34", "–", "0.205", "0.189", "1.7", "[1.2, 2.9]", "0.101"]
 
 
 def test_a_report_with_nothing_but_a_title_and_a_base_is_whole() -> None:
@@ -515,7 +534,9 @@ def test_markdown_text_cannot_leave_its_cell_or_become_markup() -> None:
 
 
 def test_every_row_of_a_hostile_markdown_table_has_as_many_cells_as_its_head() -> None:
-    text = render(measured(example(12, hostile=True), HOSTILE[5].__add__))["report.md"].split("## Recipe")[0]
+    text = render(measured(example(12, hostile=True), HOSTILE[5].__add__))["report.md"].split(
+        "<summary>Recipe</summary>"
+    )[0]
     head = 0
     for line in text.splitlines():
         cells = len(re.findall(r"(?<!\\)\|", line))
@@ -555,7 +576,7 @@ def test_a_judge_that_failed_is_an_alarm_at_the_top_and_its_causes_and_marks_are
         assert shown in told, shown
     assert told.count('<tr class="failed">') == 1
     assert "> **ALARM:** likelihood failed its exam" in text
-    assert "## The judge's exam" in text and "## The judge against people" in text
+    assert "<summary>The judge's exam</summary>" in text and "<summary>The judge against people</summary>" in text
 
 
 def test_a_judge_that_sat_no_exam_is_said_to_be_unexamined() -> None:
