@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 
 from judges.base import AnyJudge, JudgeConfig, judge_names
 from judges.grading import ExamReport
-from pipeline import adjustments, crowd, doctor, generate, label, people, provenance, store
+from pipeline import adjustments, crowd, doctor, generate, label, measure, people, provenance, store
 from pipeline.agreement import AgreementReport, Rater, agree
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.algorithms.scoring import FACTS
 from pipeline.findings import Finding
 from pipeline.generate import Answer, Policy, Sampling
+from pipeline.measure import Measures
 from pipeline.models import ModelConfig
 from pipeline.plugins import Config
 from pipeline.ratings import (
@@ -26,11 +27,14 @@ from pipeline.ratings import (
     Comparison,
     JudgeInfo,
     Results,
+    RewardScore,
     compare_checkpoints,
     describe,
     describe_judge,
     interval,
     percent,
+    perplexity,
+    reward_score,
 )
 from pipeline.recipe import BASE
 from pipeline.records import Pair, Prompt, Response, Verdict, seed_of
@@ -175,7 +179,7 @@ def compare_finish(job: Job) -> None:
     config = Comparing.model_validate(job.options["config"])
     pairs = _matches(config, job)
     verdicts = {judge.fingerprint(): _verdicts(judge, pairs, job, config.budget_usd) for judge in config.judges}
-    results = _results(config, pairs, verdicts, _answers(job))
+    results = _results(config, pairs, verdicts, _answers(job), measure.read(job.inputs.get("measure")))
     store.write_jsonl(job.out / "verdicts.jsonl", itertools.chain.from_iterable(verdicts.values()))
     store.write_jsonl(job.out / "pairs.jsonl", pairs)
     store.write_json(job.out / "results.json", results.model_dump(mode="json"))
@@ -184,9 +188,13 @@ def compare_finish(job: Job) -> None:
 
 
 def _results(
-    config: Comparing, pairs: Sequence[Pair], verdicts: dict[str, list[Verdict]], answers: Sequence[Answer]
+    config: Comparing,
+    pairs: Sequence[Pair],
+    verdicts: dict[str, list[Verdict]],
+    answers: Sequence[Answer],
+    measures: Measures,
 ) -> Results:
-    described = [_describe(name, algorithm, answers, config) for name, algorithm in config.checkpoints]
+    described = [_describe(name, algorithm, answers, measures, config) for name, algorithm in config.checkpoints]
     judges: list[JudgeInfo] = []
     comparisons: list[Comparison] = []
     for judge, name in zip(config.judges, judge_names(config.judges), strict=True):
@@ -216,8 +224,7 @@ def _strengths(
     config: Comparing, pairs: Sequence[Pair], verdicts: dict[str, list[Verdict]]
 ) -> Iterator[bradley_terry.Strengths]:
     """Every judge's, with the base as the anchor."""
-    names = [name for name, _ in config.checkpoints]
-    anchor = next((name for name, algorithm in config.checkpoints if algorithm == BASE), names[0])
+    names, anchor = [name for name, _ in config.checkpoints], _anchor(config)
     by_id = {pair.id: pair for pair in pairs}
     for judge, name in zip(config.judges, judge_names(config.judges), strict=True):
         said = [(by_id[verdict.pair_id], verdict.p_a) for verdict in verdicts[judge.fingerprint()]]
@@ -228,10 +235,31 @@ def _strengths(
             yield found
 
 
-def _describe(name: str, algorithm: str, answers: Sequence[Answer], config: Comparing) -> Checkpoint:
+def _anchor(config: Comparing) -> str:
+    """The base, or the first checkpoint where that is not compared: what the others are measured against."""
+    bases = [name for name, algorithm in config.checkpoints if algorithm == BASE]
+    return bases[0] if bases else config.checkpoints[0][0]
+
+
+def _describe(
+    name: str, algorithm: str, answers: Sequence[Answer], measures: Measures, config: Comparing
+) -> Checkpoint:
     own = [each for each in answers if each.response.source == name]
     responses = generate.responses_by_prompt(own)
-    return describe(name, algorithm, responses, confidence=config.confidence, seed=config.seed)
+    found = describe(name, algorithm, responses, confidence=config.confidence, seed=config.seed)
+    rows = [(each.nll, each.tokens) for each in measures.readings if each.source == name and each.tokens]
+    seed = seed_of(config.seed, "perplexity", name)
+    text = perplexity(rows, confidence=config.confidence, seed=seed) if rows else None
+    return found.model_copy(update={"rewards": tuple(_rewards(name, measures, config)), "perplexity": text})
+
+
+def _rewards(name: str, measures: Measures, config: Comparing) -> Iterator[RewardScore]:
+    for model in dict.fromkeys(each.model for each in measures.scores):
+        scores = [each for each in measures.scores if each.model == model]
+        base = [each.score for each in scores if each.source == _anchor(config)]
+        own = [(each.prompt_id, each.score) for each in scores if each.source == name]
+        seed = seed_of(config.seed, "reward", model, name)
+        yield reward_score(model, own, base, confidence=config.confidence, seed=seed)
 
 
 def _rows(pairs: Sequence[Pair], by_id: dict[str, Verdict], one: str, other: str) -> Iterator[tuple[str, float | None]]:

@@ -72,6 +72,8 @@ class ComparisonConfig(Config):
     def _sources_say_who(cls, value: CompareConfig) -> CompareConfig:
         if value.checkpoints is not None:
             raise ValueError("checkpoints: sources say who is compared; name those of a run as RUN:step")
+        if value.perplexity is not None:
+            raise ValueError("perplexity: a run measures that of its own checkpoints; leave it out here")
         return value
 
 
@@ -163,7 +165,7 @@ def _settings_of(run: OpenRun, named: Sequence[Source], overrides: Sequence[str]
     tree = {
         "sources": _tree(named),
         **{name: told[name] for name in ("seed", "model", "budget_usd")},
-        "compare": {**told["compare"], "sampler": sampler, "checkpoints": None},
+        "compare": {**told["compare"], "sampler": sampler, "checkpoints": None, "perplexity": None},
     }
     return recipe.read(ComparisonConfig, tree, overrides, "compare: ")
 

@@ -122,7 +122,7 @@ def _fields(row: dict[str, Any], text_field: str) -> dict[str, Any]:
         return {"text": row[text_field]}
     raise ValueError(
         f"the columns are {', '.join(row) or 'none'}; needs messages, prompt and completion, or {text_field} "
-        "(train.<step>.data.dataset_text_field)"
+        "(dataset_text_field)"
     )
 
 

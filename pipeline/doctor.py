@@ -23,12 +23,13 @@ from pipeline.algorithms.reward_model import Config as RewardModel
 from pipeline.algorithms.sft import Config as SFT
 from pipeline.algorithms.sft import encode
 from pipeline.demonstrations import Demonstration
-from pipeline.doctor_data import demonstration_findings, label_findings, length_findings, prompt_findings
+from pipeline.doctor_data import demonstration_findings, label_findings, length_findings, prompt_findings, text_findings
 from pipeline.doctor_memory import memory_findings
 from pipeline.doctor_rendering import rendering_findings
 from pipeline.errors import ModelError, TrainingError
 from pipeline.findings import Finding, Level, refuse_errors
 from pipeline.generate import read_prompts
+from pipeline.measure import texts_of
 from pipeline.memory import machine_bytes
 from pipeline.models import chat_ids, has_encoder, load_tokenizer, skeleton
 from pipeline.plugins import Config
@@ -97,7 +98,7 @@ def before(recipe: Recipe, memory: tuple[int, bool] | None = None) -> list[Findi
         memory: bytes, and whether they are a GPU's. None: what this machine has.
 
     Raises:
-        DataError: a file of prompts or demonstrations cannot be read.
+        DataError: a file of prompts, demonstrations or text cannot be read.
     """
     trained = _trained_on(recipe)
     held_out = read_prompts(recipe.compare.prompts)
@@ -106,6 +107,9 @@ def before(recipe: Recipe, memory: tuple[int, bool] | None = None) -> list[Findi
     for name, learned, tested in demonstrated:
         found += demonstration_findings(learned, tested, held_out, f"train.{name}.data")
     shown = {name: learned for name, learned, _ in demonstrated}
+    if text := recipe.compare.perplexity:
+        taught = {f"train.{name}.data.train": rows for name, rows in shown.items()}
+        found += text_findings(texts_of(text, recipe.model), taught, trained)
     found += _servers(recipe)
     try:
         found += _of_models(recipe, trained, held_out, shown, memory or machine_bytes())

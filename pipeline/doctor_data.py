@@ -102,6 +102,36 @@ def demonstration_findings(
     return found
 
 
+def text_findings(
+    read: Sequence[Demonstration], learned: Mapping[str, Sequence[Demonstration]], trained: Sequence[Prompt]
+) -> list[Finding]:
+    """Text for perplexity that some checkpoint was trained on.
+
+    Args:
+        learned: demonstrations by the key path of their files.
+        trained: prompts whose answers are trained on.
+    """
+    where = "compare.perplexity.files"
+    found = []
+    for path, shown in learned.items():
+        known = {_said(each): each.where for each in shown}
+        leaked = [(each.where, known[key]) for each in read if (key := _said(each)) in known]
+        if leaked:
+            what = f"{len(leaked)} of {len(read)} rows are learned, such as {_pair(leaked)}"
+            remedy = f"remove them from {where} or from {path}: perplexity on them shows memory"
+            found.append(Finding(level="error", check="data", where=where, what=what, remedy=remedy))
+    asked = [prompt for each in read if (prompt := each.prompt)]
+    same = _same(trained, asked)
+    if same:
+        what = f"{len(same)} of {len(read)} rows answer a prompt that is trained on, such as {_pair(same)}"
+        remedy = "their answers are not trained on, but others to it are; remove them to be sure"
+        found.append(Finding(level="warning", check="data", where=where, what=what, remedy=remedy))
+    if not found:
+        what = f"{len(read)} rows for perplexity, none of which is trained on"
+        found.append(Finding(level="info", check="data", where=where, what=what))
+    return found
+
+
 def _said(shown: Demonstration) -> str:
     turns = [f"{each.role}: {each.content}" for each in shown.messages] or [shown.text or ""]
     return _folded("\n".join(turns))

@@ -15,6 +15,7 @@ from pipeline.algorithms.base import AlgorithmConfig
 from pipeline.algorithms.groups import GroupConfig
 from pipeline.algorithms.policy import PolicyConfig
 from pipeline.findings import Finding, Level
+from pipeline.measure import TOKENS
 from pipeline.memory import ADAPTER, Change, Sizes, Tuned, Work, nearest, number_of, peak, sizes_of
 from pipeline.models import ModelConfig, processes_for
 from pipeline.plugins import Config
@@ -73,6 +74,9 @@ def _loads(recipe: Recipe, prompts: dict[str, int]) -> Iterator[Loaded]:
     policies = [step for step in recipe.train.values() if step.MAKES == "policy"]
     heldout = longest.get("heldout")
     yield from _sampling("answers", recipe.model, drawn, heldout, recipe.compare.processes, policies)
+    if recipe.compare.perplexity is not None:
+        rewards = sum(step.MAKES == "reward" for step in recipe.train.values())
+        yield _reading(recipe.model, recipe.compare.processes, policies, rewards, recipe.compare.perplexity.max_length)
     for number, judge in enumerate(recipe.compare.judges):
         yield from _judging("compare", judge, recipe.compare.processes, f"compare.judges.{number}")
 
@@ -189,6 +193,26 @@ def _sampling(
     block = "generate.sampler" if step == "generate" else "compare.sampler"
     options = {"batch": f"{block}.batch_size", "quantization": "model.quantization"}
     yield Loaded(step, model, work, options, processes_for(processes))
+
+
+def _reading(
+    model: ModelConfig, processes: int | None, policies: Sequence[AlgorithmConfig], rewards: int, length: int
+) -> Loaded:
+    """The step that reads text by every checkpoint, with the reward models beside them."""
+    tuned = tuple(_tuned(each) for each in policies)
+    work = Work(
+        kind="sample",
+        batch=max(TOKENS, length),
+        each=1,
+        length=1,
+        answer=1,
+        quantization=model.quantization,
+        double=model.double_quantization,
+        rank=max((each.lora.r for each in policies), default=0),
+        frozen=tuned.count(ADAPTER) + rewards,
+        policies=tuned,
+    )
+    return Loaded("measure", model, work, {"quantization": "model.quantization"}, processes_for(processes))
 
 
 def _judging(step: str, judge: JudgeConfig, processes: int | None, path: str = "judge") -> Iterator[Loaded]:

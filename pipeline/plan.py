@@ -1,6 +1,6 @@
 """The steps of a recipe: what each reads, and which functions do it. The line of data of the whole project.
 
-    doctor -> generate -> exam -> label -> doctor.labels -> train.* -> answers -> compare -> report
+    doctor -> generate -> exam -> label -> doctor.labels -> train.* -> answers -> measure -> compare -> report
 
 The two doctors look and change nothing: no step but the report reads what they found.
 
@@ -9,10 +9,11 @@ From people's votes, `generate` and `label` do their work without a policy and a
 (supervised fine-tuning), there are no labels, and nothing between the first doctor and training.
 
 With `rounds`, generate to compare come again for each later round under names of its own, as steps of a recipe that
-differs in seed, prompts and where policies start (`recipe_in`); the report tells of all rounds.
+differs in seed, prompts and where policies start (`recipe_in`); the report tells of all rounds. `measure` is there if
+there are reward models, or text for perplexity.
 
 What is left out: running them (`pipeline.run`), and what they do (`generate`, `examine`, `label`, `people`, `train`,
-`compare`).
+`measure`, `compare`).
 """
 
 import itertools
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 
 from judges import exam, grading
 from judges.base import JudgeConfig
-from pipeline import agreement, compare, crowd, doctor, examine, generate, label, people, train, votes
+from pipeline import agreement, compare, crowd, doctor, examine, generate, label, measure, people, train, votes
 from pipeline import rounds as iterated
 from pipeline.algorithms.base import AlgorithmConfig
 from pipeline.launch import HERE, LaunchConfig
@@ -146,11 +147,12 @@ def _labels(recipe: Recipe, who: Contender | None = None) -> list[Step]:
 def _doctor(recipe: Recipe) -> Step:
     prompts = recipe.generate.prompts.files if recipe.generate else ()
     demonstrations = [file for algorithm in recipe.train.values() for file in _files(algorithm)]
+    text = recipe.compare.perplexity
     return as_step(
         "doctor",
         doctor.Examining.of(recipe),
         [doctor.VERSION],
-        files=(*prompts, *recipe.compare.prompts.files, *demonstrations),
+        files=(*prompts, *recipe.compare.prompts.files, *(text.files if text else ()), *demonstrations),
         finish="pipeline.doctor:finish",
     )
 
@@ -293,7 +295,8 @@ def sampler_of(recipe: Recipe) -> AnySampler:
 
 
 def _comparison(recipe: Recipe, number: int) -> list[Step]:
-    return [_answers(recipe, number), _compare(recipe, number)]
+    measures = [_measure(recipe, number)] if measured(recipe) else []
+    return [_answers(recipe, number), *measures, _compare(recipe, number)]
 
 
 def _answers(recipe: Recipe, number: int) -> Step:
@@ -319,6 +322,42 @@ def _answers(recipe: Recipe, number: int) -> Step:
     )
 
 
+def measured(recipe: Recipe) -> bool:
+    """Whether anything is measured of the checkpoints that needs a model and no judge."""
+    return bool(recipe.compare.perplexity or _rewards(recipe, 1))
+
+
+def _rewards(recipe: Recipe, number: int) -> dict[str, str]:
+    """The steps of a round's reward models, and what these are called."""
+    steps = [name for name, algorithm in recipe.train.items() if algorithm.MAKES == "reward"]
+    return {iterated.step_of(number, f"train.{name}"): iterated.policy_of(number, name) for name in steps}
+
+
+def _measure(recipe: Recipe, number: int) -> Step:
+    who, rewards, text = contenders(recipe, number), _rewards(recipe, number), recipe.compare.perplexity
+    config = measure.Measuring(
+        model=recipe.model,
+        checkpoints=tuple(each.name for each in who),
+        rewards=tuple(rewards.values()),
+        perplexity=text,
+    )
+    policies = {each.step: f"train.{each.name}" for each in who if each.step} if text else {}
+    return as_step(
+        iterated.step_of(number, "measure"),
+        config,
+        [measure.VERSION],
+        inputs={
+            iterated.step_of(number, "answers"): "answers",
+            **policies,
+            **{step: f"train.{name}" for step, name in rewards.items()},
+        },
+        files=text.files if text else (),
+        work="pipeline.measure:work",
+        finish="pipeline.measure:finish",
+        processes=recipe.compare.processes,
+    )
+
+
 def _compare(recipe: Recipe, number: int) -> Step:
     config = compare.Comparing(
         seed=recipe.seed,
@@ -329,11 +368,12 @@ def _compare(recipe: Recipe, number: int) -> Step:
         checkpoints=tuple((each.name, each.algorithm) for each in contenders(recipe, number)),
         budget_usd=recipe.budget_usd,
     )
+    read = ("answers", "measure") if measured(recipe) else ("answers",)
     return as_step(
         iterated.step_of(number, "compare"),
         config,
         [label.VERSION, compare.VERSION],
-        inputs={iterated.step_of(number, "answers"): "answers"},
+        inputs={iterated.step_of(number, name): name for name in read},
         work="pipeline.compare:compare_work",
         finish="pipeline.compare:compare_finish",
         processes=judging(recipe.compare.judges, recipe.compare.processes),

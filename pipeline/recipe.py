@@ -132,6 +132,19 @@ class LabelConfig(Config):
     """Processes that judge side by side. None: chosen for the machine."""
 
 
+class PerplexityConfig(Config):
+    """Text that nobody was trained on, whose perplexity is measured by every checkpoint."""
+
+    files: Files
+    """Conversations or plain texts, as SFT reads them (`pipeline.demonstrations`); a single path is enough."""
+    dataset_text_field: str = "text"
+    """The column of plain texts."""
+    limit: int | None = Field(default=None, ge=1)
+    """The first so many rows of all files together. None: all."""
+    max_length: int = Field(default=1024, ge=2)
+    """Tokens of a row; what follows is not read."""
+
+
 class CompareConfig(Config):
     """Stage 4: checkpoints answer held-out prompts, and judges compare the answers."""
 
@@ -149,6 +162,8 @@ class CompareConfig(Config):
     """Answers to each prompt by each checkpoint."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Level of the intervals."""
+    perplexity: PerplexityConfig | None = None
+    """Text on which perplexity is measured. None: it is not."""
     processes: int | None = Field(default=None, ge=1)
     """Processes that generate and judge side by side. None: chosen for the machine."""
 
@@ -273,6 +288,7 @@ class Recipe(Config):
         mistakes: list[InitErrorDetails] = []
         if "train" in info.data:
             mistakes += _wrong_checkpoints(compare, info.data["train"])
+            mistakes += _learned(compare, info.data["train"])
         if info.data.get("generate") is not None:
             mistakes += _trained_on(compare, info.data["generate"])
         if info.data.get("generate", True) is None and compare.sampler is None:
@@ -449,6 +465,21 @@ def _trained_on(compare: CompareConfig, generate: GenerateConfig) -> Iterator[In
         if os.path.realpath(file) in trained_on:
             what = f"{str(file)!r} is in generate.prompts too; comparing needs prompts that were not trained on"
             yield _mistake(("prompts", "files", index), what)
+
+
+def _learned(compare: CompareConfig, steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDetails]:
+    """Files of text for perplexity that a train step learns from; what it measures its loss on is not learned."""
+    learned = {
+        os.path.realpath(file): name
+        for name, algorithm in steps.items()
+        for option, files in algorithm.files().items()
+        if option != "data.test"
+        for file in files
+    }
+    for index, file in enumerate(compare.perplexity.files if compare.perplexity else ()):
+        if os.path.realpath(file) in learned:
+            what = f"{str(file)!r} is what train.{learned[os.path.realpath(file)]} learns; name text that none did"
+            yield _mistake(("perplexity", "files", index), what)
 
 
 def _less(identity: dict[str, Any], unsaid: Set[str]) -> dict[str, Any]:

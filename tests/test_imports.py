@@ -50,6 +50,7 @@ LAYERS = [
             "train",
             "adjustments",
             "provenance",
+            "measure",
             "compare",
             "report*",
             "people",

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 STEPS = (
     "doctor", "generate", "exam", "label", "doctor.labels", "train.reward_model", "train.ppo", "train.dpo", "train.kto",
     "train.sft", "train.sft_dpo",
-    "answers", "compare",
+    "answers", "measure", "compare",
 )  # fmt: skip
 """Every step whose output has no times in it; the report shows those."""
 

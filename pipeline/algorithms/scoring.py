@@ -152,23 +152,23 @@ def last_hidden(body: Any, ids_BT: "torch.Tensor", mask_BT: "torch.Tensor") -> "
 class SharedReward:
     """The reward model as an adapter of a causal model that is in memory anyway. See `judges.base.Scorer`."""
 
-    ADAPTER = "reward"
-
-    def __init__(self, head: RewardHead, model: Any, tokenizer: Any) -> None:
+    def __init__(self, head: RewardHead, model: Any, tokenizer: Any, name: str = "reward") -> None:
         """Put the adapter on `model`, frozen, and leave what was active and trained as it was.
 
         Args:
-            model: a PeftModel of the base that the reward model was trained on.
+            model: the base that the reward model was trained on, with adapters or without.
+            name: of the adapter.
 
         Raises:
             ModelError: the adapter does not fit the model.
         """
         assert head.weight_1H is not None, "an encoder is no adapter of a causal model"
         self.head = head
-        self.model = model
+        self.name = name
+        self.model = add_frozen(model, head.folder, name)
+        """The PeftModel that it is on."""
         self.tokenizer = tokenizer
         self.weight_1H = head.weight_1H.to(model.device)
-        add_frozen(model, head.folder, self.ADAPTER)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float | None]:
         """One score for each response to the prompt beside it."""
@@ -191,7 +191,7 @@ class SharedReward:
         scores = [0.0] * len(rows)
         # The longest first, so that rows of one batch have little padding.
         order = sorted(range(len(rows)), key=lambda index: (-len(rows[index]), index))
-        with frozen_role(self.model, self.ADAPTER), torch.no_grad():
+        with frozen_role(self.model, self.name), torch.no_grad():
             for start in range(0, len(order), ROWS):
                 chosen = order[start : start + ROWS]
                 ids_BT, mask_BT = padded([rows[index] for index in chosen], self.head.pad_id, self.model.device)
@@ -258,20 +258,24 @@ def frozen_role(model: Any, name: str) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def add_frozen(model: Any, folder: Path, name: str) -> None:
-    """Put the LoRA tensors of a reward model on a PeftModel of the same base as the adapter `name`, frozen.
+def add_frozen(model: Any, folder: Path, name: str) -> Any:
+    """Put the LoRA tensors of a reward model on its base as the adapter `name`, frozen. Returns the PeftModel, which is
+    `model` where that is one.
 
     Raises:
         ModelError: the adapter does not fit the model.
     """
-    from peft import LoraConfig, set_peft_model_state_dict
+    from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     config = LoraConfig.from_pretrained(str(folder))
     # A causal model has no head of that name for PEFT to put a copy of beside.
     config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, True
-    model.add_adapter(name, config)
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)
+    else:
+        model = get_peft_model(model, config, adapter_name=name)
     lora = {key: tensor for key, tensor in load_file(folder / "adapter_model.safetensors").items() if not _is_head(key)}
     found = set_peft_model_state_dict(model, lora, adapter_name=name)
     missing = [key for key in found.missing_keys if f".{name}." in key]
@@ -282,6 +286,7 @@ def add_frozen(model: Any, folder: Path, name: str) -> None:
         parameter.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
+    return model
 
 
 def _is_head(name: str) -> bool:

@@ -52,6 +52,7 @@ def test_a_dry_run_names_every_step_and_imports_nothing_heavy(tmp_path: Path) ->
         "train.kto",
         "train.sft_dpo",
         "answers",
+        "measure",
         "compare",
         "report",
         "heavy:",
@@ -108,7 +109,7 @@ def test_status_of_a_run_that_was_never_begun_lists_what_would_run(
     monkeypatch.chdir(ROOT)
     (tmp_path / "recipe.yaml").write_text((ROOT / "recipes" / "rlaif.yaml").read_text())
     assert cli.main(["status", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("would run: never ran") == 13
+    assert capsys.readouterr().out.count("would run: never ran") == 14
 
 
 def test_the_schema_is_json_and_knows_every_judge(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Stage 4 asks who answered better, from whichever side, and says it of the right checkpoint."""
 
 import json
+import math
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pipeline import compare, store
 from pipeline.algorithms.held_out import examine
 from pipeline.compare import Comparing
 from pipeline.generate import Answer
+from pipeline.measure import Reading, Score
 from pipeline.ratings import Comparison, Results
 from pipeline.records import Pair, Verdict
 
@@ -65,13 +67,15 @@ def answer(prompt: str, source: str, text: str, index: int = 0) -> Answer:
     return Answer(prompt_id=prompt, response=response)
 
 
-def run(top: Path, config: Comparing, answers: list[Answer], world: int = 1) -> dict[str, bytes]:
+def run(
+    top: Path, config: Comparing, answers: list[Answer], world: int = 1, measures: Path | None = None
+) -> dict[str, bytes]:
     """The bytes of every file that the step leaves, done by `world` processes."""
     store.make_dirs(top / "answers")
     names = dict.fromkeys(each.prompt_id for each in answers)
     store.write_jsonl(top / "answers" / "prompts.jsonl", [prompt_of(name) for name in names])
     store.write_jsonl(top / "answers" / "answers.jsonl", answers)
-    inputs = {"answers": top / "answers"}
+    inputs = {"answers": top / "answers", **({"measure": measures} if measures else {})}
     for rank in range(world):
         compare.compare_work(job_of(top, config, inputs=inputs, rank=rank, world=world))
     job = job_of(top, config, inputs=inputs)
@@ -210,6 +214,28 @@ def test_abstentions_are_in_no_rate(tmp_path: Path) -> None:
     answers = [*chatty(4, 1), answer("q9", "base", "open=refused"), answer("q9", "dpo", "score=3")]
     found = only(results_of(run(tmp_path, comparing(Scripted()), answers)), "dpo", "base", "scripted.judge")
     assert (found.n, found.abstained, found.ties, found.win_rate) == (4, 1, 4, 0.5)
+
+
+def test_reward_scores_and_perplexity_are_those_of_the_measure_step_with_the_base_as_the_unit(tmp_path: Path) -> None:
+    answers = [answer(f"q{n}", source, f"{source} {n}") for n in range(4) for source in ("base", "dpo")]
+    raw = {"base": [1.0, 2.0, 3.0, 4.0], "dpo": [3.0, 4.0, 5.0, 6.0]}
+    top = tmp_path / "measure"
+    store.make_dirs(top)
+    scores = [
+        Score(prompt_id=f"q{n}", source=name, index=0, model="rm", score=raw[name][n]) for n in range(4) for name in raw
+    ]
+    store.write_jsonl(top / "scores.jsonl", scores)
+    rows = [("base", 2.0, 2), ("base", 4.0, 1), ("base", 0.0, 0), ("dpo", 3.0, 2), ("dpo", 0.0, 1)]
+    readings = [Reading(where=f"t:{n}", source=name, nll=nll, tokens=t) for n, (name, nll, t) in enumerate(rows)]
+    store.write_jsonl(top / "perplexity.jsonl", readings)
+    base, dpo = results_of(run(tmp_path, comparing(Length()), answers, measures=top)).checkpoints
+    # The base's mean is 2.5 and its deviation sqrt(5 / 3).
+    assert base.rewards[0].score.value == pytest.approx(0)
+    assert dpo.rewards[0].score.value == pytest.approx(2 / math.sqrt(5 / 3))
+    assert (dpo.rewards[0].model, dpo.rewards[0].score.n_clusters) == ("rm", 4)
+    assert base.perplexity is not None and dpo.perplexity is not None
+    assert (base.perplexity.value, base.perplexity.n) == (pytest.approx(math.exp(6 / 3)), 3)
+    assert dpo.perplexity.value == pytest.approx(math.e)
 
 
 # ---- what the report is told of training

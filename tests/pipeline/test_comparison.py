@@ -12,6 +12,7 @@ from tiny import prompt_of
 
 from pipeline import comparison, plan, sources, store, worker
 from pipeline import run as engine
+from pipeline.errors import RecipeError
 from pipeline.launch import Process
 from pipeline.ratings import Results
 from pipeline.recipe import load
@@ -118,3 +119,8 @@ def test_two_runs_are_compared_in_one_report_and_nothing_that_they_paid_for_is_p
     assert all(state.done for state in opened("runs/short", "runs/long").states())
     assert all(state.done for state in comparison.reopen(run.directory).states())
     assert not (run.directory / "recipe.yaml").exists()
+
+
+def test_perplexity_is_measured_by_a_run_of_its_own_checkpoints_alone(top: Path) -> None:
+    with pytest.raises(RecipeError, match="perplexity: a run measures that of its own checkpoints; leave it out"):
+        opened("runs/short", "compare.perplexity.files=text.jsonl")

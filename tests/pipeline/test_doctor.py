@@ -12,7 +12,14 @@ from pipeline import cli, doctor
 from pipeline.algorithms import dpo, kto, rloo, sft
 from pipeline.algorithms.base import Setting
 from pipeline.demonstrations import Demonstration
-from pipeline.doctor_data import demonstration_findings, folded, label_findings, length_findings, prompt_findings
+from pipeline.doctor_data import (
+    demonstration_findings,
+    folded,
+    label_findings,
+    length_findings,
+    prompt_findings,
+    text_findings,
+)
 from pipeline.doctor_memory import loads, memory_findings, work_of
 from pipeline.doctor_rendering import ANSWER, CLOSE, OPEN, rendering_findings
 from pipeline.findings import Finding
@@ -97,6 +104,17 @@ def test_clean_demonstrations_are_counted_by_their_kind() -> None:
     texts = [Demonstration(where="c:1", text="One."), Demonstration(where="c:2", text="Two.")]
     (found,) = demonstration_findings([shown("a:1", "Why?", "So."), *texts], [], [prompt_of("How?")], "at")
     assert (found.level, found.what) == ("info", "1 conversations and 2 texts to learn, 0 to test on, all different")
+
+
+def test_text_for_perplexity_that_is_learned_is_an_error_and_one_whose_prompt_is_trained_on_a_warning() -> None:
+    learned = {"train.sft.data.train": [shown("a:1", "Why?", "So."), shown("a:2", "Who?", "Me.")]}
+    text = [shown("b:1", "WHY?", "so."), shown("b:2", "Why?", "Else."), Demonstration(where="b:3", text="Who? Me.")]
+    found = text_findings(text, learned, [prompt_of("how?"), prompt_of("why?", "p1")])
+    assert [(each.level, each.what) for each in found] == [
+        ("error", "1 of 3 rows are learned, such as 'b:1' (as 'a:1')"),
+        ("warning", "2 of 3 rows answer a prompt that is trained on, such as 'b:1' (as 'p1')"),
+    ]
+    assert levels(text_findings(text[1:], learned, [])) == ["info"]
 
 
 # ---- labels

@@ -446,6 +446,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "sampler": "identity",
         "samples": "identity",
         "confidence": "identity",
+        "perplexity": "identity",
         "processes": "runtime",
     },
     "pipeline.recipe.GenerateConfig": {
@@ -460,6 +461,12 @@ OPTIONS: dict[str, dict[str, str]] = {
         "min_confidence": "identity",
         "max_abstained": "identity",
         "processes": "runtime",
+    },
+    "pipeline.recipe.PerplexityConfig": {
+        "files": "identity",
+        "dataset_text_field": "identity",
+        "limit": "identity",
+        "max_length": "identity",
     },
     "pipeline.recipe.PromptsConfig": {
         "files": "identity",

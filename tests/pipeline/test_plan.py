@@ -17,8 +17,8 @@ compare: {prompts: {files: heldout.jsonl}, judges: [rules]}
 """
 
 
-def inputs(folder: Path, *overrides: str) -> dict[str, tuple[str, ...]]:
-    (folder / "recipe.yaml").write_text(RECIPE)
+def inputs(folder: Path, *overrides: str, recipe: str = RECIPE) -> dict[str, tuple[str, ...]]:
+    (folder / "recipe.yaml").write_text(recipe)
     return {step.name: step.inputs for step in plan.steps(load(folder / "recipe.yaml", overrides), "title")}
 
 
@@ -35,7 +35,7 @@ def test_only_policies_answer_the_held_out_prompts(tmp_path: Path) -> None:
 
 def test_the_report_tells_of_every_step(tmp_path: Path) -> None:
     before = ("doctor", "generate", "exam", "label", "doctor.labels")
-    expected = (*before, "train.dpo", "train.scorer", "train.late", "answers", "compare")
+    expected = (*before, "train.dpo", "train.scorer", "train.late", "answers", "measure", "compare")
     assert inputs(tmp_path)["report"] == expected
 
 
@@ -58,3 +58,22 @@ def test_the_judge_is_examined_before_it_labels_and_on_gold_alone_without_the_po
     nothing = inputs(tmp_path, "exam.prompts=0")
     assert "exam" not in nothing
     assert nothing["label"] == ("generate",)
+
+
+def test_what_needs_a_model_and_no_judge_is_measured_where_there_is_something_to_measure(tmp_path: Path) -> None:
+    found = inputs(tmp_path)
+    assert (found["measure"], found["compare"]) == (("answers", "train.scorer"), ("answers", "measure"))
+    text = inputs(tmp_path, "compare.perplexity.files=text.jsonl")
+    assert text["measure"] == ("answers", "train.dpo", "train.late", "train.scorer")
+    alone = "".join(line for line in RECIPE.splitlines(True) if "scripted" not in line)
+    assert "measure" not in inputs(tmp_path, recipe=alone)
+    assert inputs(tmp_path, recipe=alone)["compare"] == ("answers",)
+    read = inputs(tmp_path, "compare.perplexity.files=text.jsonl", recipe=alone)
+    assert read["measure"] == ("answers", "train.dpo")
+
+
+def test_a_later_rounds_checkpoints_are_scored_by_the_reward_models_of_that_round(tmp_path: Path) -> None:
+    recipe = RECIPE.replace("  late: {name: scripted.learner}\n", "")
+    found = inputs(tmp_path, "rounds=2", "carry=dpo", recipe=recipe)
+    assert found["round2.measure"] == ("round2.answers", "round2.train.scorer")
+    assert found["round2.compare"] == ("round2.answers", "round2.measure")

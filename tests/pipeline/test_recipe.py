@@ -361,6 +361,7 @@ def test_all_mistakes_are_told_at_once_with_what_was_probably_meant(small: Path)
         ("compare.checkpoints=[dpo]", "compare.checkpoints: ['dpo'] found; needs to be 2 or more of them"),
         ("compare.prompts.files=[x.jsonl, data/../data/train.jsonl]",
          "compare.prompts.files.1: 'data/../data/train.jsonl' is in generate.prompts too; "),
+        ("compare.perplexity=[x.jsonl]", "compare.perplexity: ['x.jsonl'] found; needs to be a block of options"),
         ("train.late={name: scripted.learner, teacher: later}",
          "train.late.teacher: no earlier step is called 'later'; put a step that makes a reward before 'late'"),
         ("train.late={name: scripted.learner, teacher: dpo}",
@@ -394,6 +395,14 @@ def test_a_step_that_makes_no_policy_is_not_compared(small: Path) -> None:
     assert policies(recipe.train) == ["dpo", "dpo_hot"]
     assert mistakes(small, "train.scorer=scripted.scorer", "compare.checkpoints=[base, scorer]") == [
         "compare.checkpoints.1: 'scorer' makes no policy; those that do: base, dpo, dpo_hot"
+    ]
+
+
+def test_text_for_perplexity_is_none_that_a_step_learns_though_it_may_be_what_one_is_tested_on(small: Path) -> None:
+    sft = "train.sft={data: {train: [x.jsonl, a/b.jsonl], test: t.jsonl}}"
+    assert load(small, [sft, "compare.perplexity.files=t.jsonl"]).compare.perplexity is not None
+    assert mistakes(small, sft, "compare.perplexity.files=[t.jsonl, a/../a/b.jsonl]") == [
+        "compare.perplexity.files.1: 'a/../a/b.jsonl' is what train.sft learns; name text that none did"
     ]
 
 

@@ -78,7 +78,9 @@ def inputs(asked: Recipe) -> dict[str, dict[str, str]]:
 # ---- the graph
 
 
-ROUND = ["generate", "label", "doctor.labels", "train.score", "train.walk", "train.run", "answers", "compare"]
+ROUND = [
+    "generate", "label", "doctor.labels", "train.score", "train.walk", "train.run", "answers", "measure", "compare",
+]  # fmt: skip
 
 
 def test_each_round_is_a_visible_part_of_the_run(top: Path) -> None:
