@@ -38,7 +38,7 @@ from pipeline.records import Message, Prompt, Thumb
 from pipeline.rounds import files_in
 from pipeline.worker import Job
 
-VERSION = 2
+VERSION = 3
 """Raised when a change of this file or of the checks changes what is found."""
 
 FILE = "doctor.json"

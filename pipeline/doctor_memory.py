@@ -1,7 +1,8 @@
 """The memory plan of a recipe: what each step that loads a model will take, and what would fit where it does not.
 
-A plan is for the longest rows that the recipe allows, so a step may stay below it. What is left out: the formulas
-(`pipeline.memory`), judges behind a server, and algorithms and samplers that are not of this project.
+A plan is for the longest rows that the recipe allows, so a step may stay below it. Of a step that several processes
+do, it is for one of them, on a GPU of its own, or for those that share this machine's memory. What is left out: the
+formulas (`pipeline.memory`), judges behind a server, and algorithms and samplers that are not of this project.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ class Loaded(NamedTuple):
     options: dict[str, str]
     """`memory.Change.option` -> the key path that sets it. What is not in it cannot be set."""
     processes: int = 1
+    """On one machine."""
 
 
 def memory_findings(recipe: Recipe, prompts: dict[str, int], memory: int, *, gpu: bool) -> Iterator[Finding]:
@@ -141,7 +143,9 @@ def _training(name: str, algorithm: AlgorithmConfig, recipe: Recipe, longest: di
         "gradient_checkpointing": f"{at}.gradient_checkpointing",
         "quantization": "model.quantization" if model == recipe.model else f"{at}.base.quantization",
     }
-    yield Loaded(at, model, work, options)
+    launch = algorithm.launch or recipe.launch
+    work = replace(work, zero=launch.zero, world=launch.world, offload=launch.offload)
+    yield Loaded(at, model, work, options, launch.gpus)
 
 
 def _tuned(algorithm: AlgorithmConfig) -> Tuned:

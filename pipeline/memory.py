@@ -26,7 +26,13 @@ times their plan; long rows that are mostly shorter take less. Six updates of DP
 planned at 2,482 MB, took 2,756 as workers run (`pipeline.launch.environment`), 2,801 with one heap for all threads, and
 2,526 where each tensor from 4 MiB on was mapped by itself in huge pages, for a tenth more processor time.
 
-What is left out: several processes that share a model (ZeRO), activations kept in another place than memory.
+Where processes train together, DeepSpeed divides over them what a trained weight takes: from ZeRO-1 on the two moments,
+from ZeRO-2 on the gradient, with ZeRO-3 the weight itself and the frozen base (Rajbhandari et al. 2020,
+arXiv:1910.02054, section 5). Its own fp32 copy of the weights is divided from the first stage on. None of that was
+measured.
+
+What is left out: activations kept in another place than memory, buffers of the communication, and the machine's memory
+where a GPU offloads to it.
 """
 
 import itertools
@@ -61,6 +67,9 @@ READ_LOGIT = 10
 
 CACHE_COPIES = 2
 """A cache is copied when it grows by a token, and when a prompt's is repeated for its answers."""
+
+LIVE = 1_000_000_000
+"""Numbers of the base that ZeRO-3 has whole at once: DeepSpeed's stage3_max_live_parameters, at its default."""
 
 HEAD = "lm_head.weight"
 """What the output layer's weight is called, which the body that is counted does not have."""
@@ -140,6 +149,12 @@ class Work:
     """Sequences sampled at once."""
     least: int = 1
     """The smallest batch that the method allows."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed's stage. 0: each process has all."""
+    world: int = 1
+    """Processes that train together."""
+    offload: bool = False
+    """What is divided is in the machine's memory and not on the GPU."""
 
 
 class Peak(NamedTuple):
@@ -170,18 +185,22 @@ def peak(sizes: Sizes, work: Work, *, gpu: bool) -> Peak:
     # On a processor a model that is only read is dequantised once, from a copy that is still there.
     opened = held if gpu or trains or work.quantization == "none" else held + dense
     kept = held if gpu or trains else dense
+    whole = not gpu and not trains  # dequantised, and nobody divides it
     parts = {
         "program": program,
-        "weights": kept + others(sizes, work),
-        "trained": trained_bytes(sizes, work),
-        "adapters": adapters(sizes, work),
+        "weights": (kept if whole else base(held, work, gpu=gpu)) + others(sizes, work),
+        "trained": trained_bytes(sizes, work, gpu=gpu),
+        "adapters": adapters(sizes, work, gpu=gpu),
         "activations": activations(sizes, work),
         "logits": logits(sizes, work),
         "cache": 0,
     }
     if work.rollout:
         parts = max(parts, _sampling(sizes, work, parts, dense - held if trains and not gpu else 0), key=_sum)
-    return Peak(0 if gpu else program + sizes.file + opened, parts)
+    loading = program + sizes.file + opened
+    if gpu:  # what ZeRO-3 divides is whole in every process before
+        loading = program + held if work.zero == 3 else 0
+    return Peak(loading, parts)
 
 
 def weights(sizes: Sizes, work: Work) -> int:
@@ -195,6 +214,24 @@ def weights(sizes: Sizes, work: Work) -> int:
     return round(sizes.linear * byte + (sizes.parameters - sizes.linear) * work.number)
 
 
+def base(held: int, work: Work, *, gpu: bool) -> int:
+    """Bytes of the frozen base in one process: of `held`, its part with ZeRO-3, and what is whole for a moment."""
+    if work.zero < 3:
+        return held
+    part = 0 if gpu and work.offload else held // work.world
+    return min(held, part + min(held, LIVE * work.number))
+
+
+def state(work: Work, *, gpu: bool) -> float:
+    """Bytes that a trained weight takes in one process, with its gradient and two moments, all in fp32."""
+    if not work.zero:
+        return 16
+    # With its own copy of the weights, which the optimizer changes.
+    divided = {1: 4 + 8, 2: 4 + 8 + 4, 3: 4 + 8 + 4 + 4}[work.zero]
+    kept = {1: 4 + 4, 2: 4, 3: 0}[work.zero]
+    return kept + (0 if gpu and work.offload else divided / work.world)
+
+
 def trained(sizes: Sizes, tuned: Tuned) -> int:
     """Weights of the base that are trained."""
     if tuned.tune == "full":
@@ -203,13 +240,13 @@ def trained(sizes: Sizes, tuned: Tuned) -> int:
     return sum(size for own, size in sizes.names if any(named(own, name) for name in found))
 
 
-def trained_bytes(sizes: Sizes, work: Work) -> int:
+def trained_bytes(sizes: Sizes, work: Work, *, gpu: bool = False) -> int:
     """Bytes of those weights above what they take untrained: fp32, its gradient and two moments, for autocast a copy
     in the compute dtype, and the reference's."""
     count = trained(sizes, work.tuned)
     head = sizes.names[-1][1] if sizes.tied and work.tuned.tune != "full" and _trains_head(sizes, work.tuned) else 0
     mixed = work.number if work.number < 4 else 0
-    return count * (16 + mixed + 4 * work.reference) - (count - head) * work.number
+    return round(count * (state(work, gpu=gpu) + mixed + 4 * work.reference)) - (count - head) * work.number
 
 
 def _trains_head(sizes: Sizes, tuned: Tuned) -> bool:
@@ -221,10 +258,11 @@ def others(sizes: Sizes, work: Work) -> int:
     return sum(trained(sizes, each) for each in work.policies) * work.number
 
 
-def adapters(sizes: Sizes, work: Work) -> int:
+def adapters(sizes: Sizes, work: Work, *, gpu: bool = False) -> int:
     """Bytes of adapters: fp32, and for the trained one its gradient and two moments."""
     each = sizes.ends * work.rank + sizes.outputs * work.dora
-    return each * (16 * (work.kind in ("train", "ppo")) + 4 * work.frozen)
+    own = state(work, gpu=gpu) if work.kind in ("train", "ppo") else 0
+    return round(each * (own + 4 * work.frozen))
 
 
 def activations(sizes: Sizes, work: Work) -> int:

@@ -211,6 +211,16 @@ def test_a_plan_for_a_gpu_says_that_it_was_not_measured() -> None:
     assert all("a prediction that was not measured" in each.what for each in found)
 
 
+def test_a_plan_counts_the_processes_of_the_launch_and_of_a_step_that_has_its_own() -> None:
+    recipe = load("recipes/rlaif.yaml", ["launch={gpus: 2, zero: 2}", "train.ppo.launch={gpus: 3}"])
+    found = {each.step: each for each in loads(recipe, {"train": 60}, gpu=False)}
+    dpo, ppo = found["train.dpo"], found["train.ppo"]
+    assert (dpo.work.zero, dpo.work.world, dpo.processes) == (2, 2, 2)
+    assert (ppo.work.zero, ppo.work.world, ppo.processes) == (0, 3, 3)
+    told = {each.where: each.what for each in memory_findings(recipe, {"train": 60}, 10**12, gpu=False)}
+    assert " GB in each of 2 processes of " in told["train.dpo"]
+
+
 def supervised(folder: Path, base: Path, **options: Any) -> Recipe:
     (folder / "shown.jsonl").write_text('{"text": "Three."}\n')
     (folder / "heldout.jsonl").write_text('{"id": "h", "prompt": "How?"}\n')

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.memory import (
     HEAP,
+    LIVE,
     LOGIT,
     PROGRAM,
     TILED_LOGIT,
@@ -15,6 +16,7 @@ from pipeline.memory import (
     Tuned,
     Work,
     activations,
+    base,
     cache,
     logits,
     nearest,
@@ -137,6 +139,47 @@ def test_a_cache_holds_keys_and_values_of_every_layer() -> None:
 def test_an_adapter_takes_sixteen_bytes_a_weight_and_a_frozen_one_four() -> None:
     assert peak(SIZES, DPO, gpu=True).parts["adapters"] == 100 * 4 * 16
     assert peak(SIZES, replace(DPO, frozen=1), gpu=True).parts["adapters"] == 100 * 4 * 20
+
+
+@pytest.mark.parametrize(
+    ("zero", "offload", "each"),
+    [
+        # A weight and its gradient take 4 bytes each; two moments and DeepSpeed's copy take 12, over four processes 3.
+        (0, False, 16),
+        (1, False, 4 + 4 + 3),
+        (2, False, 4 + 1 + 3),
+        (3, False, 1 + 1 + 3),
+        (1, True, 4 + 4),
+        (2, True, 4),
+        (3, True, 0),
+    ],
+)
+def test_each_stage_of_zero_divides_more_of_what_a_trained_weight_takes(zero: Any, offload: bool, each: int) -> None:
+    shared = replace(DPO, zero=zero, world=4, offload=offload)
+    assert peak(SIZES, shared, gpu=True).parts["adapters"] == 100 * 4 * each
+    # A second adapter is frozen, and whole everywhere.
+    assert peak(SIZES, replace(shared, frozen=1), gpu=True).parts["adapters"] == 100 * 4 * (each + 4)
+    full = replace(shared, quantization="none", rank=0, tuned=Tuned("full"))
+    assert peak(SIZES, full, gpu=True).parts["trained"] == 1_000 * each
+
+
+def test_what_is_offloaded_on_a_processor_stays_in_its_memory() -> None:
+    shared = replace(DPO, zero=2, world=4)
+    assert peak(SIZES, replace(shared, offload=True), gpu=False) == peak(SIZES, shared, gpu=False)
+
+
+def test_the_third_stage_alone_divides_the_base_and_has_a_billion_numbers_of_it_whole() -> None:
+    held = 40 * LIVE
+    for zero in (0, 1, 2):
+        assert base(held, replace(DPO, zero=zero, world=8), gpu=True) == held
+    third = replace(DPO, zero=3, world=8)
+    # An eighth of 40 GB is 5 GB; a billion numbers of two bytes are 2 GB.
+    assert base(held, third, gpu=True) == 7 * LIVE
+    assert base(held, replace(third, offload=True), gpu=True) == 2 * LIVE
+    # A base below that is whole all the time, and never more than whole.
+    assert base(LIVE, third, gpu=True) == LIVE
+    # Every process reads all of it before it keeps its part.
+    assert peak(SIZES, third, gpu=True).loading == PROGRAM["gpu"] + weights(SIZES, third)
 
 
 def test_loading_maps_the_file_on_a_processor_and_dequantises_what_is_only_read() -> None:
