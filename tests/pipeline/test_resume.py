@@ -312,7 +312,10 @@ OTHER: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"seed": 4}, "seed: 3 -> 4"),
     "learning rate": ({"learning_rate": 2e-2}, r"algorithm\.learning_rate: 0\.01 -> 0\.02"),
     "data": ({"preferences": 11}, r"data\.label: \w+ -> \w+"),
-    "a model that there is not, so none was loaded": ({"base": "nowhere"}, r"model\.base: \S+ -> nowhere"),
+    "a model that there is not, so none was loaded": (
+        {"base": "nowhere"},
+        r"model\.base: \S+ -> nowhere; model\.content: \w+ -> absent",
+    ),
 }
 """What a fingerprint holds: only a directory that was copied by hand, or code without the engine, comes here."""
 
