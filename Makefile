@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rlaif rlhf run exam status annotate check test test-fast test-distributed bench-labels bench-faults bench-ppo bench-ppo-reward bench-import bench-memory coverage lock clean
+.PHONY: help setup rlaif rlhf run exam status annotate check test test-fast test-wide test-distributed bench-labels bench-faults bench-ppo bench-ppo-reward bench-import bench-memory coverage lock clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -49,10 +49,13 @@ check: $(READY) ## lint, format, types
 	@$(BIN)/mypy
 
 test: $(READY) ## all tests, the whole path through the real command line included
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-fast: $(READY) ## the tests that load no real model
 	@$(BIN)/pytest -m "not slow"
+
+test-wide: $(READY) ## the cells of large tables that make test leaves out
+	@$(BIN)/pytest --numprocesses 2 -m wide
 
 test-distributed: $(READY) ## every algorithm in two processes, DDP and DeepSpeed: runs/bench/distributed.json
 	@PYTHONPATH=tests $(BIN)/python -m distributed.matrix $(CELLS)

@@ -11,6 +11,16 @@ import pytest
 # Before anything imports huggingface_hub, which reads them once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests run side by side: threads that wait for each other's cores cost several times the work.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+FIRST = ("test_smoke.py", "test_matrix.py", "test_rounds.py", "test_encoder_judge.py", "test_resume.py")
+"""The longest files begin first, so that no process is left alone with one of them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session")

@@ -187,6 +187,7 @@ def test_judges_that_saw_no_pair_in_common_are_not_compared() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.wide
 def test_on_the_policys_own_samples_likelihood_passes_and_the_small_model_asked_a_or_b_fails_by_its_place(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,9 @@ def step(run: Path, name: str) -> Path:
     return found
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(each, marks=() if each == "bert" else pytest.mark.wide) for each in ENCODERS]
+)
 def test_an_encoder_trained_in_one_run_judges_the_next(
     kind: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
