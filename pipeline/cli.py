@@ -1,8 +1,8 @@
 """The command line: `prefloop run RECIPE [key.path=value ...]`, `prefloop status RUN`, `prefloop schema`,
 `prefloop judge exam | cost | agree` (`pipeline.cli_judge`), `prefloop annotate RUN` (`pipeline.cli_annotate`),
 `prefloop import | convert` (`pipeline.cli_import`), `prefloop doctor RECIPE` (`pipeline.cli_doctor`),
-`prefloop export RUN STEP` (`pipeline.cli_export`), `prefloop compare RUN RUN` (`pipeline.cli_compare`), and
-`prefloop slurm RECIPE` (`pipeline.cli_slurm`).
+`prefloop export RUN STEP` (`pipeline.cli_export`), `prefloop compare RUN RUN` (`pipeline.cli_compare`),
+`prefloop sweep RECIPE` (`pipeline.cli_sweep`), and `prefloop slurm RECIPE` (`pipeline.cli_slurm`).
 
 Exit codes: 0 done; 2 the recipe, the data or a judge needs mending (the message says where and how); 3 another process
 is at work in the run directory; 4 a step failed (the same command continues); 5 the next paid call could pass the
@@ -18,12 +18,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import cli_annotate, cli_compare, cli_doctor, cli_export, cli_import, cli_judge, cli_slurm
+from pipeline import cli_annotate, cli_compare, cli_doctor, cli_export, cli_import, cli_judge, cli_slurm, cli_sweep
 from pipeline import recipe as recipes
 from pipeline.cli_outcome import print_outcome
 from pipeline.errors import PrefloopError
 from pipeline.run import Run, State
-from pipeline.terminal import COMPARISON, RUNS, recipe_of
+from pipeline.terminal import COMPARISON, RUNS, SWEEP, recipe_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_export.add_to(verbs)
     cli_compare.add_to(verbs)
     cli_slurm.add_to(verbs)
+    cli_sweep.add_to(verbs)
 
     schema = verbs.add_parser("schema", help="print the JSON schema of recipes, or of results.json")
     schema.add_argument("of", nargs="?", choices=("recipe", "results"), default="recipe", help="(recipe)")
@@ -93,6 +94,10 @@ def _status(options: argparse.Namespace) -> None:
         from pipeline.comparison import reopen
 
         _show(reopen(options.run).states())
+    elif (options.run / SWEEP).is_file():
+        from pipeline import sweep
+
+        _show(sweep.reopen(options.run).states())
     else:
         _show(_open(recipes.load(recipe_of(options.run)), options.run).states())
 

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import Field
+
 from judges.base import AnyJudge, JudgeConfig, judge_names
 from judges.grading import ExamReport
 from pipeline import adjustments, crowd, doctor, generate, label, measure, people, provenance, store
@@ -135,6 +137,8 @@ class Reporting(Config):
     """What the report tells of, in the order of the work."""
     origins: tuple[Origin, ...] = ()
     """Where the checkpoints come from that no step of this run made."""
+    variants: dict[str, dict[str, str]] = Field(default={})
+    """Of a sweep: each variant's steps before the comparison, as a run of it alone calls them -> as this one does."""
 
 
 # ---- answers
@@ -326,7 +330,8 @@ def _answers(job: Job) -> list[Answer]:
 def report_finish(job: Job) -> None:
     """Write public/report.html, report.md and results.json."""
     config = Reporting.model_validate(job.options["config"])
-    every, others = _rounds(job, config.steps), _runs(job, config.origins)
+    every, variants = _rounds(job, config.steps), _variants(job, config.variants)
+    others = _runs(job, config.origins) or (variants if _learned_apart(variants) else {})
     last, results = every[-1], [_results_of(each) for each in every]
     learned = others or {f"In round {place}" if len(every) > 1 else "": each for place, each in enumerate(every, 1)}
     background = _with_inputs_of(next(iter(others.values()), last), last)
@@ -344,7 +349,7 @@ def report_finish(job: Job) -> None:
         rounds=tuple(results) if len(results) > 1 else (),
         exam=exam,
         labels=_labels(shown) if "label" in shown.inputs else None,
-        findings=tuple(dict.fromkeys(_findings([shown] if others else every))),
+        findings=tuple(dict.fromkeys(_findings([*variants.values()] or ([shown] if others else every)))),
         people=people.of(shown),
         against_people=against_people,
         curves={name: _curve(path) for name, path in trained.items()},
@@ -386,6 +391,19 @@ def _runs(job: Job, origins: Sequence[Origin]) -> dict[str, Job]:
     for each in origins:
         found.setdefault(each.run, {})[each.step] = each.folder
     return {run: replace(job, inputs=inputs) for run, inputs in found.items()}
+
+
+def _variants(job: Job, variants: Mapping[str, Mapping[str, str]]) -> dict[str, Job]:
+    """The job with the steps of each variant of a sweep, called as they are in a run of it alone."""
+    return {
+        variant: replace(job, inputs={plain: job.inputs[name] for plain, name in steps.items()})
+        for variant, steps in variants.items()
+    }
+
+
+def _learned_apart(variants: Mapping[str, Job]) -> bool:
+    """Whether variants learned from labels of their own, so that no labels and no exam are those of all."""
+    return len({(each.inputs.get("exam"), each.inputs.get("label")) for each in variants.values()}) > 1
 
 
 def _with_inputs_of(before: Job, last: Job) -> Job:

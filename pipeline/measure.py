@@ -226,17 +226,19 @@ def _on_one_base(
     tokenizer = load_tokenizer(config.model)
     acting = {item.who for item in items if item.kind == "nll"}
     folders = {name: job.inputs[f"train.{name}"] for name in config.checkpoints if f"train.{name}" in job.inputs}
-    model = attach(load_model(config.model), {name: path for name, path in folders.items() if name in acting})
-    rewards = {}
+    # PEFT makes modules of these names, whose names cannot have a dot.
+    roles = {name: f"policy{place}" for place, name in enumerate(folders) if name in acting}
+    model = attach(load_model(config.model), {called: folders[name] for name, called in roles.items()})
+    rewards: dict[str, Any] = {}
     for name in dict.fromkeys(item.who for item in items if item.kind == "score"):
-        rewards[name] = scoring.SharedReward(heads[name], model, tokenizer, name)
+        rewards[name] = scoring.SharedReward(heads[name], model, tokenizer, f"reward{len(rewards)}")
         model = rewards[name].model.eval()
     for item in items:
         if item.kind == "score":
             yield item, _scores(rewards[item.who], item)
         else:
             assert config.perplexity is not None  # or there would be no such item
-            with role(model, item.who):
+            with role(model, roles.get(item.who, item.who)):
                 yield item, nll_of(model, tokenizer, item.rows, config.perplexity.max_length)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from judges import exam, grading
-from judges.base import JudgeConfig
+from judges.base import JudgeConfig, judge_names
 from pipeline import agreement, compare, crowd, doctor, examine, generate, label, measure, people, train, votes
 from pipeline import rounds as iterated
 from pipeline.algorithms.base import AlgorithmConfig
@@ -47,7 +47,7 @@ def steps(recipe: Recipe, title: str) -> list[Step]:
         *_comparison(recipe, 1),
         *[step for number in range(2, recipe.rounds + 1) for step in _later(recipe, number)],
     ]
-    return [*before, _report(recipe, title, [step.name for step in before])]
+    return [*before, report(title, dump(recipe), [step.name for step in before])]
 
 
 def open_run(recipe: Recipe, directory: Path) -> Run:
@@ -295,12 +295,31 @@ def sampler_of(recipe: Recipe) -> AnySampler:
 
 
 def _comparison(recipe: Recipe, number: int) -> list[Step]:
-    measures = [_measure(recipe, number)] if measured(recipe) else []
-    return [_answers(recipe, number), *measures, _compare(recipe, number)]
+    judged = [recipe.judge] if recipe.judge else []
+    return comparison(recipe, contenders(recipe, number), rewards(recipe, number), judged, number)
 
 
-def _answers(recipe: Recipe, number: int) -> Step:
-    who = contenders(recipe, number)
+def comparison(
+    recipe: Recipe,
+    who: Sequence[Contender],
+    reward_models: Mapping[str, str],
+    labelled_by: Sequence[JudgeConfig],
+    number: int = 1,
+) -> list[Step]:
+    """The steps that compare policies on held-out prompts, without the report.
+
+    Args:
+        who: what is compared, in the order of the report.
+        reward_models: the steps whose reward models score the answers, and what these are called.
+        labelled_by: the judges that labelled what any of the policies learned.
+        number: the round.
+    """
+    measures = [_measure(recipe, who, reward_models, number)] if recipe.compare.perplexity or reward_models else []
+    compared = _compare(recipe, who, labelled_by, [step.name for step in measures], number)
+    return [_answers(recipe, who, number), *measures, compared]
+
+
+def _answers(recipe: Recipe, who: Sequence[Contender], number: int) -> Step:
     # With the same seeds in every round: whoever answered before is found in the journal, and asked nothing twice.
     sampling = generate.Sampling(
         seed=recipe.seed,
@@ -322,23 +341,18 @@ def _answers(recipe: Recipe, number: int) -> Step:
     )
 
 
-def measured(recipe: Recipe) -> bool:
-    """Whether anything is measured of the checkpoints that needs a model and no judge."""
-    return bool(recipe.compare.perplexity or _rewards(recipe, 1))
-
-
-def _rewards(recipe: Recipe, number: int) -> dict[str, str]:
+def rewards(recipe: Recipe, number: int) -> dict[str, str]:
     """The steps of a round's reward models, and what these are called."""
     steps = [name for name, algorithm in recipe.train.items() if algorithm.MAKES == "reward"]
     return {iterated.step_of(number, f"train.{name}"): iterated.policy_of(number, name) for name in steps}
 
 
-def _measure(recipe: Recipe, number: int) -> Step:
-    who, rewards, text = contenders(recipe, number), _rewards(recipe, number), recipe.compare.perplexity
+def _measure(recipe: Recipe, who: Sequence[Contender], reward_models: Mapping[str, str], number: int) -> Step:
+    text = recipe.compare.perplexity
     config = measure.Measuring(
         model=recipe.model,
         checkpoints=tuple(each.name for each in who),
-        rewards=tuple(rewards.values()),
+        rewards=tuple(reward_models.values()),
         perplexity=text,
     )
     policies = {each.step: f"train.{each.name}" for each in who if each.step} if text else {}
@@ -349,7 +363,7 @@ def _measure(recipe: Recipe, number: int) -> Step:
         inputs={
             iterated.step_of(number, "answers"): "answers",
             **policies,
-            **{step: f"train.{name}" for step, name in rewards.items()},
+            **{step: f"train.{name}" for step, name in reward_models.items()},
         },
         files=text.files if text else (),
         work="pipeline.measure:work",
@@ -358,30 +372,40 @@ def _measure(recipe: Recipe, number: int) -> Step:
     )
 
 
-def _compare(recipe: Recipe, number: int) -> Step:
+def _compare(
+    recipe: Recipe, who: Sequence[Contender], labelled_by: Sequence[JudgeConfig], measures: Sequence[str], number: int
+) -> Step:
+    people = [crowd.NAME] if recipe.annotations else []
     config = compare.Comparing(
         seed=recipe.seed,
         judges=recipe.compare.judges,
-        labelled=(recipe.judge.fingerprint(),) if recipe.judge else (),
-        labelled_by=recipe.judge.name if recipe.judge else crowd.NAME if recipe.annotations else None,
+        labelled=tuple(judge.fingerprint() for judge in labelled_by),
+        labelled_by=" and ".join([*judge_names(labelled_by), *people]) or None,
         confidence=recipe.compare.confidence,
-        checkpoints=tuple((each.name, each.algorithm) for each in contenders(recipe, number)),
+        checkpoints=tuple((each.name, each.algorithm) for each in who),
         budget_usd=recipe.budget_usd,
     )
-    read = ("answers", "measure") if measured(recipe) else ("answers",)
     return as_step(
         iterated.step_of(number, "compare"),
         config,
         [label.VERSION, compare.VERSION],
-        inputs={iterated.step_of(number, name): name for name in read},
+        inputs={iterated.step_of(number, "answers"): "answers", **dict.fromkeys(measures, "measure")},
         work="pipeline.compare:compare_work",
         finish="pipeline.compare:compare_finish",
         processes=judging(recipe.compare.judges, recipe.compare.processes),
     )
 
 
-def _report(recipe: Recipe, title: str, before: Sequence[str]) -> Step:
-    config = compare.Reporting(title=title, recipe_yaml=dump(recipe), steps=tuple(before))
+def report(
+    title: str, recipe_yaml: str, before: Sequence[str], variants: Mapping[str, Mapping[str, str]] | None = None
+) -> Step:
+    """The step that tells of all steps before it; `variants` are those of a sweep (`compare.Reporting`)."""
+    config = compare.Reporting(
+        title=title,
+        recipe_yaml=recipe_yaml,
+        steps=tuple(before),
+        variants={name: dict(steps) for name, steps in (variants or {}).items()},
+    )
     return as_step("report", config, [compare.VERSION], inputs=config.steps, finish="pipeline.compare:report_finish")
 
 

@@ -30,7 +30,7 @@ from pipeline.plugins import Config
 from pipeline.recipe import BASE, Recipe
 from pipeline.rounds import made_by, step_of
 from pipeline.run import State
-from pipeline.terminal import COMPARISON
+from pipeline.terminal import COMPARISON, SWEEP
 
 TENSORS = "adapter_model.safetensors"
 
@@ -153,6 +153,8 @@ def _kind(folder: Path) -> Literal["run", "adapter", "weights", "model"]:
         raise DataError(
             f"{folder}: is a comparison; name the runs and adapters that it compares ({COMPARISON} has them)"
         )
+    if (folder / SWEEP).is_file():
+        raise DataError(f"{folder}: is a sweep; name folders of its policies, {folder}/steps/train.*/*")
     if (folder / "recipe.yaml").is_file():
         return "run"
     if (folder / FACTS).is_file():

@@ -16,6 +16,9 @@ RUNS = Path("runs")
 COMPARISON = "comparison.yaml"
 """What the directory of a comparison has in the place of a run's recipe.yaml."""
 
+SWEEP = "sweep.yaml"
+"""The same of a sweep."""
+
 WIDTH = 100
 """Columns where there is no terminal to ask."""
 
@@ -35,6 +38,11 @@ def recipe_of(run: Path) -> Path:
     if (run / COMPARISON).is_file():
         raise DataError(
             f"{run}: is a comparison, in which nothing is trained; name one of the runs in its {COMPARISON}"
+        )
+    if (run / SWEEP).is_file():
+        raise DataError(
+            f"{run}: is a sweep, which has a recipe for each variant ({SWEEP} has them); name a run, or a folder in "
+            f"{run}/steps"
         )
     if not path.is_file():
         raise DataError(f"{run}: not a run directory (it has no recipe.yaml); runs are in {RUNS}/")
