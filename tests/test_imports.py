@@ -60,7 +60,14 @@ LAYERS = [
         )
     ],
     ["pipeline.run", "pipeline.plan"],
-    ["pipeline.costing", "pipeline.sources", "pipeline.fitting", "pipeline.comparison", "pipeline.cli_outcome"],
+    [
+        "pipeline.costing",
+        "pipeline.sources",
+        "pipeline.fitting",
+        "pipeline.comparison",
+        "pipeline.sweep",
+        "pipeline.cli_outcome",
+    ],
     [
         "pipeline.cli",
         "pipeline.cli_annotate",
@@ -70,6 +77,7 @@ LAYERS = [
         "pipeline.cli_import",
         "pipeline.cli_judge",
         "pipeline.cli_slurm",
+        "pipeline.cli_sweep",
     ],
 ]
 """Lowest first. A module imports from its own layer and from lower ones; who adds a module says where it belongs."""
@@ -88,6 +96,7 @@ LIGHT = ["judges*"] + [
         "launch",
         "cli",
         "cli_compare",
+        "cli_sweep",
         "cli_outcome",
         "cli_judge",
         "cli_import",
