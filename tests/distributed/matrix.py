@@ -4,7 +4,7 @@
 
 `matrix` has NF4 and LoRA, `bf16` LoRA on a base in bf16. Beside them `seconds`, and `gap`: the largest difference of a
 loss, step by step, from that of one process. A cell that neither trains nor refuses is "failed: why", and the command
-ends with 1.
+ends with 1. Processes are started warm (`warm.py`), so seconds are those of the work and not of imports.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 
 from tiny import make_model, make_tokenizer
 
-from distributed import rig
+from distributed import rig, warm
 from pipeline.errors import PrefloopError
 
 OUT = Path("runs/bench/distributed.json")
@@ -60,13 +60,13 @@ def main(named: Sequence[str]) -> int:
     """Fill the rows and tables that are named, or all, and write them after each cell."""
     rows = [row for row in ROWS if row in named] or list(ROWS)
     tables = [table for table in MODELS if table in named] or list(MODELS)
-    os.environ["PYTHONPATH"] = rig.IMPORTABLE
+    os.environ["PYTHONPATH"] = warm.IMPORTABLE
     os.environ["HF_HUB_OFFLINE"] = "1"
     report: dict[str, Any] = {name: {row: {} for row in ROWS} for name in (*MODELS, "seconds", "gap")}
     if named and OUT.exists():
         report = json.loads(OUT.read_text())
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with warm.started(), tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
         make_model(top / "llama")
         make_tokenizer(top / "llama")

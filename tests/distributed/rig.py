@@ -21,10 +21,6 @@ from pipeline.run import Run, Step
 from pipeline.train import Training
 from pipeline.worker import Job
 
-TESTS = Path(__file__).parents[1]
-IMPORTABLE = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-"""PYTHONPATH, for workers to find this file and the pipeline."""
-
 EXAMPLES = 16
 
 
