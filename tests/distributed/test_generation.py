@@ -41,6 +41,7 @@ def generated(top: Path, prompts: Path, model: ModelConfig, ranks: int) -> dict[
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 @pytest.mark.distributed
 def test_two_processes_leave_the_bytes_of_one(
     tiny: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

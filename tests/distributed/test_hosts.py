@@ -22,6 +22,7 @@ SILENCE_S = 45
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("warm_workers"),
     pytest.mark.distributed,
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
 ]

@@ -40,6 +40,7 @@ def killed(top: Path, config: Training, update: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 @pytest.mark.distributed
 @pytest.mark.parametrize("zero", [2, 3])
 def test_a_killed_run_under_deepspeed_ends_as_one_that_was_not(zero: int, tiny_folder: Path, tmp_path: Path) -> None:
@@ -53,6 +54,7 @@ def test_a_killed_run_under_deepspeed_ends_as_one_that_was_not(zero: int, tiny_f
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 @pytest.mark.distributed
 def test_one_process_goes_on_where_two_were_killed_if_it_is_told_to(
     tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -33,6 +33,7 @@ def assert_same_course(found: Path, expected: Path, names: tuple[str, ...]) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_two_processes_have_the_losses_and_the_adapter_of_one(tiny_folder: Path, tmp_path: Path) -> None:
     one = rig.trained(tmp_path / "one", rig.training(tiny_folder, "dpo", {}))
     ddp = rig.trained(tmp_path / "ddp", rig.training(tiny_folder, "dpo", TWO))
@@ -44,6 +45,7 @@ def test_two_processes_have_the_losses_and_the_adapter_of_one(tiny_folder: Path,
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 @pytest.mark.distributed
 def test_two_processes_of_ppo_have_the_losses_of_one(tiny_folder: Path, tmp_path: Path) -> None:
     one = rig.trained(tmp_path / "one", rig.training(tiny_folder, "ppo", {}))
@@ -52,6 +54,7 @@ def test_two_processes_of_ppo_have_the_losses_of_one(tiny_folder: Path, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_a_process_that_fails_ends_the_step_with_its_own_error(
     tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,6 +66,7 @@ def test_a_process_that_fails_ends_the_step_with_its_own_error(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 @pytest.mark.distributed
 def test_a_defect_in_one_process_is_the_one_that_is_told(
     tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -74,6 +78,7 @@ def test_a_defect_in_one_process_is_the_one_that_is_told(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 @pytest.mark.distributed
 def test_a_process_that_falls_silent_ends_the_step_after_the_timeout(
     tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
