@@ -35,7 +35,8 @@ def killed(top: Path, config: Training, update: int) -> None:
     while not list((top / ".staging").glob(sealed)):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
+    # Who holds the run: a warm process has a client before it, which ends when it has ended.
+    os.kill(int(json.loads((top / ".lock").read_text())["pid"]), signal.SIGKILL)
     process.wait()
 
 
