@@ -49,7 +49,7 @@ check: $(READY) ## lint, format, types
 	@$(BIN)/mypy
 
 test: $(READY) ## all tests, the whole path through the real command line included
-	@$(BIN)/pytest --numprocesses 2 --dist loadfile
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY) ## the tests that load no real model
 	@$(BIN)/pytest -m "not slow"
