@@ -48,7 +48,7 @@ check: $(READY) ## lint, format, types
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 
-test: $(READY) ## all tests, the whole path through the real command line included
+test: $(READY) ## the tests, the whole path through the real command line included
 	@$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY) ## the tests that load no real model

@@ -78,10 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> None:
     recipe = recipes.load(options.recipe, options.overrides, options.judge)
-    recipes.check_files(recipe)
-    if not options.dry_run:
-        recipes.check_judges(recipe)
-        recipes.check_launch(recipe)
+    recipes.check(recipe, starts=not options.dry_run)
     directory = options.run or RUNS / options.recipe.stem
     run = _open(recipe, directory)
     run.execute(dry_run=options.dry_run)

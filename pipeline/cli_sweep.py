@@ -49,10 +49,7 @@ def _sweep(options: argparse.Namespace) -> None:
     most = sweep.MOST if options.most is None else options.most
     config = sweep.load(options.recipe, options.overrides, options.judge, most)
     for each in config.variants:
-        recipes.check_files(each.recipe)
-        if not options.dry_run:
-            recipes.check_judges(each.recipe)
-            recipes.check_launch(each.recipe)
+        recipes.check(each.recipe, starts=not options.dry_run)
     directory = options.run or sweep.directory_of(options.recipe, config)
     run, made = sweep.open_sweep(config, directory), sweep.graph(config.variants)
     count = len(config.variants)

@@ -185,10 +185,9 @@ def peak(sizes: Sizes, work: Work, *, gpu: bool) -> Peak:
     # On a processor a model that is only read is dequantised once, from a copy that is still there.
     opened = held if gpu or trains or work.quantization == "none" else held + dense
     kept = held if gpu or trains else dense
-    whole = not gpu and not trains  # dequantised, and nobody divides it
     parts = {
         "program": program,
-        "weights": (kept if whole else base(held, work, gpu=gpu)) + others(sizes, work),
+        "weights": base(kept, work, gpu=gpu) + others(sizes, work),
         "trained": trained_bytes(sizes, work, gpu=gpu),
         "adapters": adapters(sizes, work, gpu=gpu),
         "activations": activations(sizes, work),

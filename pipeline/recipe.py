@@ -650,6 +650,19 @@ def check_launch(recipe: Recipe) -> None:
         )
 
 
+def check(recipe: Recipe, *, starts: bool) -> None:
+    """What is looked at before a recipe's steps are planned: its files, and where it `starts`, judges and launch.
+
+    Raises:
+        RecipeError: as `check_judges` and `check_launch`.
+        DataError: as `check_files`.
+    """
+    check_files(recipe)
+    if starts:
+        check_judges(recipe)
+        check_launch(recipe)
+
+
 def explain(error: ValidationError, kind: type[Config] = Recipe) -> list[str]:
     """Each mistake that pydantic found in a recipe as one line: full key path, what was found, what is allowed."""
     lines: dict[str, list[str]] = {}

@@ -320,9 +320,7 @@ def _steps(variants: Sequence[Variant], title: str) -> list[Step]:
         *plan.comparison(first, _contenders(variants, made), _reward_models(variants, made), list(judges.values())),
     ]
     keys = list(variants[0].values)
-    told = {
-        label(each.values, keys) or "all": names for each, names in zip(variants, made.names, strict=True)
-    }  # fmt: skip
+    told = {label(each.values, keys) or "all": names for each, names in zip(variants, made.names, strict=True)}
     return [*steps, plan.report(title, _told(variants), [step.name for step in steps], told)]
 
 

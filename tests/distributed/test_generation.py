@@ -7,7 +7,6 @@ import pytest
 import tiny_ppo
 from rich.console import Console
 
-from distributed import warm
 from pipeline import store
 from pipeline.generate import Pairing, Sampling
 from pipeline.models import ModelConfig
@@ -43,10 +42,7 @@ def generated(top: Path, prompts: Path, model: ModelConfig, ranks: int) -> dict[
 @pytest.mark.slow
 @pytest.mark.usefixtures("warm_workers")
 @pytest.mark.distributed
-def test_two_processes_leave_the_bytes_of_one(
-    tiny: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", warm.IMPORTABLE)
+def test_two_processes_leave_the_bytes_of_one(tiny: ModelConfig, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     store.write_jsonl(prompts, tiny_ppo.prompts(11))
     alone = generated(tmp_path / "one", prompts, tiny, 1)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from distributed import rig, warm
+from distributed import rig
 from pipeline import store
 
 HOSTS = ("10.77.0.1", "10.77.0.2")
@@ -81,7 +81,7 @@ class Started:
         with self.output.open("a") as log:
             self.process = subprocess.Popen(
                 ["ip", "netns", "exec", cable.names[0], sys.executable, "-m", "distributed.rig", str(top), str(told)],
-                env={**os.environ, "PYTHONPATH": warm.IMPORTABLE, "GLOO_SOCKET_IFNAME": "eth0"},
+                env={**os.environ, "GLOO_SOCKET_IFNAME": "eth0"},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

@@ -12,17 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from distributed import rig, warm
+from distributed import rig
 from pipeline import store
 from pipeline.algorithms.checkpoints import Checkpoints
 from pipeline.errors import StepFailedError, TrainingError
 from pipeline.train import Training
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers find the tests' functions and the pipeline wherever the tests are started."""
-    monkeypatch.setenv("PYTHONPATH", warm.IMPORTABLE)
 
 
 def killed(top: Path, config: Training, update: int) -> None:

@@ -7,16 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from distributed import rig, warm
+from distributed import rig
 from pipeline.errors import StepFailedError
 
 TWO: dict[str, Any] = {"gpus": 2}
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers find the tests' functions and the pipeline wherever the tests are started."""
-    monkeypatch.setenv("PYTHONPATH", warm.IMPORTABLE)
 
 
 def assert_same_course(found: Path, expected: Path, names: tuple[str, ...]) -> None:

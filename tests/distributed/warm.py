@@ -28,6 +28,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from pipeline import launch
 
@@ -52,7 +53,7 @@ CLONE_NEWNET = 0x40000000
 
 @contextlib.contextmanager
 def started() -> Iterator[None]:
-    """Inside, `sys.executable` starts workers warm."""
+    """Inside, `sys.executable` starts workers warm, which find the tests' functions."""
     with tempfile.TemporaryDirectory(prefix="warm-") as folder:
         address, cold = Path(folder) / "socket", sys.executable
         python = Path(folder) / "python"
@@ -69,16 +70,11 @@ def started() -> Iterator[None]:
         assert server.stdin is not None
         assert server.stdout is not None
         assert server.stdout.readline() == b"ready\n", "the server did not start, see above"
-        threads = os.environ.get("OMP_NUM_THREADS")
-        sys.executable, os.environ["OMP_NUM_THREADS"] = str(python), "1"
+        told = {"OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORTABLE}
         try:
-            yield
+            with mock.patch.object(sys, "executable", str(python)), mock.patch.dict(os.environ, told):
+                yield
         finally:
-            sys.executable = cold
-            if threads is None:
-                del os.environ["OMP_NUM_THREADS"]
-            else:
-                os.environ["OMP_NUM_THREADS"] = threads
             server.stdin.close()
             server.wait()
 

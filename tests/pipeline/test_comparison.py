@@ -1,36 +1,18 @@
 """Checkpoints of several runs, and from elsewhere, are compared as those of one run are, and nothing is paid twice."""
 
-import os
 import shutil
 import sqlite3
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import prompt_of
+from scripted_run import here, prepare
 
-from pipeline import comparison, plan, sources, store, worker
+from pipeline import comparison, plan, sources
 from pipeline import run as engine
 from pipeline.errors import RecipeError
-from pipeline.launch import Process
 from pipeline.ratings import Results
 from pipeline.recipe import load
-from pipeline.run import Step
-
-RECIPE = """\
-seed: 7
-model: smollm2-135m-instruct
-generate: {prompts: {files: train.jsonl}, sampler: {name: scripted.sampler, grows: true}, candidates: 2, processes: 1}
-judge: length
-exam: {prompts: 0}
-label: {processes: 1}
-train:
-  score: {name: scripted.scorer}
-  walk: {name: scripted.walker}
-  run: {name: scripted.walker, start_from: walk, steps: 3}
-compare: {prompts: {files: heldout.jsonl}, judges: [length, rules], processes: 1}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -39,31 +21,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     top = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         prepare(top, patch)
+        patch.setattr(engine, "_run_workers", here)
         for name, steps in (("short", 1), ("long", 2)):
             done = load(top / "recipe.yaml", [f"train.walk.steps={steps}"])
             plan.open_run(done, Path("runs") / name).execute()
     return top
-
-
-def prepare(top: Path, patch: pytest.MonkeyPatch) -> None:
-    root = Path(__file__).parents[2]
-    patch.chdir(top)
-    patch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(root / "tests")]))
-    patch.setattr(engine, "_run_workers", here)
-    (top / "recipe.yaml").write_text(RECIPE)
-    for name, count in (("train", 6), ("heldout", 5), ("other", 5)):
-        store.write_jsonl(top / f"{name}.jsonl", [prompt_of(f"{name} {number}?") for number in range(count)])
-
-
-def here(step: Step, phase: str, processes: Sequence[Process], lock: int) -> int:
-    """The step's work in this process, which need not import everything again for each of them."""
-    for process in processes:
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("PREFLOOP_RANK", "PREFLOOP_WORLD"):
-                patch.setenv(name, process.environment[name])
-            job, target = worker._read_job(Path(process.command[-2]), phase)
-            worker._load(target)(job)
-    return 0
 
 
 @pytest.fixture
@@ -71,6 +33,7 @@ def top(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same folder, this test's own, and where the process is."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     prepare(tmp_path, monkeypatch)
+    monkeypatch.setattr(engine, "_run_workers", here)
     return tmp_path
 
 

@@ -72,6 +72,7 @@ KILLED = [
     ("dpo", "fp32", "dora"),
     ("kto", "bf16", "lora"),
     ("kto", "fp32", "layers"),
+    ("sft", "bf16", "lm_head"),
 ]
 """Each method, each dtype and each kind of what is trained, but not each with each."""
 
@@ -79,7 +80,6 @@ OTHER_KILLED = [
     *((method, held, "lora") for method in METHODS for held in HELD if (method, held, "lora") not in KILLED),
     ("sft", "bf16", "full"),
     ("sft", "fp32", "layers"),
-    ("sft", "bf16", "lm_head"),
     ("dpo", "fp32", "full"),
     ("kto", "fp32", "full"),
 ]

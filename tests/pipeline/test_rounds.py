@@ -1,11 +1,11 @@
 """Each later round begins with the policy of the one before, and one round more redoes nothing of those there are."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_run import RECIPE, prepare
 from tiny import prompt_of
 
 from pipeline import costing, plan, rounds, store
@@ -18,19 +18,6 @@ from pipeline.run import Run, State
 from pipeline.sampling import base as sampling
 from pipeline.sampling.local import Config as Local
 
-RECIPE = """\
-seed: 7
-model: smollm2-135m-instruct
-generate: {prompts: {files: train.jsonl}, sampler: {name: scripted.sampler, grows: true}, candidates: 2, processes: 1}
-judge: length
-exam: {prompts: 0}
-label: {processes: 1}
-train:
-  score: {name: scripted.scorer}
-  walk: {name: scripted.walker}
-  run: {name: scripted.walker, start_from: walk, steps: 3}
-compare: {prompts: {files: heldout.jsonl}, judges: [length, rules], processes: 1}
-"""
 BEGUN = RECIPE.replace("  score: {name: scripted.scorer}", "  shown: {name: scripted.starter}").replace(
     "walk: {name: scripted.walker}", "walk: {name: scripted.walker, start_from: shown}"
 )
@@ -40,13 +27,8 @@ BEGUN = RECIPE.replace("  score: {name: scripted.scorer}", "  shown: {name: scri
 @pytest.fixture
 def top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where recipe and prompts are, and where the process is."""
-    monkeypatch.chdir(tmp_path)
-    root = Path(__file__).parents[2]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(root / "tests")]))
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    prepare(tmp_path, monkeypatch)
     (tmp_path / "begun.yaml").write_text(BEGUN)
-    for name, count in (("train", 6), ("more", 4), ("heldout", 5)):
-        store.write_jsonl(tmp_path / f"{name}.jsonl", [prompt_of(f"{name} {number}?") for number in range(count)])
     return tmp_path
 
 

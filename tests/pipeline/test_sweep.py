@@ -1,15 +1,14 @@
 """A sweep does what its variants share once, tells apart what they do not, and compares all of it in one report."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tiny import prompt_of
+from scripted_run import RECIPE, here, prepare
 
-from pipeline import plan, store, sweep, worker
+from pipeline import plan, store, sweep
 from pipeline import run as engine
 from pipeline.cli import main
 from pipeline.errors import DataError, RecipeError
@@ -18,31 +17,14 @@ from pipeline.ratings import Results
 from pipeline.recipe import load
 from pipeline.run import Step
 
-RECIPE = """\
-seed: 7
-model: smollm2-135m-instruct
-generate: {prompts: {files: train.jsonl}, sampler: {name: scripted.sampler, grows: true}, candidates: 2, processes: 1}
-judge: length
-exam: {prompts: 0}
-label: {processes: 1}
-train:
-  score: {name: scripted.scorer}
-  walk: {name: scripted.walker}
-  run: {name: scripted.walker, start_from: walk, steps: 3}
-  stroll: {name: scripted.walker, steps: 9}
-compare: {prompts: {files: heldout.jsonl}, judges: [length, rules], processes: 1}
-"""
+STROLLING = RECIPE.replace("compare:", "  stroll: {name: scripted.walker, steps: 9}\ncompare:")
+"""The recipe with a policy that stands on no other."""
 
 
 @pytest.fixture
 def top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where recipe and prompts are, and where the process is."""
-    root = Path(__file__).parents[2]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(root / "tests")]))
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    for name, count in (("train", 6), ("heldout", 5)):
-        store.write_jsonl(tmp_path / f"{name}.jsonl", [prompt_of(f"{name} {number}?") for number in range(count)])
+    prepare(tmp_path, monkeypatch, STROLLING)
     return tmp_path
 
 
@@ -51,18 +33,13 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Steps run in this process, which need not import everything again for each; their names as they finish."""
     names: list[str] = []
 
-    def here(step: Step, phase: str, processes: Sequence[Process], lock: int) -> int:
-        for process in processes:
-            with pytest.MonkeyPatch.context() as patch:
-                for name in ("PREFLOOP_RANK", "PREFLOOP_WORLD"):
-                    patch.setenv(name, process.environment[name])
-                job, target = worker._read_job(Path(process.command[-2]), phase)
-                worker._load(target)(job)
+    def told(step: Step, phase: str, processes: Sequence[Process], lock: int) -> int:
+        peak = here(step, phase, processes, lock)
         if phase == "finish":
             names.append(step.name)
-        return 0
+        return peak
 
-    monkeypatch.setattr(engine, "_run_workers", here)
+    monkeypatch.setattr(engine, "_run_workers", told)
     return names
 
 
@@ -229,17 +206,17 @@ def test_when_the_judge_is_swept_the_same_judges_compare_and_the_report_says_who
 def test_a_sweep_that_stopped_in_the_middle_goes_on_from_there(
     top: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = engine._run_workers
+    goes_on = engine._run_workers
 
     def stops(step: Step, phase: str, processes: Sequence[Process], lock: int) -> int:
         if step.name == "train.run[steps=1]":
             raise KeyboardInterrupt
-        return here(step, phase, processes, lock)
+        return goes_on(step, phase, processes, lock)
 
     monkeypatch.setattr(engine, "_run_workers", stops)
     with pytest.raises(KeyboardInterrupt):
         main(["sweep", "recipe.yaml", "train.walk.steps=1,2"])
     assert "train.walk[steps=1]" in ran
-    monkeypatch.setattr(engine, "_run_workers", here)
+    monkeypatch.setattr(engine, "_run_workers", goes_on)
     assert main(["sweep", "recipe.yaml", "train.walk.steps=1,2"]) == 0
     assert set(Counter(ran).values()) == {1}
