@@ -57,7 +57,7 @@ test-fast: $(READY) ## the tests that load no real model
 test-wide: $(READY) ## the cells of large tables that make test leaves out
 	@$(BIN)/pytest --numprocesses 2 -m wide
 
-test-distributed: $(READY) ## every algorithm in two processes, DDP and DeepSpeed: runs/bench/distributed.json
+test-distributed: $(READY) ## every algorithm in two processes, DDP and DeepSpeed: runs/bench/distributed.json (about seven minutes)
 	@PYTHONPATH=tests $(BIN)/python -m distributed.matrix $(CELLS)
 	@$(BIN)/pytest -m slow tests/distributed
 
