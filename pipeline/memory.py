@@ -356,15 +356,23 @@ def _sum(parts: dict[str, int]) -> int:
 
 
 def sizes_of(config: ModelConfig) -> Sizes:
-    """The numbers of a model, counted on torch's meta device: its config.json is read and nothing else.
+    """The numbers of a model: its config.json is read and nothing else.
 
     Raises:
         ModelError: there is no such model.
     """
+    return counted(told_of(config), weight_bytes(config))
+
+
+def counted(told: Any, file: int | None = None) -> Sizes:
+    """The numbers of the model that a config of transformers tells of, counted on torch's meta device.
+
+    Args:
+        file: bytes of its weights on the disk. None: not known; two for each of them.
+    """
     import torch
     from transformers import AutoModel
 
-    told = told_of(config)
     with torch.device("meta"):
         body = AutoModel.from_config(told)
     text = told.get_text_config()
@@ -384,7 +392,7 @@ def sizes_of(config: ModelConfig) -> Sizes:
         keys=(_first(text, "num_key_value_heads") or heads) * size,
         intermediate=_width(text),
         vocabulary=text.vocab_size,
-        file=weight_bytes(config) or parameters * 2,
+        file=file or parameters * 2,
         outputs=sum(each.out_features for each in linear),
         tied=tied,
         names=(

@@ -57,6 +57,7 @@ LAYERS = [
             "annotate*",
             "doctor*",
             "export*",
+            "scale",
         )
     ],
     ["pipeline.run", "pipeline.plan"],
