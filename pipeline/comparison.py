@@ -109,6 +109,11 @@ def open_comparison(
     _check_agreement(named, runs, config, overrides)
     options = _named_options(overrides)
     for each in made:
+        if each.kind in ("weights", "model") and config.compare.sampler and config.compare.sampler.REMOTE:
+            raise DataError(
+                f"{each.source}: no adapter, and the servers of compare.sampler take only those; say "
+                "compare.sampler.name=local, or leave it out"
+            )
         if each.kind in ("adapter", "weights") or (each.kind == "step" and "base" in options):
             fitting.check(each, config.model, options)
     directory = out or (runs[0].directory.absolute().parent if runs else RUNS) / _directory(named)
@@ -286,7 +291,7 @@ def _steps(config: ComparisonConfig, runs: Sequence[OpenRun], made: Sequence[Mad
             files=config.compare.prompts.files,
             work="pipeline.compare:answers_work",
             finish="pipeline.compare:answers_finish",
-            processes=config.compare.processes,
+            processes=plan.answering(config.compare.sampler, config.compare.processes),
         ),
         plan.as_step(
             "compare",

@@ -36,6 +36,7 @@ from pipeline.plugins import Config
 from pipeline.recipe import Recipe
 from pipeline.records import Message, Prompt, Thumb
 from pipeline.rounds import files_in
+from pipeline.sampling.base import Question, SamplerConfig
 from pipeline.worker import Job
 
 VERSION = 3
@@ -159,6 +160,7 @@ def _of_models(
     memory: tuple[int, bool],
 ) -> Iterator[Finding]:
     prompts: dict[str, int] = {}
+    rendered = None
     if has_encoder(recipe.model):
         yield from _untrainable(recipe)
     else:
@@ -166,8 +168,10 @@ def _of_models(
         yield from rendering_findings(tokenizer, trained[0] if trained else EXAMPLE)
         lengths = {"train": _lengths(tokenizer, trained), "heldout": _lengths(tokenizer, held_out)}
         yield from length_findings(lengths["train"], recipe.train)
+        rendered = len(chat_ids(tokenizer, EXAMPLE.messages))
         prompts = {name: max(found) for name, found in lengths.items() if found}
         prompts |= {f"train.{name}": longest(tokenizer, found) for name, found in shown.items()}
+    yield from _samplers(recipe, rendered, prompts)
     yield from _unknown_names(recipe, gpu=memory[1])
     yield from _reward_models(recipe)
     yield from memory_findings(recipe, prompts, memory[0], gpu=memory[1])
@@ -224,6 +228,34 @@ def _reward_models(recipe: Recipe) -> Iterator[Finding]:
         what = f"{algorithm.base.base} has {'the same' if same else 'another'} vocabulary as the policy's base"
         what += "; answers reach it as text, which its own tokenizer encodes"
         yield Finding(level="info", check="tokenizer", where=f"train.{name}.base", what=what)
+
+
+def _samplers(recipe: Recipe, rendered: int | None, longest: Mapping[str, int]) -> Iterator[Finding]:
+    """What the samplers have to say for themselves.
+
+    Args:
+        rendered: tokens of EXAMPLE. None: not known.
+        longest: tokens of the longest prompt, of those to train on and of those held out.
+    """
+    samplers: dict[str, SamplerConfig] = {}
+    if recipe.generate is not None:
+        samplers["generate"] = recipe.generate.sampler
+    if recipe.compare.sampler is not None:
+        samplers["compare"] = recipe.compare.sampler
+    for block, sampler in samplers.items():
+        compares = block == "compare" or recipe.compare.sampler is None
+        sets = [name for name, asks in (("train", block == "generate"), ("heldout", compares)) if asks]
+        known = [longest[name] for name in sets if name in longest]
+        question = Question(
+            where=f"{block}.sampler",
+            messages=EXAMPLE.messages,
+            rendered=rendered,
+            longest=max(known, default=None),
+            adapters=compares or recipe.rounds > 1 or (recipe.generate is not None and bool(recipe.generate.policy)),
+            reference=compares,
+            later=block == "compare",
+        )
+        yield from sampler.findings(question)
 
 
 def _servers(recipe: Recipe) -> Iterator[Finding]:

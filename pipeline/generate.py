@@ -160,8 +160,9 @@ def answer(config: Sampling, job: Job, policies: Mapping[str, Policy]) -> None:
     with Bar(job.step, total=len(items)) as bar:
         for model, group in _by_model(mine, policies).items():
             built = _sampler(config, model, policies, {item.source for item in group})
-            for item in group:
-                responses = built.sample(item.batch, BASE if policies[item.source].whole else item.source)
+            asked = [(item.batch, BASE if policies[item.source].whole else item.source) for item in group]
+            for number, responses in built.sample_all(asked):
+                item = group[number]
                 journal.put_many(KIND, {item.key: [response.model_dump(mode="json") for response in responses]})
                 tokens += sum(response.n_tokens or 0 for response in responses)
                 rate = tokens / (time.monotonic() - started) * job.world

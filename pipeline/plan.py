@@ -182,7 +182,7 @@ def _generate(recipe: Recipe, config: GenerateConfig, who: Contender) -> Step:
         files=config.prompts.files,
         work="pipeline.generate:work",
         finish="pipeline.generate:finish",
-        processes=config.processes,
+        processes=answering(config.sampler, config.processes),
     )
 
 
@@ -337,7 +337,7 @@ def _answers(recipe: Recipe, who: Sequence[Contender], number: int) -> Step:
         files=recipe.compare.prompts.files,
         work="pipeline.compare:answers_work",
         finish="pipeline.compare:answers_finish",
-        processes=recipe.compare.processes,
+        processes=answering(sampler_of(recipe), recipe.compare.processes),
     )
 
 
@@ -414,6 +414,11 @@ def judging(judges: Sequence[JudgeConfig], processes: int | None) -> int | None:
     if processes is None and all(judge.remote for judge in judges):
         return min(2, os.cpu_count() or 1)
     return processes
+
+
+def answering(sampler: AnySampler, processes: int | None) -> int | None:
+    """Processes that sample: where they only wait for servers, one has as many answers under way as they take."""
+    return 1 if processes is None and sampler.REMOTE else processes
 
 
 def as_step(

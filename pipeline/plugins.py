@@ -48,11 +48,12 @@ def _take_numbers_as_they_are(schema: Any) -> None:
             _take_numbers_as_they_are(part)
 
 
-def _one_or_many(value: Any) -> Any:
+def one_or_many(value: Any) -> Any:
+    """A single text or path as a list of one."""
     return (value,) if isinstance(value, str | Path) else value
 
 
-Files = Annotated[tuple[Path, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+Files = Annotated[tuple[Path, ...], BeforeValidator(one_or_many), Field(min_length=1)]
 """Data files that a block names; a single path is enough."""
 
 

@@ -254,6 +254,8 @@ class Recipe(Config):
     ) -> dict[str, AnyAlgorithm]:
         generate = info.data.get("generate")
         mistakes = list(_wrong_policy(generate.policy, steps)) if generate and generate.policy else []
+        if generate and not mistakes:
+            mistakes = list(_unserved(generate.sampler, [generate.policy] if generate.policy else [], steps))
         if mistakes:
             raise ValidationError.from_exception_data("train", mistakes)
         return steps
@@ -272,7 +274,10 @@ class Recipe(Config):
     @classmethod
     def _is_gone_on_with(cls, carry: str | None, info: ValidationInfo) -> str | None:
         if "train" in info.data:
-            mistakes = list(_wrong_carry(carry, info.data["train"], info.data.get("rounds", 1)))
+            steps, generate = info.data["train"], info.data.get("generate")
+            mistakes = list(_wrong_carry(carry, steps, info.data.get("rounds", 1)))
+            if carry and carry in steps and generate and (why := _not_served(generate.sampler, carry, steps)):
+                mistakes.append(why)
             if mistakes:
                 raise PydanticCustomError("recipe", "{what}", {"what": "; and ".join(mistakes)})
         return carry
@@ -289,6 +294,7 @@ class Recipe(Config):
         if "train" in info.data:
             mistakes += _wrong_checkpoints(compare, info.data["train"])
             mistakes += _learned(compare, info.data["train"])
+            mistakes += _unserved_checkpoints(compare, info.data.get("generate"), info.data["train"])
         if info.data.get("generate") is not None:
             mistakes += _trained_on(compare, info.data["generate"])
         if info.data.get("generate", True) is None and compare.sampler is None:
@@ -407,6 +413,35 @@ def _wrong_policy(policy: str, steps: Mapping[str, AlgorithmConfig]) -> Iterator
                 yield _mistake(
                     (name,), f"learns from {read}, which come of generate, and generate.policy needs it first"
                 )
+
+
+def _unserved(
+    sampler: SamplerConfig, names: Sequence[str], steps: Mapping[str, AlgorithmConfig]
+) -> Iterator[InitErrorDetails]:
+    """The train steps among these whose policy the sampler's servers cannot be given."""
+    for name in names:
+        if why := _not_served(sampler, name, steps):
+            yield _mistake((name,), why)
+
+
+def _unserved_checkpoints(
+    compare: CompareConfig, generate: GenerateConfig | None, steps: Mapping[str, AlgorithmConfig]
+) -> Iterator[InitErrorDetails]:
+    sampler = compare.sampler or (generate and generate.sampler)
+    for name in compare.checkpoints or policies(steps):
+        if sampler and name in steps and (why := _not_served(sampler, name, steps)):
+            yield _mistake(("sampler",), why)
+
+
+def _not_served(sampler: SamplerConfig, name: str, steps: Mapping[str, AlgorithmConfig]) -> str | None:
+    if not sampler.REMOTE:
+        return None
+    remedy = f"sample with {{name: local}}, or leave {name!r} out"
+    if _changes_base(steps, name):
+        return f"{sampler.name}'s servers take adapters, and {name!r} trains weights of the base itself; {remedy}"
+    if (lora := getattr(steps[name], "lora", None)) and lora.use_dora:
+        return f"{sampler.name}'s servers take plain LoRA, and {name!r} trains a DoRA; {remedy}"
+    return None
 
 
 def _wrong_carry(carry: str | None, steps: Mapping[str, AlgorithmConfig], rounds: int) -> Iterator[str]:
@@ -620,18 +655,23 @@ def check_files(recipe: Recipe) -> None:
 
 
 def check_judges(recipe: Recipe) -> None:
-    """Asks every judge what it lacks, such as a key, so that a run does not stop for it when half of it is done.
+    """Asks every judge and sampler what it lacks, such as a key, so that a run does not stop for it half-way.
 
     Raises:
         RecipeError: naming everything that is missing.
     """
-    check_asked({} if recipe.judge is None else {"judge": recipe.judge}, recipe.compare)
+    judges = {} if recipe.judge is None else {"judge": recipe.judge}
+    samplers = {} if recipe.generate is None else {"generate.sampler": recipe.generate.sampler}
+    check_asked({**samplers, **judges}, recipe.compare)
 
 
-def check_asked(others: Mapping[str, JudgeConfig], compare: CompareConfig) -> None:
+def check_asked(others: Mapping[str, JudgeConfig | SamplerConfig], compare: CompareConfig) -> None:
     """`check_judges` of those that compare, and of others by their key paths."""
-    judges = {**others, **{f"compare.judges.{n}": each for n, each in enumerate(compare.judges)}}
-    mistakes = [f"{path}: {lacking}" for path, judge in judges.items() for lacking in judge.lacks()]
+    asked: dict[str, JudgeConfig | SamplerConfig] = dict(others)
+    if compare.sampler is not None:
+        asked["compare.sampler"] = compare.sampler
+    asked |= {f"compare.judges.{n}": each for n, each in enumerate(compare.judges)}
+    mistakes = [f"{path}: {lacking}" for path, each in asked.items() for lacking in each.lacks()]
     if mistakes:
         raise _all_of(mistakes, "")
 

@@ -2,15 +2,16 @@
 
 The plan and each batch's seed are functions of the prompts and the recipe alone. So a batch has a key under which its
 answers are kept, and a kill, a resume or another number of processes changes nothing. What is left out: how text is
-sampled (`local.py`) and where answers are kept (`pipeline.generate`).
+sampled (`local.py`, `openai.py`) and where answers are kept (`pipeline.generate`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple
 
+from pipeline.findings import Finding
 from pipeline.plugins import Config
-from pipeline.records import Prompt, Response, digest, seed_of
+from pipeline.records import Message, Prompt, Response, digest, seed_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Batch:
         return digest([identity, asked, self.samples, self.seed], length=64)
 
 
-class Sampler(Protocol):
+class Sampler:
     """Anything that can answer prompts."""
 
     def sample(self, batch: Batch, source: str) -> list[Response]:
@@ -41,16 +42,54 @@ class Sampler(Protocol):
         Raises:
             ModelError: the source is not one this sampler was built with.
         """
-        ...
+        raise NotImplementedError
+
+    def sample_all(self, asked: Sequence[tuple[Batch, str]]) -> Iterator[tuple[int, list[Response]]]:
+        """Answers to several batches, each by its source: a batch's number and its answers, as they are there.
+
+        One batch after the other, unless the sampler knows better.
+        """
+        for number, (batch, source) in enumerate(asked):
+            yield number, self.sample(batch, source)
+
+
+class Question(NamedTuple):
+    """What a sampler is asked before a run: whether it can do this."""
+
+    where: str
+    """The sampler's key path in the recipe."""
+    messages: tuple[Message, ...]
+    """A conversation."""
+    rendered: int | None
+    """Its tokens by the recipe's base. None: not known."""
+    longest: int | None
+    """Tokens of the longest prompt. None: not known."""
+    adapters: bool
+    """Policies with adapters will answer."""
+    reference: bool
+    """Log-probabilities under the base will be wanted."""
+    later: bool
+    """Only after something was trained."""
 
 
 class SamplerConfig(Config):
     """Base of every sampler's Config. The subclass adds `name: Literal["its file"]` and its options."""
 
+    REMOTE: ClassVar[bool] = False
+    """Others' servers answer, which have the base and take adapters on it; what waits for them needs one process."""
+
     name: str
     """The sampler: a file of `pipeline/sampling/`, or the dotted name of any module that defines such a Config."""
     batch_size: int
     """Answers sampled at once."""
+
+    def lacks(self) -> Iterator[str]:
+        """What is missing for it to answer, as `option: what; what to do`. Loads nothing and asks nobody."""
+        return iter(())
+
+    def findings(self, question: Question) -> Iterator[Finding]:
+        """What the doctor should tell of it."""
+        return iter(())
 
 
 def plan(prompts: Sequence[Prompt], *, samples: int, batch_size: int, seed: int, purpose: str) -> list[Batch]:

@@ -24,7 +24,7 @@ from pipeline.models import (
     token_logprobs,
 )
 from pipeline.records import Response
-from pipeline.sampling.base import Batch, SamplerConfig
+from pipeline.sampling.base import Batch, Sampler, SamplerConfig
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ class Config(SamplerConfig):
         return LocalSampler(self, model, adapters, reference=reference)
 
 
-class LocalSampler:
+class LocalSampler(Sampler):
     """See `pipeline.sampling.base.Sampler`."""
 
     def __init__(self, config: Config, model: ModelConfig, adapters: dict[str, Path], *, reference: bool) -> None:

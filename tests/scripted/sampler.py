@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pipeline.models import ModelConfig
 from pipeline.records import Response
-from pipeline.sampling.base import Batch, SamplerConfig
+from pipeline.sampling.base import Batch, Sampler, SamplerConfig
 
 
 class Config(SamplerConfig):
@@ -30,7 +30,7 @@ class Config(SamplerConfig):
         return ScriptedSampler(self, words)
 
 
-class ScriptedSampler:
+class ScriptedSampler(Sampler):
     def __init__(self, config: Config, words: dict[str, int]) -> None:
         self.config = config
         self.words = words

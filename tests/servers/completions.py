@@ -2,7 +2,8 @@
 
 It reads the adapter's folder when that is loaded, with PEFT, and computes each token by a forward pass of the whole
 sequence: nothing of it is the code that it is compared with. The same request gets the same answer. What vLLM would
-take from a model's generation_config.json it refuses to guess: a request has to say it.
+take from a model's generation_config.json it refuses to guess: a request has to say it. It samples from the whole
+distribution, whatever a request says of top_p and top_k.
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 BASE = "served-base"
 SAID = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -27,12 +28,15 @@ class Completions:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.base = self._load(None)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.adapters: dict[str, Any] = {}
         self.calls: list[tuple[str, Any]] = []
         """Path and body of each request that it understood."""
+        self.keys: list[str | None] = []
+        """The Authorization header of each request."""
         self.faults: dict[str, list[Any]] = {}
-        """By path, what comes instead of the next answers: a status, `cut` (half a reply) or `half` (half of its JSON);
-        None: the answer."""
+        """By path, what comes instead of the next answers: a status, `cut` (half a reply) or `half` (half of its JSON),
+        or what an error says; None: the answer."""
         self.shift = 0.0
         """Nats that its log-probabilities are too high by."""
         self.raw = False
@@ -82,7 +86,9 @@ class Completions:
                 known = self.adapters.pop(body["lora_name"], None) is not None
                 return (200, "Success: removed") if known else _error(404, "The lora adapter cannot be found.")
             if path == "/completions":
-                return self._complete(body)
+                return self._score(body) if "prompt_logprobs" in body else self._complete(body)
+            if path == "/chat/completions":
+                return self._chat(body)
             return _error(404, "Not Found")
 
     def _take(self, name: str, path: str) -> tuple[int, Any]:
@@ -128,6 +134,53 @@ class Completions:
         self.edit(told)
         return 200, told
 
+    def _chat(self, body: dict[str, Any]) -> tuple[int, Any]:
+        model = self.base if body["model"] == BASE else self.adapters.get(body["model"])
+        if model is None:
+            return _error(404, f"The model `{body['model']}` does not exist.")
+        if missing := [name for name in SAID if name not in body]:
+            return _error(400, f"the model's own sampling options would be taken for {missing}")
+        prompt = self.tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True, return_dict=True)
+        ids, end = list(prompt["input_ids"]), self.tokenizer.eos_token_id
+        if len(ids) + body["max_tokens"] > self.max_model_len:
+            return _error(400, f"This model's maximum context length is {self.max_model_len} tokens.")
+        asked = {**body, "prompt": ids, "stop_token_ids": [end], "logprobs": body["top_logprobs"]}
+        tokens, logprobs, top = self._sample(model, asked)
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        named = zip(tokens, logprobs, top, strict=True)
+        content = [
+            {
+                "token": f"token_id:{token}",
+                "logprob": logprob,
+                "top_logprobs": [{"token": name, "logprob": p} for name, p in tops.items()],
+            }
+            for token, logprob, tops in named
+        ]
+        told = {
+            "model": body["model"],
+            "prompt_token_ids": ids,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text},
+                    "finish_reason": "stop" if tokens[-1] == end else "length",
+                    "token_ids": tokens,
+                    "logprobs": {"content": content},
+                }
+            ],
+            "usage": {"prompt_tokens": len(ids), "completion_tokens": len(tokens)},
+        }
+        self.edit(told)
+        return 200, told
+
+    def _score(self, body: dict[str, Any]) -> tuple[int, Any]:
+        ids = body["prompt"]
+        with torch.no_grad():
+            logits_TV = self.base(torch.tensor([ids]), use_cache=False).logits[0].double()
+        told_TV = logits_TV.log_softmax(-1)
+        told = [{str(token): {"logprob": float(told_TV[place, token])}} for place, token in enumerate(ids[1:])]
+        return 200, {"model": body["model"], "choices": [{"index": 0, "prompt_logprobs": [None, *told]}]}
+
     def _sample(self, model: Any, body: dict[str, Any]) -> tuple[list[int], list[float], list[dict[str, float]]]:
         uniform_T = torch.rand(1, body["max_tokens"], generator=torch.Generator().manual_seed(body["seed"]))[0]
         ids, count = list(body["prompt"]), len(body["prompt"])
@@ -135,7 +188,7 @@ class Completions:
         for uniform in uniform_T.tolist():
             with torch.no_grad():
                 logits_V = model(torch.tensor([ids]), use_cache=False).logits[0, -1].double()
-            sampled_V = (logits_V / body["temperature"]).log_softmax(-1)
+            sampled_V = (logits_V / (body["temperature"] or 1e-6)).log_softmax(-1)
             told_V = logits_V.log_softmax(-1) if self.raw else sampled_V
             token = int((sampled_V.exp().cumsum(-1) <= uniform).sum().clamp(max=len(sampled_V) - 1))
             ids.append(token)
@@ -163,9 +216,15 @@ def handler_of(world: Completions) -> type[BaseHTTPRequestHandler]:
 
         def _reply(self, body: Any) -> None:
             path = self.path.removeprefix("/v1")
+            world.keys.append(self.headers["authorization"])
             queue = world.faults.get(path, [])
             fault = queue.pop(0) if queue else None
-            status, told = _error(fault, "planted") if isinstance(fault, int) else world.respond(path, body)
+            if isinstance(fault, int):
+                status, told = _error(fault, "planted")
+            elif fault in (None, "cut", "half"):
+                status, told = world.respond(path, body)
+            else:
+                status, told = _error(500, fault)
             content = told.encode() if isinstance(told, str) else json.dumps(told).encode()
             if fault == "half":
                 content = content[: len(content) // 2]
