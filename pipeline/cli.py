@@ -2,7 +2,7 @@
 `prefloop judge exam | cost | agree` (`pipeline.cli_judge`), `prefloop annotate RUN` (`pipeline.cli_annotate`),
 `prefloop import | convert` (`pipeline.cli_import`), `prefloop doctor RECIPE` (`pipeline.cli_doctor`),
 `prefloop export RUN STEP` (`pipeline.cli_export`), `prefloop compare RUN RUN` (`pipeline.cli_compare`),
-`prefloop sweep RECIPE` (`pipeline.cli_sweep`), and `prefloop slurm RECIPE` (`pipeline.cli_slurm`).
+`prefloop sweep RECIPE` (`pipeline.cli_sweep`), and `prefloop slurm | share RECIPE` (`pipeline.cli_slurm`).
 
 Exit codes: 0 done; 2 the recipe, the data or a judge needs mending (the message says where and how); 3 another process
 is at work in the run directory; 4 a step failed (the same command continues); 5 the next paid call could pass the
@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/<name of the recipe>)")
     run.add_argument("--judge", metavar="NAME", help="who labels: a preset of recipes/judges, or a judge")
     run.add_argument("--dry-run", action="store_true", help="say what would be done and why, and do nothing")
+    run.add_argument("--before", metavar="STEP", help="do only what comes before this step")
     run.set_defaults(command=_run)
 
     status = verbs.add_parser("status", help="what of a run is done, and what would run and why")
@@ -81,8 +82,8 @@ def _run(options: argparse.Namespace) -> None:
     recipes.check(recipe, starts=not options.dry_run)
     directory = options.run or RUNS / options.recipe.stem
     run = _open(recipe, directory)
-    run.execute(dry_run=options.dry_run)
-    if not options.dry_run:
+    run.execute(dry_run=options.dry_run, before=options.before)
+    if not options.dry_run and options.before is None:
         print_outcome(directory)
 
 

@@ -2,7 +2,9 @@
 
 The same code answers the held-out prompts for every checkpoint (`pipeline.compare`): several sources instead of one.
 Work is shared batch by batch through the journal, so any number of processes, killed at any time, ends with the same
-file. What is left out: how text is sampled (`pipeline.sampling`) and which answer is better (`pipeline.label`).
+file. A task of a job array keeps its share in a part of its own (`pipeline.parts`), which the step takes into the
+journal before it answers what is missing. What is left out: how text is sampled (`pipeline.sampling`) and which answer
+is better (`pipeline.label`).
 """
 
 import gc
@@ -14,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pipeline import store
+from pipeline import parts, store
 from pipeline.errors import DataError
 from pipeline.models import ModelConfig
 from pipeline.plugins import Config
@@ -144,33 +146,45 @@ def _policy(config: Pairing, job: Job) -> dict[str, Policy]:
 
 
 def answer(config: Sampling, job: Job, policies: Mapping[str, Policy]) -> None:
-    """Answer this process's share of the batches, by every policy, into the journal.
+    """Answer this process's share of the batches, by every policy, into the journal or its part.
 
     One base is loaded for all that was trained on it. Models of their own come after it, one at a time.
     """
     # Two names of one policy are one item.
     items = list({item.key: item for item in items_of(config, policies)}.values())
-    journal = store.Journal(job.cache / "journal.sqlite")
-    keys = [item.key for item in items]
-    known = journal.get_many(KIND, keys)
     # Shifted by one from batch to batch, or with two sources and two processes one would get all of the slower source.
     turn = [(number // len(policies) + number % len(policies)) % job.world for number in range(len(items))]
-    mine = [item for item, rank in zip(items, turn, strict=True) if rank == job.rank and item.key not in known]
+    share = [item for item, rank in zip(items, turn, strict=True) if rank == job.rank]
+    kept = _kept(job)
+    # Those that share a journal count together, a task of a job array by itself.
+    counting = 1 if job.part else job.world
+    counted = [item.key for item in (share if job.part else items)]
+    known = kept.get_many(KIND, counted)
+    mine = [item for item in share if item.key not in known]
     started, tokens = time.monotonic(), 0
-    with Bar(job.step, total=len(items)) as bar:
+    with Bar(job.step, total=len(counted)) as bar:
         for model, group in _by_model(mine, policies).items():
             built = _sampler(config, model, policies, {item.source for item in group})
             asked = [(item.batch, BASE if policies[item.source].whole else item.source) for item in group]
             for number, responses in built.sample_all(asked):
                 item = group[number]
-                journal.put_many(KIND, {item.key: [response.model_dump(mode="json") for response in responses]})
+                kept.put_many(KIND, {item.key: [response.model_dump(mode="json") for response in responses]})
                 tokens += sum(response.n_tokens or 0 for response in responses)
-                rate = tokens / (time.monotonic() - started) * job.world
-                bar.at(journal.count(KIND, keys), f"{rate:.0f} tokens/s")
+                rate = tokens / (time.monotonic() - started) * counting
+                bar.at(kept.count(KIND, counted), f"{rate:.0f} tokens/s")
             # The next model needs the room.
             del built
             gc.collect()
-    journal.close()
+    kept.close()
+
+
+def _kept(job: Job) -> store.Journal | parts.Part:
+    """Where answers are kept: the part of this task, or the journal, with what tasks have found out before."""
+    if job.part is not None:
+        return parts.Part(job.part)
+    journal = store.Journal(job.cache / "journal.sqlite")
+    parts.merge(job.work_dir / parts.FOLDER, journal)
+    return journal
 
 
 def _by_model(items: Iterable[Item], policies: Mapping[str, Policy]) -> dict[ModelConfig | None, list[Item]]:

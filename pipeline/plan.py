@@ -181,6 +181,7 @@ def _generate(recipe: Recipe, config: GenerateConfig, who: Contender) -> Step:
         inputs={who.step: "policy"} if who.step else {},
         files=config.prompts.files,
         work="pipeline.generate:work",
+        parted=not config.sampler.REMOTE,
         finish="pipeline.generate:finish",
         processes=answering(config.sampler, config.processes),
     )
@@ -336,6 +337,7 @@ def _answers(recipe: Recipe, who: Sequence[Contender], number: int) -> Step:
         inputs={each.step: f"train.{each.name}" for each in who if each.step},
         files=recipe.compare.prompts.files,
         work="pipeline.compare:answers_work",
+        parted=not sampler_of(recipe).REMOTE,
         finish="pipeline.compare:answers_finish",
         processes=answering(sampler_of(recipe), recipe.compare.processes),
     )
@@ -431,6 +433,7 @@ def as_step(
     files: tuple[Path, ...] = (),
     work: str | None = None,
     processes: int | None = None,
+    parted: bool = False,
     launch: LaunchConfig = HERE,
 ) -> Step:
     return Step(
@@ -442,6 +445,7 @@ def as_step(
         options={"config": config.model_dump(mode="json")},
         work=work,
         ranks=processes_for(processes) if work else 1,
+        parted=parted,
         finish=finish,
         launch=launch,
     )

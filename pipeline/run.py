@@ -10,6 +10,7 @@ nothing, a change redoes what depends on it, and going back redoes nothing at al
     steps/<step>/<fingerprint>/              what a step made, with the MANIFEST.json that proves it
     steps/<step>/<fingerprint>.provenance.json   when, how long, on which machine, with which versions
     .staging/<step>-<fingerprint>/           what is being made; survives a kill, and is continued
+      work/parts/<task>-of-<tasks>.jsonl     what tasks of a job array found out, until the run takes it in
 
 The work is done in processes of their own (`pipeline.worker`), so that memory is given back between steps. What is left
 out: recipes, models and judges, of which the engine knows nothing, and cleaning up what no recipe asks for any more.
@@ -41,8 +42,8 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import launch, store
-from pipeline.errors import DataError, LostRankError, RunLockedError, StepFailedError
+from pipeline import launch, parts, store
+from pipeline.errors import DataError, LostRankError, RecipeError, RunLockedError, StepFailedError
 from pipeline.launch import HERE, LaunchConfig, Process
 from pipeline.records import canonical, digest
 from pipeline.worker import PROVENANCE
@@ -83,6 +84,8 @@ class Step:
     work: str | None = None
     """Runs first, in `ranks` processes at once that share their work through the journal or among themselves."""
     ranks: int = 1
+    parted: bool = False
+    """Its `work` may also be done by tasks of a job array, each into a part of its own (`worker.Job.part`)."""
     finish: str
     """Runs after `work` and fills `out/`."""
     launch: LaunchConfig = HERE
@@ -146,13 +149,15 @@ class Run:
         """
         return self._states(self._data())
 
-    def execute(self, dry_run: bool = False, until: str | None = None) -> list[State]:
+    def execute(self, dry_run: bool = False, until: str | None = None, before: str | None = None) -> list[State]:
         """Do what is not done. With nothing to do, no process is started and no file is touched.
 
         Args:
             until: the name of a step; only it and what it needs is done.
+            before: the name of a step; only what comes before it is done.
 
         Raises:
+            RecipeError: there is no such step.
             DataError: a data file is missing, or changed while a step was reading it.
             RunLockedError: another process is at work in this directory.
             StepFailedError: a step ended badly. Its `exit_code` is the step's own if that one gave its reason.
@@ -160,7 +165,7 @@ class Run:
         """
         data = self._data()
         states = self._states(data)
-        wanted = self._needed(until)
+        wanted = self._needed(until) if before is None else self._before(before)
         if dry_run or (
             all(state.done for state in states if state.step.name in wanted) and not self._outdated_top(states)
         ):
@@ -168,9 +173,56 @@ class Run:
                 self._say(state.step, state.why if state.done else f"runs: {state.why}")
             return states
         store.make_dirs(self.directory)
+        with self._at_work(self.directory) as lock:
+            return self._do_all(data, lock, wanted)
+
+    def share(self, name: str, task: int, tasks: int) -> None:
+        """Do one task's share of the work of a step, into a part that the run takes in when it does the step.
+
+        Tasks may be on other machines and at work at once: they hold no lock of the run, nor open its journal.
+
+        Args:
+            name: of a step that is `parted`, and all of whose inputs are done.
+            task: from 0 to `tasks` - 1.
+
+        Raises:
+            RecipeError: there is no such step, or no such task.
+            DataError: an input is not done, or a data file is missing.
+            RunLockedError: another process does the same task.
+            StepFailedError, SystemExit: as `execute`.
+        """
+        states = {state.step.name: state for state in self.states()}
+        state = self._to_share(name, states)
+        if not 0 <= task < tasks:
+            raise RecipeError(f"{name}: there is no task {task} of {tasks}; their numbers are 0 to {tasks - 1}")
+        if state.done:
+            self._say(state.step, "done")
+            return
+        number = f"{task}-of-{tasks}"
+        folder, part = (
+            self._staging(state) / kind for kind in (f"tasks/{number}", f"work/{parts.FOLDER}/{number}.jsonl")
+        )
+        told = self._told(state.step, {name: states[name] for name in state.step.inputs})
+        store.make_dirs(folder)
+        with self._at_work(folder) as lock:
+            store.write_json(folder / "job.json", {**told, "part": str(part.absolute())})
+            _run_workers(state.step, "work", [launch.shared(folder / "job.json", "work", tasks)[task]], lock)
+
+    def _to_share(self, name: str, states: Mapping[str, State]) -> State:
+        able = [step.name for step in self.steps if step.parted]
+        if name not in able:
+            raise RecipeError(f"{name}: no step of this name is done in shares; there are {', '.join(able)}")
+        waiting = [each for each in states[name].step.inputs if not states[each].done]
+        if waiting:
+            raise DataError(f"{name}: {waiting[0]} is not done yet; prefloop run with --before {name} comes first")
+        return states[name]
+
+    @contextlib.contextmanager
+    def _at_work(self, directory: Path) -> Iterator[int]:
+        """Hold this directory; a signal ends the command in good order. Yields the lock."""
         try:
-            with _raising_signals(), _locked(self.directory) as lock:
-                return self._do_all(data, lock, wanted)
+            with _raising_signals(), _locked(directory) as lock:
+                yield lock
         except _Stopped as stopped:
             name = signal.Signals(stopped.number).name
             self._print(f"Stopped by {name}. What is finished is kept: the same command continues from here.")
@@ -240,6 +292,13 @@ class Run:
         inputs = {step.name: step.inputs for step in self.steps}
         return frozenset({until}).union(*(self._needed(name) for name in inputs[until]))
 
+    def _before(self, name: str) -> frozenset[str]:
+        """Every step that comes before this one."""
+        names = [step.name for step in self.steps]
+        if name not in names:
+            raise RecipeError(f"--before {name}: there is no such step; there are {', '.join(names)}")
+        return frozenset(names[: names.index(name)])
+
     # ---- doing it
 
     def _do_all(self, data: Mapping[Path, str], lock: int, wanted: frozenset[str]) -> list[State]:
@@ -304,8 +363,17 @@ class Run:
 
     def _prepare(self, staging: Path, step: Step, inputs: Mapping[str, State]) -> Path:
         """The staging directory with its `job.json`; what a killed run left there is kept if it was made from these."""
-        job = staging / "job.json"
-        told = {
+        job, told = staging / "job.json", self._told(step, inputs)
+        if job.exists() and _digests(_json_of(job)) != _digests(told):
+            store.remove(staging)
+        store.make_dirs(staging / "work")
+        store.make_dirs(staging / "out")
+        store.write_json(job, told)
+        return job
+
+    def _told(self, step: Step, inputs: Mapping[str, State]) -> dict[str, Any]:
+        """What a worker reads in its `job.json`."""
+        return {
             "step": step.name,
             "identity": step.identity,
             "options": step.options,
@@ -319,12 +387,6 @@ class Run:
             "work": step.work,
             "finish": step.finish,
         }
-        if job.exists() and _digests(_json_of(job)) != _digests(told):
-            store.remove(staging)
-        store.make_dirs(staging / "work")
-        store.make_dirs(staging / "out")
-        store.write_json(job, told)
-        return job
 
     def _staging(self, state: State) -> Path:
         return self.directory / ".staging" / f"{state.step.name}-{state.fingerprint[:12]}"

@@ -50,6 +50,8 @@ class Job:
     world: int
     run: str = ""
     """The run's name: whose account paid calls are charged to."""
+    part: Path | None = None
+    """Where a task of a job array keeps what it finds out (`pipeline.parts`). None: in the journal, with the others."""
 
 
 def main(arguments: list[str]) -> int:
@@ -57,7 +59,7 @@ def main(arguments: list[str]) -> int:
     path, phase = arguments
     _watch_parent()
     job, target = _read_job(Path(path), phase)
-    if job.rank > 0:
+    if job.rank > 0 and job.part is None:  # a task of a job array has a log of its own
         _silence_stdout()
     code = 0
     try:
@@ -90,6 +92,7 @@ def _read_job(path: Path, phase: str) -> tuple[Job, str]:
         rank=int(os.environ["PREFLOOP_RANK"]),
         world=int(os.environ["PREFLOOP_WORLD"]),
         run=told["run"],
+        part=Path(told["part"]) if "part" in told else None,
     )
     return job, told[phase]
 

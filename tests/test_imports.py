@@ -23,6 +23,7 @@ LAYERS = [
         "pipeline.worker",
         "pipeline.launch",
         "pipeline.architectures",
+        "pipeline.parts",
     ],
     ["pipeline.contents", "pipeline.decoding", "pipeline.weights"],
     [
