@@ -21,11 +21,11 @@ from pydantic import Field, field_validator
 from rich.console import Console
 
 from judges.base import judge_names
-from pipeline import compare, crowd, doctor_data, fitting, generate, label, plan, recipe, sources
+from pipeline import compare, crowd, doctor_data, fitting, generate, label, plan, recipe, sources, weights
 from pipeline.errors import DataError
 from pipeline.models import ModelConfig
 from pipeline.plugins import Config
-from pipeline.recipe import CompareConfig
+from pipeline.recipe import AnySampler, CompareConfig
 from pipeline.recipe_yaml import parse, text_of
 from pipeline.records import canonical, digest
 from pipeline.rounds import place_of, policy_of
@@ -109,15 +109,26 @@ def open_comparison(
     _check_agreement(named, runs, config, overrides)
     options = _named_options(overrides)
     for each in made:
-        if each.kind in ("weights", "model") and config.compare.sampler and config.compare.sampler.REMOTE:
-            raise DataError(
-                f"{each.source}: no adapter, and the servers of compare.sampler take only those; say "
-                "compare.sampler.name=local, or leave it out"
-            )
+        check_served(each, config.compare.sampler)
         if each.kind in ("adapter", "weights") or (each.kind == "step" and "base" in options):
             fitting.check(each, config.model, options)
     directory = out or (runs[0].directory.absolute().parent if runs else RUNS) / _directory(named)
     return _run(config, runs, made, directory, console)
+
+
+def check_served(made: Made, sampler: AnySampler | None) -> None:
+    """Look whether the sampler can have a checkpoint answer.
+
+    Raises:
+        DataError: it is no adapter, and the sampler's servers take nothing else.
+    """
+    if sampler is None or not sampler.REMOTE or made.folder is None:
+        return
+    if made.kind == "model" or (made.folder / weights.FILE).exists():
+        raise DataError(
+            f"{made.source}: no adapter, and the servers of compare.sampler take nothing else; say "
+            "compare.sampler.name=local, or leave it out"
+        )
 
 
 def reopen(directory: Path) -> Run:

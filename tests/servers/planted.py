@@ -302,6 +302,8 @@ class Connection(asyncio.Protocol):
             told: Any = {"bill": world.bill, "calls": len(world.calls), "most_inside": world.most_inside}
         elif path == "/calls":
             told = world.calls
+        elif path == "/models":
+            told = {"object": "list", "data": [{"id": "planted", "object": "model"}]}
         elif path == "/files":
             told = world.upload(body)
         elif path == "/batches" and method == "POST":

@@ -15,16 +15,20 @@ from servers.completions import BASE, Completions, completion_server
 from tiny import job_of, prompt_of
 from transformers import AutoModelForCausalLM
 
-from pipeline import generate, store
+from pipeline import generate, store, weights
 from pipeline import recipe as recipes
-from pipeline.errors import ModelError, RecipeError
+from pipeline.comparison import check_served
+from pipeline.errors import DataError, ModelError, RecipeError
 from pipeline.generate import Sampling
 from pipeline.models import ModelConfig, _gguf, chat_ids
+from pipeline.ratings import kl_to_base
 from pipeline.recipe import PromptsConfig, Recipe
 from pipeline.records import Message, Response
 from pipeline.sampling import pool
 from pipeline.sampling.base import Batch, Question, plan
+from pipeline.sampling.local import Config as Local
 from pipeline.sampling.openai import Config, OpenAISampler
+from pipeline.sources import Made
 
 PROMPTS = [prompt_of(f"question {number}", name=f"p{number}") for number in range(6)]
 KEY = "sk-canary-4711"
@@ -280,6 +284,24 @@ def test_a_prompt_that_does_not_fit_is_named(servers: list[Completions]) -> None
         answers(sampler_of(servers[0], concurrency=1))
 
 
+def test_compared_policies_are_answered_by_servers_with_all_that_their_kl_is_computed_from(
+    servers: list[Completions], tmp_path: Path, adapter: Path
+) -> None:
+    config = sampling_of(tmp_path, config_of(*servers))
+    policies = {"base": generate.Policy(), "dpo": generate.Policy(adapter, "digest of the adapter")}
+    job = job_of(tmp_path, config)
+    generate.answer(config, job, policies)
+    by_source: dict[str, list[Response]] = {"base": [], "dpo": []}
+    for each in generate.collect(config, job, policies):
+        by_source[each.response.source].append(each.response)
+    assert [len(each) for each in by_source.values()] == [12, 12]
+    assert all(each.logprob == each.ref_logprob is not None for each in by_source["base"])
+    assert all(each.ref_logprob is not None and each.logprob != each.ref_logprob for each in by_source["dpo"])
+    found = kl_to_base({str(number): [each] for number, each in enumerate(by_source["dpo"])})
+    assert found is not None and found.value > 0
+    assert not any(server.adapters for server in servers)
+
+
 # ---- before anything runs
 
 
@@ -378,6 +400,19 @@ def test_policies_that_no_server_takes_are_refused_with_the_recipe(tmp_path: Pat
     (line,) = recipe(train={"dpo": {"lora": {"use_dora": True}}})
     assert "compare.sampler: openai's servers take plain LoRA, and 'dpo' trains a DoRA" in line
     assert recipe(train={"dpo": {"tune": "full"}}, compare={"sampler": {"name": "local"}}) == []
+
+
+def test_checkpoints_from_elsewhere_that_are_no_adapters_are_not_compared_by_servers(
+    tmp_path: Path, adapter: Path
+) -> None:
+    served, local = Config.model_validate(SERVED), Local()
+    (tmp_path / weights.FILE).touch()
+    for refused in (Made("a", "model", "model", adapter), Made("b", "sft", "step", tmp_path)):
+        check_served(refused, local)
+        with pytest.raises(DataError, match="take nothing else"):
+            check_served(refused, served)
+    check_served(Made("c", "dpo", "adapter", adapter), served)
+    check_served(Made("base", "base", "base"), served)
 
 
 def test_a_missing_key_is_told_before_anybody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
