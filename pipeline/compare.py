@@ -23,6 +23,7 @@ from pipeline.findings import Finding
 from pipeline.generate import Answer, Policy, Sampling
 from pipeline.measure import Measures
 from pipeline.models import ModelConfig
+from pipeline.phases import Phases
 from pipeline.plugins import Config
 from pipeline.ratings import (
     Checkpoint,
@@ -174,8 +175,11 @@ def compare_work(job: Job) -> None:
     """Judge this process's share of the prompts with every comparing judge, into the journal."""
     config = Comparing.model_validate(job.options["config"])
     asked = _blind(_matches(config, job))
-    for judge in config.judges:
-        label.judge_share(judge, list(asked.values()), job, config.budget_usd)
+    phases = Phases(job)
+    for judge, name in zip(config.judges, judge_names(config.judges), strict=True):
+        with phases(f"judging by {name}"):
+            label.judge_share(judge, list(asked.values()), job, config.budget_usd)
+    phases.tell()
 
 
 def compare_finish(job: Job) -> None:
@@ -183,7 +187,10 @@ def compare_finish(job: Job) -> None:
     config = Comparing.model_validate(job.options["config"])
     pairs = _matches(config, job)
     verdicts = {judge.fingerprint(): _verdicts(judge, pairs, job, config.budget_usd) for judge in config.judges}
-    results = _results(config, pairs, verdicts, _answers(job), measure.read(job.inputs.get("measure")))
+    phases = Phases(job)
+    with phases("statistics"):
+        results = _results(config, pairs, verdicts, _answers(job), measure.read(job.inputs.get("measure")))
+    phases.tell()
     store.write_jsonl(job.out / "verdicts.jsonl", itertools.chain.from_iterable(verdicts.values()))
     store.write_jsonl(job.out / "pairs.jsonl", pairs)
     store.write_json(job.out / "results.json", results.model_dump(mode="json"))

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 from pipeline import parts, store
 from pipeline.errors import DataError
 from pipeline.models import ModelConfig
+from pipeline.phases import Phases
 from pipeline.plugins import Config
 from pipeline.progress import Bar
 from pipeline.recipe import BASE, AnySampler, GenerateConfig, PromptsConfig
@@ -161,21 +162,23 @@ def answer(config: Sampling, job: Job, policies: Mapping[str, Policy]) -> None:
     counted = [item.key for item in (share if job.part else items)]
     known = kept.get_many(KIND, counted)
     mine = [item for item in share if item.key not in known]
-    started, tokens = time.monotonic(), 0
+    started, tokens, phases = time.monotonic(), 0, Phases(job)
     with Bar(job.step, total=len(counted)) as bar:
         for model, group in _by_model(mine, policies).items():
-            built = _sampler(config, model, policies, {item.source for item in group})
+            with phases("loading"):
+                built = _sampler(config, model, policies, {item.source for item in group})
             asked = [(item.batch, BASE if policies[item.source].whole else item.source) for item in group]
-            for number, responses in built.sample_all(asked):
-                item = group[number]
-                kept.put_many(KIND, {item.key: [response.model_dump(mode="json") for response in responses]})
-                tokens += sum(response.n_tokens or 0 for response in responses)
-                rate = tokens / (time.monotonic() - started) * counting
-                bar.at(kept.count(KIND, counted), f"{rate:.0f} tokens/s")
+            with phases("generation"):
+                for number, responses in built.sample_all(asked):
+                    kept.put_many(KIND, {group[number].key: [each.model_dump(mode="json") for each in responses]})
+                    tokens += sum(response.n_tokens or 0 for response in responses)
+                    rate = tokens / (time.monotonic() - started) * counting
+                    bar.at(kept.count(KIND, counted), f"{rate:.0f} tokens/s")
             # The next model needs the room.
             del built
             gc.collect()
     kept.close()
+    phases.tell()
 
 
 def _kept(job: Job) -> store.Journal | parts.Part:

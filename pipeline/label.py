@@ -188,7 +188,7 @@ def tell_spending(job: Job) -> None:
     """What this step's calls were charged, attempts that failed included, for the step's provenance."""
     rows = [line._asdict() for line in bill(job.cache / "journal.sqlite", job.run) if line.step == job.step]
     if rows:
-        store.write_json(job.work_dir / worker.PROVENANCE, {"spending": rows})
+        worker.tell(job, spending=rows)
 
 
 def by_prompt(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import store
 from pipeline.errors import PrefloopError
 
 PROVENANCE = "provenance.json"
@@ -52,6 +53,18 @@ class Job:
     """The run's name: whose account paid calls are charged to."""
     part: Path | None = None
     """Where a task of a job array keeps what it finds out (`pipeline.parts`). None: in the journal, with the others."""
+
+
+def told(job: Job) -> dict[str, Any]:
+    """What the step has left for its provenance so far."""
+    path = job.work_dir / PROVENANCE
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def tell(job: Job, **found: Any) -> None:
+    """Add to the step's provenance, or replace what was said under these names."""
+    store.write_json(job.work_dir / PROVENANCE, {**told(job), **found})
 
 
 def main(arguments: list[str]) -> int:

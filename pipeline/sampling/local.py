@@ -19,10 +19,10 @@ from pipeline.models import (
     chat_ids,
     load_model,
     load_tokenizer,
-    padded_logprobs,
     role,
     token_logprobs,
 )
+from pipeline.reading import Read
 from pipeline.records import Response
 from pipeline.sampling.base import Batch, Sampler, SamplerConfig
 
@@ -65,6 +65,7 @@ class LocalSampler(Sampler):
         self.roles = {name: f"policy{place}" for place, name in enumerate(adapters)}
         folders = {self.roles[name]: folder for name, folder in adapters.items()}
         self.model = attach(load_model(model), folders)
+        self.read: Read | None = None
 
     def sample(self, batch: Batch, source: str) -> list[Response]:
         """Answers to a batch, in the order of its prompts."""
@@ -96,9 +97,12 @@ class LocalSampler(Sampler):
             return [None] * len(rows)
         if source == "base":
             return [logprob for _, logprob in rows]
-        asked = [prefixes[number // samples] for number in range(len(rows))]
+        places = [number // samples for number in range(len(rows))]
         with role(self.model, "base"):
-            logprobs = padded_logprobs(self.model, asked, [tokens for tokens, _ in rows])
+            # The checkpoints answer one batch after the other, and the base reads its prompts once.
+            if self.read is None or self.read.prefixes != prefixes:
+                self.read = Read(self.model, prefixes)
+            logprobs = self.read.logprobs(places, [tokens for tokens, _ in rows])
         return [round(float(each.double().sum()), 6) for each in logprobs]
 
 

@@ -1,0 +1,101 @@
+"""Conversations that a model reads once, to score answers to them as often as it is asked.
+
+Five checkpoints answer the same prompts, and the base says of each answer how likely it would have been: the prompts
+are the larger part of that text, and the same five times. What is left out: models whose state goes on with one token
+at a time, or that read in an encoder, which read the conversation with every answer (`pipeline.models`).
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.architectures import is_encoder_decoder, is_recurrent
+from pipeline.decoding import padded
+from pipeline.models import padded_logprobs, token_logprobs
+
+if TYPE_CHECKING:
+    import torch
+
+ROWS = 8
+"""Answers scored at once: their logits, a vocabulary for every token, are what takes the room."""
+
+
+class Read:
+    """Conversations as a model has read them. The model acts in the same role whenever this is asked."""
+
+    def __init__(self, model: Any, prefixes: Sequence[Sequence[int]]) -> None:
+        """
+        Args:
+            prefixes: token ids of the conversations.
+        """
+        self.model, self.prefixes = model, [list(prefix) for prefix in prefixes]
+        self.again = is_recurrent(model) or is_encoder_decoder(model)
+        if not self.again:
+            self._read()
+
+    def _read(self) -> None:
+        import torch
+        from transformers import DynamicCache
+
+        ids_PT, self.mask_PT = padded(self.prefixes, self.model.device, left=True)
+        self.cache: Any = DynamicCache(config=self.model.config)
+        with torch.inference_mode():
+            output = self.model(
+                ids_PT,
+                attention_mask=self.mask_PT,
+                position_ids=_positions(self.mask_PT),
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self.logits_P1V: torch.Tensor = output.logits
+
+    def logprobs(self, places: Sequence[int], answers: Sequence[Sequence[int]]) -> list["torch.Tensor"]:
+        """log p(token | what precedes it) of every token of answers, in nats.
+
+        Args:
+            places: of the conversation that each answer belongs to.
+            answers: token ids of the answers, none of them empty.
+
+        Returns:
+            For each answer a float32 tensor of its length, on the processor.
+        """
+        import torch
+
+        if self.again:
+            return padded_logprobs(self.model, [self.prefixes[place] for place in places], answers)
+        found: dict[int, torch.Tensor] = {}
+        by_length = sorted(range(len(answers)), key=lambda row: (len(answers[row]), row))
+        for start in range(0, len(by_length), ROWS):
+            chosen = by_length[start : start + ROWS]
+            after = [answers[row] for row in chosen]
+            with torch.inference_mode():
+                logprobs_BL = self._after([places[row] for row in chosen], after).cpu()
+            found |= {row: logprobs_BL[at, : len(answers[row])] for at, row in enumerate(chosen)}
+        return [found[row] for row in range(len(answers))]
+
+    def _after(self, places: Sequence[int], answers: Sequence[Sequence[int]]) -> "torch.Tensor":
+        """Of answers that are padded on the right, (B, L)."""
+        import torch
+
+        ids_BL, seen_BL = padded(answers, self.model.device)
+        rows_B = torch.tensor(places, device=self.model.device)
+        logits_BLV = self.logits_P1V[rows_B]
+        if ids_BL.shape[1] > 1:
+            cache = copy.deepcopy(self.cache)
+            cache.reorder_cache(rows_B)
+            mask_BT = torch.cat([self.mask_PT[rows_B], seen_BL[:, :-1]], dim=1)
+            rest = self.model(
+                ids_BL[:, :-1],
+                attention_mask=mask_BT,
+                position_ids=_positions(mask_BT)[:, self.mask_PT.shape[1] :],
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+            logits_BLV = torch.cat([logits_BLV, rest], dim=1)
+        return token_logprobs(logits_BLV.float(), ids_BL)
+
+
+def _positions(mask_BT: "torch.Tensor") -> "torch.Tensor":
+    """The number of real tokens before each, whatever the padding on the left."""
+    return (mask_BT.cumsum(-1) - 1).clamp(min=0)
