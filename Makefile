@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rlaif rlhf run exam status annotate check test test-fast test-wide test-distributed bench-labels bench-faults bench-ppo bench-ppo-reward bench-import bench-memory coverage scale lock clean
+.PHONY: help setup rlaif rlhf run exam status annotate check test test-fast test-wide test-distributed bench-labels bench-faults bench-ppo bench-ppo-reward bench-import bench-memory bench-compare coverage scale lock clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ bench-import: $(READY) ## time and memory of importing 200,000 votes: runs/bench
 
 bench-memory: $(READY) ## the memory plan beside measured peaks: runs/bench/memory.json (about five minutes)
 	@PYTHONPATH=tests $(BIN)/python -m bench.memory
+
+bench-compare: $(READY) ## five checkpoints compared, beside their generation and judging alone: runs/bench/compare.json
+	@PYTHONPATH=tests $(BIN)/python -m bench.compare
 
 coverage: $(READY) ## how often the intervals hold a planted truth: runs/bench/coverage.json (eight minutes of a core)
 	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m bench.coverage
