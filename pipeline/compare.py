@@ -20,9 +20,8 @@ from pipeline.agreement import AgreementReport, Rater, agree
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.algorithms.scoring import FACTS
 from pipeline.findings import Finding
-from pipeline.generate import Answer, Policy, Sampling
+from pipeline.generate import Answer, Elsewhere, Policy, Sampling
 from pipeline.measure import Measures
-from pipeline.models import ModelConfig
 from pipeline.phases import Phases
 from pipeline.plugins import Config
 from pipeline.ratings import (
@@ -64,28 +63,6 @@ CONFIDENCE_BINS = 10
 T = TypeVar("T")
 Told = dict[str, dict[str, dict[str, T]]]
 """Prompt -> judge -> `one vs other` -> something."""
-
-
-class Elsewhere(Config):
-    """A checkpoint that no step of this run made, known by what is in it."""
-
-    RUNTIME = frozenset({"folder", "whole"})
-
-    name: str
-    digest: str
-    folder: Path
-    """An adapter or weights of the base, or a whole model."""
-    whole: ModelConfig | None
-    """How a whole model is loaded."""
-
-    def identity(self) -> dict[str, Any]:
-        """Where a whole model lies is no matter, and how it is loaded is."""
-        whole = self.whole and {**self.whole.identity(), "base": self.digest}
-        return {**super().identity(), "whole": whole}
-
-    def policy(self) -> Policy:
-        """As it answers."""
-        return Policy(None if self.whole else self.folder, self.digest, self.whole)
 
 
 class Answering(Config):

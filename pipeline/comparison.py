@@ -1,6 +1,6 @@
 """A comparison of checkpoints from anywhere: what it asks, and its steps.
 
-    answers -> compare -> report
+    answers -> measure -> compare -> report
 
 The steps are those that end every run, in a directory of their own, so it goes on after a kill, and does nothing twice.
 Prompts, sampling and judges are those of the first run that is named, and any of them can be set like an option of a
@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 from rich.console import Console
 
 from judges.base import judge_names
-from pipeline import compare, crowd, doctor_data, fitting, generate, label, plan, recipe, sources, weights
+from pipeline import compare, crowd, doctor_data, fitting, generate, label, measure, plan, recipe, sources, weights
 from pipeline.errors import DataError
 from pipeline.models import ModelConfig
 from pipeline.plugins import Config
@@ -72,8 +72,6 @@ class ComparisonConfig(Config):
     def _sources_say_who(cls, value: CompareConfig) -> CompareConfig:
         if value.checkpoints is not None:
             raise ValueError("checkpoints: sources say who is compared; name those of a run as RUN:step")
-        if value.perplexity is not None:
-            raise ValueError("perplexity: a run measures that of its own checkpoints; leave it out here")
         return value
 
 
@@ -98,7 +96,8 @@ def open_comparison(
 
     Raises:
         RecipeError: an option is wrong, or missing where there is no run to take it from.
-        DataError: a source is nothing that can be compared, is not done, or does not fit the others.
+        DataError: a source is nothing that can be compared, is not done, or does not fit the others; or a file of
+            prompts or texts cannot be read.
     """
     found = [sources.find(each) for each in named]
     runs = _runs(found)
@@ -112,6 +111,8 @@ def open_comparison(
         check_served(each, config.compare.sampler)
         if each.kind in ("adapter", "weights") or (each.kind == "step" and "base" in options):
             fitting.check(each, config.model, options)
+    if config.compare.perplexity is not None:
+        measure.texts_of(config.compare.perplexity, config.model)
     directory = out or (runs[0].directory.absolute().parent if runs else RUNS) / _directory(named)
     return _run(config, runs, made, directory, console)
 
@@ -181,7 +182,7 @@ def _settings_of(run: OpenRun, named: Sequence[Source], overrides: Sequence[str]
     tree = {
         "sources": _tree(named),
         **{name: told[name] for name in ("seed", "model", "budget_usd")},
-        "compare": {**told["compare"], "sampler": sampler, "checkpoints": None, "perplexity": None},
+        "compare": {**told["compare"], "sampler": sampler, "checkpoints": None},
     }
     return recipe.read(ComparisonConfig, tree, overrides, "compare: ")
 
@@ -262,6 +263,24 @@ def _run(
 
 
 def _steps(config: ComparisonConfig, runs: Sequence[OpenRun], made: Sequence[Made], title: str) -> list[Step]:
+    measures = _measures(config, runs, made)
+    reporting = compare.Reporting(
+        title=title,
+        recipe_yaml=recipe.dump(config),
+        steps=("answers", *(step.name for step in measures), "compare"),
+        origins=tuple(origin for run in runs for origin in _origins(run, made)),
+    )
+    return [
+        _answers(config, made),
+        *measures,
+        _compare(config, runs, made, [step.name for step in measures]),
+        plan.as_step(
+            "report", reporting, [compare.VERSION], inputs=reporting.steps, finish="pipeline.compare:report_finish"
+        ),
+    ]
+
+
+def _answers(config: ComparisonConfig, made: Sequence[Made]) -> Step:
     assert config.compare.sampler is not None  # as a run's, or the local one
     sampling = generate.Sampling(
         seed=config.seed,
@@ -276,6 +295,48 @@ def _steps(config: ComparisonConfig, runs: Sequence[OpenRun], made: Sequence[Mad
         checkpoints=tuple(each.name for each in made),
         elsewhere=tuple(_elsewhere(each, config) for each in made if each.kind != "base"),
     )
+    return plan.as_step(
+        "answers",
+        answering,
+        [generate.VERSION, compare.VERSION],
+        files=config.compare.prompts.files,
+        work="pipeline.compare:answers_work",
+        finish="pipeline.compare:answers_finish",
+        processes=plan.answering(config.compare.sampler, config.compare.processes),
+    )
+
+
+def _measures(config: ComparisonConfig, runs: Sequence[OpenRun], made: Sequence[Made]) -> list[Step]:
+    """Nothing, where there is neither a reward model nor a text to measure with."""
+    # A whole model may count its tokens otherwise, and perplexities are compared by the token.
+    read = [each for each in made if each.kind != "model"] if config.compare.perplexity else []
+    rewards = [each for run in runs for each in _rewards(run)]
+    if not (read or rewards):
+        return []
+    text = config.compare.perplexity if read else None
+    measuring = measure.Measuring(
+        model=config.model,
+        checkpoints=tuple(each.name for each in read),
+        rewards=tuple(each.name for each in rewards),
+        perplexity=text,
+        elsewhere=(*(_elsewhere(each, config) for each in read if each.kind != "base"), *rewards),
+    )
+    step = plan.as_step(
+        "measure",
+        measuring,
+        [measure.VERSION],
+        inputs=("answers",),
+        files=text.files if text else (),
+        work="pipeline.measure:work",
+        finish="pipeline.measure:finish",
+        processes=config.compare.processes,
+    )
+    return [step]
+
+
+def _compare(
+    config: ComparisonConfig, runs: Sequence[OpenRun], made: Sequence[Made], measures: Sequence[str]
+) -> Step:  # fmt: skip
     judged = list({each.recipe.judge.fingerprint(): each.recipe.judge for each in runs if each.recipe.judge}.items())
     people = [crowd.NAME] if any(each.recipe.annotations for each in runs) else []
     who = [*(name for name in judge_names([judge for _, judge in judged])), *people]
@@ -288,57 +349,58 @@ def _steps(config: ComparisonConfig, runs: Sequence[OpenRun], made: Sequence[Mad
         checkpoints=tuple((each.name, each.algorithm) for each in made),
         budget_usd=config.budget_usd,
     )
-    reporting = compare.Reporting(
-        title=title,
-        recipe_yaml=recipe.dump(config),
-        steps=("answers", "compare"),
-        origins=tuple(origin for run in runs for origin in _origins(run, made)),
+    return plan.as_step(
+        "compare",
+        comparing,
+        [label.VERSION, compare.VERSION],
+        inputs=("answers", *measures),
+        work="pipeline.compare:compare_work",
+        finish="pipeline.compare:compare_finish",
+        processes=plan.judging(config.compare.judges, config.compare.processes),
     )
-    return [
-        plan.as_step(
-            "answers",
-            answering,
-            [generate.VERSION, compare.VERSION],
-            files=config.compare.prompts.files,
-            work="pipeline.compare:answers_work",
-            finish="pipeline.compare:answers_finish",
-            processes=plan.answering(config.compare.sampler, config.compare.processes),
-        ),
-        plan.as_step(
-            "compare",
-            comparing,
-            [label.VERSION, compare.VERSION],
-            inputs=("answers",),
-            work="pipeline.compare:compare_work",
-            finish="pipeline.compare:compare_finish",
-            processes=plan.judging(config.compare.judges, config.compare.processes),
-        ),
-        plan.as_step(
-            "report", reporting, [compare.VERSION], inputs=reporting.steps, finish="pipeline.compare:report_finish"
-        ),
-    ]
 
 
-def _elsewhere(made: Made, config: ComparisonConfig) -> compare.Elsewhere:
+def _rewards(run: OpenRun) -> Iterator[generate.Elsewhere]:
+    """The reward models of a run that are done."""
+    for step, state in run.states.items():
+        name = _trained(run, step)
+        if name is not None and state.digest is not None and run.recipe.train[name].MAKES == "reward":
+            yield generate.Elsewhere(
+                name=_named(run, step), digest=state.digest, folder=state.path.absolute(), whole=None
+            )
+
+
+def _trained(run: OpenRun, step: str) -> str | None:
+    """What the recipe calls this training; None: the step trains nothing."""
+    plain = place_of(step)[1]
+    return plain.removeprefix("train.") if plain.startswith("train.") else None
+
+
+def _named(run: OpenRun, step: str) -> str:
+    """What is made by a training, as a comparison calls it unless the user does."""
+    number, plain = place_of(step)
+    return f"{run.label}/{policy_of(number, plain.removeprefix('train.'))}"
+
+
+def _elsewhere(made: Made, config: ComparisonConfig) -> generate.Elsewhere:
     assert made.folder is not None
     folder = made.folder.absolute()
     whole = None
     if made.kind == "model":
         whole = ModelConfig(base=str(folder), quantization=config.whole.quantization, dtype=config.whole.dtype)
-    return compare.Elsewhere(name=made.name, digest=made.digest, folder=folder, whole=whole)
+    return generate.Elsewhere(name=made.name, digest=made.digest, folder=folder, whole=whole)
 
 
 def _origins(run: OpenRun, made: Sequence[Made]) -> Iterator[compare.Origin]:
     """The steps of a run that the report tells of: what its labels are, and every training that is done."""
     names = {each.folder: each.name for each in made if each.folder is not None}
     for step, state in run.states.items():
-        number, plain = place_of(step)
-        trains = plain.startswith("train.")
-        if state.digest is None or not (trains or step in TOLD):
+        trained = _trained(run, step)
+        if state.digest is None or not (trained or step in TOLD):
             continue
-        name = f"{run.label}/{policy_of(number, plain.removeprefix('train.'))}" if trains else step
-        if trains and state.path not in names and run.recipe.train[plain.removeprefix("train.")].MAKES == "policy":
+        if trained and state.path not in names and run.recipe.train[trained].MAKES == "policy":
             continue  # it is not compared
+        name = _named(run, step) if trained else step
         yield compare.Origin(
             run=run.label,
             step=step,

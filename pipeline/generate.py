@@ -107,6 +107,28 @@ class Policy(NamedTuple):
         return cls(folder, str(manifest["digest"]))
 
 
+class Elsewhere(Config):
+    """What no step of this run made, a checkpoint or a reward model, known by what is in it."""
+
+    RUNTIME = frozenset({"folder", "whole"})
+
+    name: str
+    digest: str
+    folder: Path
+    """An adapter or weights of the base, or a whole model."""
+    whole: ModelConfig | None
+    """How a whole model is loaded."""
+
+    def identity(self) -> dict[str, Any]:
+        """Where a whole model lies is no matter, and how it is loaded is."""
+        whole = self.whole and {**self.whole.identity(), "base": self.digest}
+        return {**super().identity(), "whole": whole}
+
+    def policy(self) -> Policy:
+        """As it answers."""
+        return Policy(None if self.whole else self.folder, self.digest, self.whole)
+
+
 class Item(NamedTuple):
     """A unit of work: one batch by one source."""
 

@@ -17,7 +17,7 @@ from pipeline import demonstrations, store
 from pipeline.algorithms import scoring
 from pipeline.demonstrations import Demonstration
 from pipeline.errors import DataError
-from pipeline.generate import Answer, Policy
+from pipeline.generate import Answer, Elsewhere, Policy
 from pipeline.models import ModelConfig, attach, has_encoder, load_model, load_tokenizer, padded_logprobs, role
 from pipeline.plugins import Config
 from pipeline.progress import Bar
@@ -47,6 +47,9 @@ class Measuring(Config):
     rewards: tuple[str, ...]
     """Names of the reward models that score the answers."""
     perplexity: PerplexityConfig | None
+    elsewhere: tuple[Elsewhere, ...] = ()
+    """Policies and reward models of these names that no step of this run made. A whole model is none of them: it may
+    count its tokens otherwise, and a perplexity is one of tokens."""
 
 
 class Score(Record):
@@ -174,7 +177,7 @@ def _scoring(config: Measuring, job: Job) -> Iterator[Item]:
     # Of like length together, the longest first, whose memory is the first to be too much.
     answers.sort(key=lambda each: (-len(each.response.text), each.prompt_id, each.response.key))
     for name in _known(config, job):
-        model = Policy.of(job.inputs[f"train.{name}"]).digest
+        model = _policy(config, job, name).digest
         for some in _parts(answers, ANSWERS):
             rows = [(prompts[each.prompt_id], each) for each in some]
             asked = [
@@ -190,7 +193,7 @@ def _reading(config: Measuring, job: Job) -> Iterator[Item]:
     rows = texts_of(config.perplexity, config.model)
     rows.sort(key=lambda row: (-len(row.text or "") - sum(len(turn.content) for turn in row.messages), row.where))
     for name in config.checkpoints:
-        adapter = Policy.of(job.inputs.get(f"train.{name}")).digest
+        adapter = _policy(config, job, name).digest
         for some in _parts(rows, ROWS):
             shown = [[row.text, [(turn.role, turn.content) for turn in row.messages]] for row in some]
             asked = ["nll", VERSION, config.model.identity(), adapter, config.perplexity.max_length, shown]
@@ -199,7 +202,19 @@ def _reading(config: Measuring, job: Job) -> Iterator[Item]:
 
 def _known(config: Measuring, job: Job) -> list[str]:
     """The reward models of a kind that is known here: an algorithm from outside may leave another."""
-    return [name for name in config.rewards if (job.inputs[f"train.{name}"] / scoring.FACTS).exists()]
+    return [name for name in config.rewards if (_folder(config, job, name) / scoring.FACTS).exists()]
+
+
+def _policy(config: Measuring, job: Job, name: str) -> Policy:
+    elsewhere = {each.name: each.policy() for each in config.elsewhere}
+    return elsewhere[name] if name in elsewhere else Policy.of(job.inputs.get(f"train.{name}"))
+
+
+def _folder(config: Measuring, job: Job, name: str) -> Path:
+    """Of what was trained."""
+    folder = _policy(config, job, name).folder
+    assert folder is not None  # or it is the base
+    return folder
 
 
 def _parts(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
@@ -209,7 +224,7 @@ def _parts(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 def _measured(config: Measuring, job: Job, items: Sequence[Item]) -> Iterator[tuple[Item, list[Any]]]:
     """Each item with its numbers. No base is in memory twice at a time."""
-    heads = {name: scoring.load_reward(job.inputs[f"train.{name}"]) for name in _known(config, job)}
+    heads = {name: scoring.load_reward(_folder(config, job, name)) for name in _known(config, job)}
     shared = [item for item in items if item.kind == "nll" or heads[item.who].shared]
     if shared:
         yield from _on_one_base(config, job, heads, shared)
@@ -225,9 +240,10 @@ def _on_one_base(
 ) -> Iterator[tuple[Item, list[Any]]]:
     tokenizer = load_tokenizer(config.model)
     acting = {item.who for item in items if item.kind == "nll"}
-    folders = {name: job.inputs[f"train.{name}"] for name in config.checkpoints if f"train.{name}" in job.inputs}
+    found = {name: _policy(config, job, name).folder for name in config.checkpoints if name in acting}
+    folders = {name: folder for name, folder in found.items() if folder is not None}
     # PEFT makes modules of these names, whose names cannot have a dot.
-    roles = {name: f"policy{place}" for place, name in enumerate(folders) if name in acting}
+    roles = {name: f"policy{place}" for place, name in enumerate(folders)}
     model = attach(load_model(config.model), {called: folders[name] for name, called in roles.items()})
     rewards: dict[str, Any] = {}
     for name in dict.fromkeys(item.who for item in items if item.kind == "score"):
