@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from judges.base import Session
 from pipeline import architectures, store, views, weights
-from pipeline.algorithms import checkpoints, zero
+from pipeline.algorithms import checkpoints, output_layer, zero
 from pipeline.algorithms.checkpoints import Checkpoints
 from pipeline.algorithms.origin import origin
 from pipeline.errors import TrainingError
@@ -189,6 +189,7 @@ class AlgorithmConfig(Config):
         """
         examples = self.examples(run)
         setting = self.setting(run)
+        output_layer.count_labels_alone()
         trainer = self.trainer(examples.rows, setting)
         kept = len(trainer.train_dataset)
         left_out = _left_out(len(examples.rows), kept, self.max_length)
