@@ -5,7 +5,8 @@
         ...
     phases.tell()
 
-Of several processes the first one tells, and of a job array's tasks none. What is left out: the whole step's time and memory (`pipeline.run`).
+Of several processes the first one tells, and of a job array's tasks none. What is left out: the whole step's time and
+memory (`pipeline.run`).
 """
 
 import contextlib

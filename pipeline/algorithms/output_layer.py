@@ -2,7 +2,8 @@
 
 TRL 1.16 leaves the others out where Triton is. Everywhere else it multiplies every position with the vocabulary and
 throws most of that away, because other accelerators compile each new shape; a processor compiles none. On one, that is
-a quarter of an update of DPO and two fifths of one of KTO. What is left out: the layer itself and its gradient, which are TRL's.
+a quarter of an update of DPO and two fifths of one of KTO. What is left out: the layer itself and its gradient, which
+are TRL's.
 """
 
 

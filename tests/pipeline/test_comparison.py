@@ -10,7 +10,6 @@ from scripted_run import here, prepare
 
 from pipeline import comparison, plan, sources
 from pipeline import run as engine
-from pipeline.errors import RecipeError
 from pipeline.ratings import Results
 from pipeline.recipe import load
 
@@ -60,7 +59,7 @@ def test_two_runs_are_compared_in_one_report_and_nothing_that_they_paid_for_is_p
     run = opened("runs/short", "runs/long")
     assert run.directory == top / "runs" / "compare-short-long"
     states = run.execute()
-    assert [state.step.name for state in states] == ["answers", "compare", "report"]
+    assert [state.step.name for state in states] == ["answers", "measure", "compare", "report"]
     after = rows(top)
     # Both have answered the same prompts before.
     assert after["answers"] == before["answers"]
@@ -82,8 +81,3 @@ def test_two_runs_are_compared_in_one_report_and_nothing_that_they_paid_for_is_p
     assert all(state.done for state in opened("runs/short", "runs/long").states())
     assert all(state.done for state in comparison.reopen(run.directory).states())
     assert not (run.directory / "recipe.yaml").exists()
-
-
-def test_perplexity_is_measured_by_a_run_of_its_own_checkpoints_alone(top: Path) -> None:
-    with pytest.raises(RecipeError, match="perplexity: a run measures that of its own checkpoints; leave it out"):
-        opened("runs/short", "compare.perplexity.files=text.jsonl")
