@@ -9,7 +9,7 @@ What is left out: the questions themselves (`judges.llm`, `judges.rating`), atte
 
 import ipaddress
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
@@ -95,8 +95,7 @@ class ApiConfig(JudgeConfig):
         return found
 
     def lacks(self) -> Iterable[str]:
-        if self.api_key_env is not None and not os.environ.get(self.api_key_env):
-            yield f"api_key_env: the environment variable {self.api_key_env} is not set; it should hold the key"
+        return lacking_key(self.api_key_env)
 
 
 class Features(Record):
@@ -256,6 +255,12 @@ def check_encrypted(base_url: str, allow_http: bool) -> None:
     parts = urlsplit(base_url)
     if parts.scheme == "http" and not allow_http and not _is_here(str(parts.hostname)):
         raise ValueError(f"base_url: http to {parts.hostname} is not encrypted; use https, or allow_http: true")
+
+
+def lacking_key(variable: str | None) -> Iterator[str]:
+    """What is missing where a key is looked for in this environment variable; None: no key is needed."""
+    if variable is not None and not os.environ.get(variable):
+        yield f"api_key_env: the environment variable {variable} is not set; it should hold the key"
 
 
 def _is_here(host: str) -> bool:

@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from judges.api import address_of, check_encrypted
+from judges.api import address_of, check_encrypted, lacking_key
 from pipeline.contents import content_of
 from pipeline.errors import ModelError
 from pipeline.findings import Finding
@@ -107,8 +107,7 @@ class Config(SamplerConfig):
         return Sampling(self.temperature, self.top_p, self.top_k)
 
     def lacks(self) -> Iterator[str]:
-        if self.api_key_env is not None and not os.environ.get(self.api_key_env):
-            yield f"api_key_env: the environment variable {self.api_key_env} is not set; it should hold the key"
+        return lacking_key(self.api_key_env)
 
     def served(self) -> list[Served]:
         """The model at each of the servers.
