@@ -138,11 +138,7 @@ def answers_finish(job: Job) -> None:
 
 
 def _policies(config: Answering, job: Job) -> dict[str, Policy]:
-    elsewhere = {each.name: each.policy() for each in config.elsewhere}
-    return {
-        name: elsewhere[name] if name in elsewhere else Policy.of(job.inputs.get(f"train.{name}"))
-        for name in config.checkpoints
-    }
+    return {name: generate.policy_called(name, config.elsewhere, job) for name in config.checkpoints}
 
 
 # ---- comparisons

@@ -68,8 +68,7 @@ class _Decoder:
 
     def _forward(self, ids_BT: "torch.Tensor") -> "torch.Tensor":
         width = ids_BT.shape[1]
-        # The position of a token is the number of real tokens before it, whatever the padding on the left.
-        positions_BT = (self.mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -width:]
+        positions_BT = positions(self.mask_BT)[:, -width:]
         # A model without any attention masks the tokens that it is given and no earlier ones.
         mask_BT = self.mask_BT if self.argument == "past_key_values" else self.mask_BT[:, -width:]
         output = self.model(
@@ -119,6 +118,11 @@ class _EncoderDecoder:
 def start_token(model: Any) -> int:
     """What an encoder-decoder's answers are written after."""
     return int(model.config.decoder_start_token_id)
+
+
+def positions(mask_BT: "torch.Tensor") -> "torch.Tensor":
+    """The position of each token, (B, T): the number of real tokens before it, whatever the padding on the left."""
+    return (mask_BT.cumsum(-1) - 1).clamp(min=0)
 
 
 def padded(rows: Sequence[Sequence[int]], device: Any, *, left: bool = False) -> tuple["torch.Tensor", "torch.Tensor"]:

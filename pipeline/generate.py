@@ -129,6 +129,12 @@ class Elsewhere(Config):
         return Policy(None if self.whole else self.folder, self.digest, self.whole)
 
 
+def policy_called(name: str, elsewhere: Iterable[Elsewhere], job: Job) -> Policy:
+    """What is called so: from elsewhere, or made by a step of this run; else the base."""
+    found = next((each for each in elsewhere if each.name == name), None)
+    return found.policy() if found else Policy.of(job.inputs.get(f"train.{name}"))
+
+
 class Item(NamedTuple):
     """A unit of work: one batch by one source."""
 

@@ -17,7 +17,7 @@ from pipeline import demonstrations, store
 from pipeline.algorithms import scoring
 from pipeline.demonstrations import Demonstration
 from pipeline.errors import DataError
-from pipeline.generate import Answer, Elsewhere, Policy
+from pipeline.generate import Answer, Elsewhere, policy_called
 from pipeline.models import ModelConfig, attach, has_encoder, load_model, load_tokenizer, padded_logprobs, role
 from pipeline.plugins import Config
 from pipeline.progress import Bar
@@ -177,7 +177,7 @@ def _scoring(config: Measuring, job: Job) -> Iterator[Item]:
     # Of like length together, the longest first, whose memory is the first to be too much.
     answers.sort(key=lambda each: (-len(each.response.text), each.prompt_id, each.response.key))
     for name in _known(config, job):
-        model = _policy(config, job, name).digest
+        model = policy_called(name, config.elsewhere, job).digest
         for some in _parts(answers, ANSWERS):
             rows = [(prompts[each.prompt_id], each) for each in some]
             asked = [
@@ -193,7 +193,7 @@ def _reading(config: Measuring, job: Job) -> Iterator[Item]:
     rows = texts_of(config.perplexity, config.model)
     rows.sort(key=lambda row: (-len(row.text or "") - sum(len(turn.content) for turn in row.messages), row.where))
     for name in config.checkpoints:
-        adapter = _policy(config, job, name).digest
+        adapter = policy_called(name, config.elsewhere, job).digest
         for some in _parts(rows, ROWS):
             shown = [[row.text, [(turn.role, turn.content) for turn in row.messages]] for row in some]
             asked = ["nll", VERSION, config.model.identity(), adapter, config.perplexity.max_length, shown]
@@ -205,14 +205,9 @@ def _known(config: Measuring, job: Job) -> list[str]:
     return [name for name in config.rewards if (_folder(config, job, name) / scoring.FACTS).exists()]
 
 
-def _policy(config: Measuring, job: Job, name: str) -> Policy:
-    elsewhere = {each.name: each.policy() for each in config.elsewhere}
-    return elsewhere[name] if name in elsewhere else Policy.of(job.inputs.get(f"train.{name}"))
-
-
 def _folder(config: Measuring, job: Job, name: str) -> Path:
     """Of what was trained."""
-    folder = _policy(config, job, name).folder
+    folder = policy_called(name, config.elsewhere, job).folder
     assert folder is not None  # or it is the base
     return folder
 
@@ -240,7 +235,7 @@ def _on_one_base(
 ) -> Iterator[tuple[Item, list[Any]]]:
     tokenizer = load_tokenizer(config.model)
     acting = {item.who for item in items if item.kind == "nll"}
-    found = {name: _policy(config, job, name).folder for name in config.checkpoints if name in acting}
+    found = {name: policy_called(name, config.elsewhere, job).folder for name in config.checkpoints if name in acting}
     folders = {name: folder for name, folder in found.items() if folder is not None}
     # PEFT makes modules of these names, whose names cannot have a dot.
     roles = {name: f"policy{place}" for place, name in enumerate(folders)}

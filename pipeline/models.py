@@ -21,7 +21,7 @@ from pydantic import model_validator
 from pipeline import store, weights
 from pipeline.architectures import alike, bare, experts_in_full, is_encoder_decoder, is_recurrent, read_past
 from pipeline.contents import content_of
-from pipeline.decoding import padded, start_token
+from pipeline.decoding import padded, positions, start_token
 from pipeline.errors import ModelError
 from pipeline.plugins import Config
 
@@ -541,7 +541,7 @@ def _causal_logits(model: Any, prefixes: Sequence[Sequence[int]], answers: Seque
     logits_BLV: torch.Tensor = model(
         torch.cat([before_BT, after_BL], dim=1),
         attention_mask=mask_BT,
-        position_ids=(mask_BT.cumsum(-1) - 1).clamp(min=0),
+        position_ids=positions(mask_BT),
         use_cache=False,
         logits_to_keep=after_BL.shape[1] + 1,
     ).logits[:, :-1]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.architectures import is_encoder_decoder, is_recurrent
-from pipeline.decoding import padded
+from pipeline.decoding import padded, positions
 from pipeline.models import padded_logprobs, token_logprobs
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Read:
             output = self.model(
                 ids_PT,
                 attention_mask=self.mask_PT,
-                position_ids=_positions(self.mask_PT),
+                position_ids=positions(self.mask_PT),
                 past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=1,
@@ -88,14 +88,9 @@ class Read:
             rest = self.model(
                 ids_BL[:, :-1],
                 attention_mask=mask_BT,
-                position_ids=_positions(mask_BT)[:, self.mask_PT.shape[1] :],
+                position_ids=positions(mask_BT)[:, self.mask_PT.shape[1] :],
                 past_key_values=cache,
                 use_cache=True,
             ).logits
             logits_BLV = torch.cat([logits_BLV, rest], dim=1)
         return token_logprobs(logits_BLV.float(), ids_BL)
-
-
-def _positions(mask_BT: "torch.Tensor") -> "torch.Tensor":
-    """The number of real tokens before each, whatever the padding on the left."""
-    return (mask_BT.cumsum(-1) - 1).clamp(min=0)
