@@ -58,7 +58,7 @@ class Job:
 def told(job: Job) -> dict[str, Any]:
     """What the step has left for its provenance so far."""
     path = job.work_dir / PROVENANCE
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found: dict[str, Any] = store.read_json(path) if path.exists() else {}
     return found
 
 
