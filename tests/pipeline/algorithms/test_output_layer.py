@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import full_logprobs
+from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
 from pipeline.algorithms.output_layer import count_labels_alone
@@ -18,7 +19,8 @@ LABELS = IDS.masked_fill(torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 1]]).
 
 @pytest.fixture
 def positions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The rows of every multiplication with the output layer; TRL is as it was afterwards."""
+    """The rows of every multiplication with the output layer, from TRL as it is installed; any step that trained in
+    this process has changed it. Afterwards it is as it was."""
     counted: list[int] = []
 
     class Counting:
@@ -29,7 +31,7 @@ def positions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     original = utils._ChunkedLogProbFunction
     monkeypatch.setattr(utils, "_ChunkedLogProbFunction", Counting)
-    monkeypatch.setattr(utils, "_use_triton", utils._use_triton)
+    monkeypatch.setattr(utils, "_use_triton", chunked_logprob._use_triton)
     return counted
 
 
