@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,14 @@ FIRST = ("test_smoke.py", "test_matrix.py", "test_rounds.py", "test_encoder_judg
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+
+
+@pytest.fixture(autouse=True)
+def transformers_ties_weights() -> Iterator[None]:
+    """What loads two models at a time fails itself, and not the tests after it (huggingface's no_tie_weights)."""
+    yield
+    if (loaded := sys.modules.get("transformers.modeling_utils")) is not None:
+        assert loaded.PreTrainedModel.tie_weights.__name__ == "tie_weights", "two threads loaded a model each"
 
 
 @pytest.fixture(scope="session")

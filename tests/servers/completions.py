@@ -6,6 +6,7 @@ take from a model's generation_config.json it refuses to guess: a request has to
 distribution, whatever a request says of top_p and top_k.
 """
 
+import copy
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -26,8 +27,7 @@ class Completions:
     """The server. Its fields can be changed while it runs."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.base = self._load(None)
+        self.base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.adapters: dict[str, Any] = {}
         self.calls: list[tuple[str, Any]] = []
@@ -99,12 +99,13 @@ class Completions:
         if not Path(path).is_dir():
             return _error(404, f"Loading lora {name} failed: No adapter found for {path}")
         first = next(iter(self.adapters.values()), None)
-        self.adapters[name] = first if self.stale and first else self._load(path)
+        self.adapters[name] = first if self.stale and first else self.with_adapter(path)
         return 200, f"Success: LoRA adapter '{name}' added successfully."
 
-    def _load(self, adapter: str | None) -> Any:
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
-        return (PeftModel.from_pretrained(model, adapter).merge_and_unload() if adapter else model).eval()
+    def with_adapter(self, adapter: str) -> Any:
+        # A copy, since transformers loads no two models at a time: in 5.23, when two threads do, its no_tie_weights can
+        # put the other's empty function back, and from then on no model of this process has its output layer.
+        return PeftModel.from_pretrained(copy.deepcopy(self.base), adapter).merge_and_unload().eval()
 
     def _complete(self, body: dict[str, Any]) -> tuple[int, Any]:
         missing = [name for name in SAID if name not in body]

@@ -101,7 +101,7 @@ def test_an_answer_has_the_log_probability_that_the_model_gives_it(
 ) -> None:
     sampler = sampler_of(servers[0], adapters={"dpo": adapter}, concurrency=1)
     (batch, *_) = batches()
-    models = {"base": servers[0].base, "dpo": servers[0]._load(str(adapter))}
+    models = {"base": servers[0].base, "dpo": servers[0].with_adapter(str(adapter))}
     sampled: list[tuple[list[int], list[int]]] = []
     servers[0].edit = lambda told: sampled.append((told["prompt_token_ids"], told["choices"][0]["token_ids"]))
     for source, model in models.items():
