@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from scripted.judge import Config as Scripted
 from tiny import job_of, preference_of, prompt_of, response_of, said
 
@@ -17,7 +18,7 @@ from pipeline.algorithms.held_out import examine
 from pipeline.compare import Comparing
 from pipeline.generate import Answer
 from pipeline.measure import Reading, Score
-from pipeline.ratings import Comparison, Results
+from pipeline.ratings import Comparison, Results, schema
 from pipeline.records import Pair, Verdict
 
 # ---- rows
@@ -111,6 +112,18 @@ def chatty(prompts: int = 12, samples: int = 2) -> list[Answer]:
         for source, word in (("base", "short"), ("dpo", "much longer"))
         for index in range(samples)
     ]
+
+
+def test_results_json_is_what_its_schema_says_and_the_schema_would_notice(tmp_path: Path) -> None:
+    Draft202012Validator.check_schema(schema())
+    validator = Draft202012Validator(schema())
+    answers = [*chatty(), answer("q0", "base", "open=refused", 2), answer("q0", "dpo", "open=refused", 2)]
+    told = json.loads(run(tmp_path, comparing(Length(), Scripted()), answers)["results.json"])
+    assert [error.message for error in validator.iter_errors(told)] == []
+    del told["comparisons"][0]["win_rate"]
+    told["prompts"] = "twelve"
+    found = sorted((list(error.absolute_path), error.validator) for error in validator.iter_errors(told))
+    assert found == [(["comparisons", 0], "required"), (["prompts"], "type")]
 
 
 def test_who_always_gives_the_longer_answer_always_wins_by_length(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from scripted_run import here, prepare
 from tiny import full_logprobs, make_adapter, make_model, make_tokenizer
 
@@ -19,7 +20,7 @@ from pipeline import comparison, measure, plan, sources
 from pipeline import run as engine
 from pipeline.errors import DataError
 from pipeline.models import ModelConfig, attach, chat_ids, load_model, load_tokenizer, role
-from pipeline.ratings import Results
+from pipeline.ratings import Results, schema
 from pipeline.recipe import load
 from pipeline.records import Message
 
@@ -69,7 +70,9 @@ def opened(*words: str, out: Path | None = None) -> Any:
 
 
 def results_of(directory: Path) -> Results:
-    return Results.model_validate_json((directory / "results.json").read_text())
+    text = (directory / "results.json").read_text()
+    Draft202012Validator(schema()).validate(json.loads(text))
+    return Results.model_validate_json(text)
 
 
 def published(run: Any, step: str) -> Path:
