@@ -2,7 +2,9 @@
 
 Every answer draws from its own row of uniform numbers, fixed before decoding starts. So two checkpoints that sample
 the same batch use the same random numbers (which makes their comparison sharper), and it does not matter when other
-answers finish. What is left out: beams, speculative decoding, continuous batching (a vLLM server does those).
+answers finish. What is left out: beams, speculative decoding, continuous batching (a vLLM server does those), and
+batches of several adapters' answers (so does one): by rounding, an answer would depend on who else was asked, and could
+not be kept for the next comparison. On a processor they are slower too, but where prompts are few: make bench-compare.
 """
 
 from collections.abc import Sequence
