@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,20 @@ def architectures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for kind in (*DECODERS, *ENCODER_DECODERS):
         make_architecture(top / kind, kind)
     return {kind: top / kind for kind in (*DECODERS, *ENCODER_DECODERS)}
+
+
+@pytest.fixture(scope="module")
+def llama_cpp() -> Iterator[str]:
+    """The address of llama.cpp's own server, with the built-in model."""
+    pytest.importorskip("xllamacpp")
+    command = [sys.executable, str(Path(__file__).parent / "servers" / "llama_cpp.py")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip() + "/v1"
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,5 @@
 """The API judge against a real server: llama.cpp's, with the built-in model."""
 
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,21 +13,6 @@ from pipeline.records import Pair, Prompt, Response
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    pytest.importorskip("xllamacpp")
-    script = Path(__file__).parents[1] / "servers" / "llama_cpp.py"
-    process = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip() + "/v1"
-    finally:
-        process.kill()
-        process.wait()
-
-
 PAIR = Pair.of(
     Prompt.model_validate({"id": "rome", "prompt": "What is the capital of Italy?"}),
     Response(text="Rome.", source="a"),
@@ -38,8 +20,8 @@ PAIR = Pair.of(
 )
 
 
-def test_label_probabilities_of_a_real_server_are_read_and_remembered(address: str, tmp_path: Path) -> None:
-    judge = BothOrders(of=Config(model="smollm2", base_url=address, price="free", min_label_mass=0.0))
+def test_label_probabilities_of_a_real_server_are_read_and_remembered(llama_cpp: str, tmp_path: Path) -> None:
+    judge = BothOrders(of=Config(model="smollm2", base_url=llama_cpp, price="free", min_label_mass=0.0))
     (verdict,) = judge.build(Session(journal=tmp_path / "journal.sqlite")).judge([PAIR])
     assert verdict.p_a is not None and 0 < verdict.p_a < 1
     for order in ("forward", "reverse"):
@@ -50,14 +32,14 @@ def test_label_probabilities_of_a_real_server_are_read_and_remembered(address: s
     assert verdict.tokens_in > 200
 
 
-def test_a_schema_is_kept_to_by_a_real_server(address: str) -> None:
-    judge = Config(model="smollm2", base_url=address, price="free", mode="json", max_tokens=120)
+def test_a_schema_is_kept_to_by_a_real_server(llama_cpp: str) -> None:
+    judge = Config(model="smollm2", base_url=llama_cpp, price="free", mode="json", max_tokens=120)
     (verdict,) = judge.build(Session()).judge([PAIR])
     assert verdict.evidence["mode"] == "json"
     assert verdict.p_a in (0.25, 0.75) or verdict.abstained == "unreadable"  # a reason may use up all its tokens
 
 
-def test_a_real_server_rates_an_answer(address: str) -> None:
-    judge = Rating(model="smollm2", base_url=address, price="free", min_digit_mass=0.0).build(Session())
+def test_a_real_server_rates_an_answer(llama_cpp: str) -> None:
+    judge = Rating(model="smollm2", base_url=llama_cpp, price="free", min_digit_mass=0.0).build(Session())
     scores = judge.score([PAIR.prompt, PAIR.prompt], [PAIR.a, PAIR.b])
     assert all(score is None or 1 <= score <= 9 for score in scores)

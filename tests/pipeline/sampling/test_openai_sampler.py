@@ -1,8 +1,6 @@
 """Answers from a pool of servers: shared, with what the local sampler would tell of them, whatever fails on the way."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -424,20 +422,6 @@ def test_a_missing_key_is_told_before_anybody_is_asked(monkeypatch: pytest.Monke
 
 
 # ---- llama.cpp
-
-
-@pytest.fixture(scope="module")
-def llama_cpp() -> Iterator[str]:
-    pytest.importorskip("xllamacpp")
-    script = Path(__file__).parents[2] / "servers" / "llama_cpp.py"
-    command = [sys.executable, str(script)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip() + "/v1"
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.mark.slow
