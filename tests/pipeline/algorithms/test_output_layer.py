@@ -1,6 +1,5 @@
 """On a processor the vocabulary is multiplied with the positions that have a label, and what comes out is the same."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ LABELS = IDS.masked_fill(torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 1]]).
 
 
 @pytest.fixture
-def positions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def positions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of every multiplication with the output layer, from TRL as it is installed; any step that trained in
     this process has changed it. Afterwards it is as it was."""
     counted: list[int] = []
