@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from pipeline import store, weights
+from pipeline.adapters import adapt
 from pipeline.algorithms.scoring import FACTS
 from pipeline.architectures import is_encoder_decoder
 from pipeline.errors import DataError, ModelError
 from pipeline.export_card import Exported, card
 from pipeline.models import (
     ADAPTER,
+    ADAPTER_TENSORS,
     BUILT_IN,
     ModelConfig,
     dtype_of,
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
 
-ADAPTER_FILES = (ADAPTER, "adapter_model.safetensors")
+ADAPTER_FILES = (ADAPTER, ADAPTER_TENSORS)
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 
@@ -222,13 +224,11 @@ def _adapters(trained: Sequence[Trained], staging: Path, dtype: Dtype) -> str:
 
 def _merged(each: Trained, folder: Path, dtype: Dtype) -> float:
     """Write the whole model. Returns the largest difference that rounding and merging made to a logit."""
-    from peft import PeftModel
-
     model = _dense(each.base, scores=each.scores).float()
     weights.load(model, each.folder)
     adapted = (each.folder / ADAPTER).exists()
     if adapted:
-        model = PeftModel.from_pretrained(model, each.folder).eval()
+        model = adapt(model, each.folder).eval()
     ids = _ids(each.base)
     before = _logits(model, ids)
     whole = _save(model.merge_and_unload() if adapted else model, each.base, folder, dtype)

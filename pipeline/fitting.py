@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import store, weights
+from pipeline import adapters, store, weights
 from pipeline.contents import content_of
 from pipeline.errors import DataError, ModelError
-from pipeline.models import ModelConfig, home, path_of, skeleton
-from pipeline.sources import TENSORS, Made, read_adapter
+from pipeline.models import ADAPTER_TENSORS, ModelConfig, home, path_of, skeleton
+from pipeline.sources import Made, read_adapter
 
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the base's modules."""
@@ -45,6 +45,7 @@ def check(made: Made, model: ModelConfig, named: Collection[str]) -> None:
         _check_name(made, read_adapter(made.folder), model, named)
     if made.kind == "adapter":
         _check_kind(made, read_adapter(made.folder))
+        _check_own(made, read_adapter(made.folder))
     if told is None or "base" in named:
         _check_shapes(made, model)
 
@@ -98,31 +99,40 @@ def _check_kind(made: Made, told: dict[str, Any]) -> None:
         )
 
 
+def _check_own(made: Made, told: dict[str, Any]) -> None:
+    assert made.folder is not None
+    strays = adapters.stray(tensors_of(made.folder / ADAPTER_TENSORS), told.get("modules_to_save") or ())
+    if strays:
+        raise DataError(f"{made.source}: {adapters.carried(strays)}")
+
+
 def _check_shapes(made: Made, model: ModelConfig) -> None:
     assert made.folder is not None
     try:
         shapes = {name: tuple(each.shape) for name, each in skeleton(model).named_parameters()}
     except ModelError as error:
         raise DataError(f"{made.source}: cannot be held against the base: {error}") from error
-    wrong = list(_misfits(_tensors(made.folder), shapes))
+    files = (made.folder / ADAPTER_TENSORS, made.folder / weights.FILE)
+    tensors = {name: shape for file in files if file.is_file() for name, shape in tensors_of(file).items()}
+    wrong = list(_misfits(tensors, shapes))
     if wrong:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise DataError(f"{made.source}: does not fit {model.base}: {wrong[0]}{more}; it was trained on another base")
 
 
-def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape; the numbers are not read."""
+def tensors_of(file: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape; the numbers are not read.
+
+    Raises:
+        DataError: it is no sound file of tensors.
+    """
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, tuple[int, ...]] = {}
-    for file in (folder / TENSORS, folder / weights.FILE):
-        if file.is_file():
-            try:
-                with safe_open(file, framework="pt") as opened:
-                    found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-            except (OSError, SafetensorError) as error:
-                raise DataError(f"{file}: cannot be read ({error}); copy it again") from error
-    return found
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); copy it again") from error
 
 
 def _misfits(tensors: dict[str, tuple[int, ...]], base: dict[str, tuple[int, ...]]) -> Iterator[str]:

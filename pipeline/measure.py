@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline import demonstrations, store
+from pipeline.adapters import attach, role
 from pipeline.algorithms import scoring
 from pipeline.demonstrations import Demonstration
 from pipeline.errors import DataError
 from pipeline.generate import Answer, Elsewhere, policy_called
-from pipeline.models import ModelConfig, attach, has_encoder, load_model, load_tokenizer, padded_logprobs, role
+from pipeline.models import ModelConfig, has_encoder, load_model, load_tokenizer, padded_logprobs
 from pipeline.plugins import Config
 from pipeline.progress import Bar
 from pipeline.recipe import PerplexityConfig

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from pipeline import store, weights
-from pipeline.architectures import alike, bare, experts_in_full, is_encoder_decoder, is_recurrent, read_past
+from pipeline import store
+from pipeline.architectures import alike, experts_in_full, is_encoder_decoder, is_recurrent, read_past
 from pipeline.contents import content_of
 from pipeline.decoding import padded, positions, start_token
 from pipeline.errors import ModelError
@@ -43,6 +43,9 @@ BUILT_IN_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110d
 
 ADAPTER = "adapter_config.json"
 """What says that a folder holds an adapter."""
+
+ADAPTER_TENSORS = "adapter_model.safetensors"
+"""The matrices of an adapter."""
 
 SPEECHLESS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification")
 """Ends of the names of classes that are no policy."""
@@ -573,51 +576,3 @@ def token_logprobs(logits_BTV: "torch.Tensor", ids_BT: "torch.Tensor") -> "torch
     most_BT1 = logits_BTV.amax(-1, keepdim=True)
     total_BT = (logits_BTV - most_BT1).exp_().sum(-1)
     return picked_BT - most_BT1.squeeze(-1) - torch.log(total_BT)
-
-
-def attach(model: Any, policies: dict[str, Path]) -> Any:
-    """The base with saved policies, by role name; `role` chooses which acts. No policies: the base as is.
-
-    Raises:
-        ModelError: an adapter or a policy's weights cannot be loaded.
-    """
-    from peft import PeftModel
-
-    exchange = weights.Exchange()
-    for name, folder in policies.items():
-        # Before there are adapters, which rename the layers that they are in.
-        exchange.add(model, name, folder)
-    bare(model).exchange = exchange
-    for name, folder in policies.items():
-        if name in exchange.held and not (folder / ADAPTER).exists():
-            continue
-        try:
-            if isinstance(model, PeftModel):
-                model.load_adapter(folder, adapter_name=name)
-            else:
-                model = PeftModel.from_pretrained(model, folder, adapter_name=name)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{folder}: the adapter {name!r} cannot be loaded: {error}") from error
-    return model.eval()
-
-
-@contextlib.contextmanager
-def role(model: Any, name: str) -> Iterator[None]:
-    """Inside, the model is `name`: an attached policy, or `base` without any.
-
-    Raises:
-        ModelError: no policy of that name is attached.
-    """
-    held = getattr(bare(model), "exchange", None) or weights.Exchange()
-    adapters = getattr(model, "peft_config", {})
-    if name != "base" and name not in (*adapters, *held.held):
-        raise ModelError(f"no policy {name!r} is attached to the model; name one that was, or base")
-    with held.acting(name):
-        if name in adapters:
-            model.set_adapter(name)
-            yield
-        elif adapters:
-            with model.disable_adapter():
-                yield
-        else:
-            yield

@@ -25,14 +25,12 @@ from pipeline import plan, recipe, store, weights
 from pipeline.algorithms.scoring import FACTS
 from pipeline.contents import content_of
 from pipeline.errors import DataError, RecipeError
-from pipeline.models import ADAPTER, BUILT_IN, ModelConfig, home, path_of
+from pipeline.models import ADAPTER, ADAPTER_TENSORS, BUILT_IN, ModelConfig, home, path_of
 from pipeline.plugins import Config
 from pipeline.recipe import BASE, Recipe
 from pipeline.rounds import made_by, step_of
 from pipeline.run import State
 from pipeline.terminal import COMPARISON, SWEEP
-
-TENSORS = "adapter_model.safetensors"
 
 HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -160,8 +158,10 @@ def _kind(folder: Path) -> Literal["run", "adapter", "weights", "model"]:
     if (folder / FACTS).is_file():
         raise DataError(f"{folder}: is a reward model, which answers no prompts; name a policy")
     if (folder / ADAPTER).is_file():
-        if not (folder / TENSORS).is_file():
-            raise DataError(f"{folder}: has {ADAPTER} and no {TENSORS}; {_pickled(folder) or 'copy the whole folder'}")
+        if not (folder / ADAPTER_TENSORS).is_file():
+            raise DataError(
+                f"{folder}: has {ADAPTER} and no {ADAPTER_TENSORS}; {_pickled(folder) or 'copy the whole folder'}"
+            )
         return "adapter"
     if (folder / weights.FILE).is_file():
         return "weights"

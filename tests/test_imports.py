@@ -39,7 +39,7 @@ LAYERS = [
         "pipeline.recipe_yaml",
         "pipeline.memory",
     ],
-    ["pipeline.crowd", "pipeline.demonstrations", "pipeline.reading", "pipeline.votes"],
+    ["pipeline.adapters", "pipeline.crowd", "pipeline.demonstrations", "pipeline.reading", "pipeline.votes"],
     ["judges*", "pipeline.sampling*", "pipeline.algorithms*"],
     ["pipeline.rounds"],
     ["pipeline.recipe"],  # the stages read their blocks of it, so it knows none of them

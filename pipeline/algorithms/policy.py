@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline import weights
+from pipeline.adapters import adapt
 from pipeline.algorithms import checkpoints
 from pipeline.algorithms.base import AlgorithmConfig, Need, Setting, TrainRun
 from pipeline.algorithms.scoring import frozen_role
 from pipeline.errors import TrainingError
 from pipeline.launch import LaunchConfig
-from pipeline.models import ADAPTER, padded_logprobs
+from pipeline.models import ADAPTER, ADAPTER_TENSORS, padded_logprobs
 
 if TYPE_CHECKING:
     import torch
@@ -181,10 +182,8 @@ def _frozen_copy(model: Any) -> Any:
 
 def adapted(algorithm: AlgorithmConfig, setting: Setting) -> dict[str, Any]:
     """What a trainer of TRL is given as policy that is an adapter: a new one, or the one that it starts from."""
-    from peft import PeftModel
-
     if setting.start and (setting.start / ADAPTER).exists():
-        return {"model": PeftModel.from_pretrained(setting.model, setting.start, is_trainable=True)}
+        return {"model": adapt(setting.model, setting.start, trainable=True)}
     return {"model": setting.model, "peft_config": setting.peft_config(algorithm)}
 
 
@@ -195,7 +194,7 @@ def reload(model: Any, start: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    saved = load_file(start / "adapter_model.safetensors")
+    saved = load_file(start / ADAPTER_TENSORS)
     parameters = dict(model.named_parameters())
     for adapter in ("default", "ref"):
         if adapter not in model.peft_config:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pipeline.adapters import adapt
 from pipeline.algorithms.fused_lora import Switch, dense, fuse
 from pipeline.algorithms.ppo_math import selective_logprobs
 from pipeline.algorithms.scoring import RewardHead, add_frozen
@@ -88,10 +89,7 @@ class Roles:
         self.reference: str | None = None
         if start is not None:
             self.reference = "reference"
-            try:
-                self.model.load_adapter(start, adapter_name="reference", is_trainable=False)
-            except (OSError, ValueError, RuntimeError) as error:
-                raise ModelError(f"{start}: the adapter to start from cannot be loaded: {error}") from error
+            adapt(self.model, start, "reference")
             self._copy("reference", "policy")
         self.reward = reward
         if reward is not None:

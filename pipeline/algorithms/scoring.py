@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import store
+from pipeline.adapters import adapt
 from pipeline.errors import ModelError
-from pipeline.models import ModelConfig, answer_ids, chat_ids, load_scorer, load_tokenizer
+from pipeline.models import ADAPTER_TENSORS, ModelConfig, answer_ids, chat_ids, load_scorer, load_tokenizer
 from pipeline.records import Message, Prompt, Response
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def load_reward(folder: Path) -> RewardHead:
 
     try:
         facts = store.read_json(folder / FACTS)
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
+        with safe_open(folder / ADAPTER_TENSORS, framework="pt") as tensors:
             # PEFT saves the head because the task is SEQ_CLS. With any other it would be random after each loading.
             names = [name for name in tensors.keys() if _is_head(name)]  # noqa: SIM118
             heads = [tensors.get_tensor(name).float() for name in names]
@@ -211,16 +212,11 @@ class SeparateReward:
         Raises:
             ModelError: its base or its adapter cannot be loaded.
         """
-        from peft import PeftModel
-
         self.head = head
         self.tokenizer = load_tokenizer(head.model, chat=head.pool == "last")
         base = load_scorer(head.model, seed=0)
         base.config.get_text_config().pad_token_id = head.pad_id
-        try:
-            self.model = PeftModel.from_pretrained(base, head.folder).eval()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{head.folder}: the adapter cannot be loaded: {error}") from error
+        self.model = adapt(base, head.folder).eval()
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float | None]:
         """One score for each response to the prompt beside it."""
@@ -276,7 +272,7 @@ def add_frozen(model: Any, folder: Path, name: str) -> Any:
         model.add_adapter(name, config)
     else:
         model = get_peft_model(model, config, adapter_name=name)
-    lora = {key: tensor for key, tensor in load_file(folder / "adapter_model.safetensors").items() if not _is_head(key)}
+    lora = {key: tensor for key, tensor in load_file(folder / ADAPTER_TENSORS).items() if not _is_head(key)}
     found = set_peft_model_state_dict(model, lora, adapter_name=name)
     missing = [key for key in found.missing_keys if f".{name}." in key]
     if missing or found.unexpected_keys:

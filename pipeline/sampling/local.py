@@ -13,17 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from pipeline.adapters import attach, role
 from pipeline.architectures import alike
 from pipeline.decoding import begin
-from pipeline.models import (
-    ModelConfig,
-    attach,
-    chat_ids,
-    load_model,
-    load_tokenizer,
-    role,
-    token_logprobs,
-)
+from pipeline.models import ModelConfig, chat_ids, load_model, load_tokenizer, token_logprobs
 from pipeline.reading import Read
 from pipeline.records import Response
 from pipeline.sampling.base import Batch, Sampler, SamplerConfig

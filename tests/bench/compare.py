@@ -24,8 +24,9 @@ from typing import Any
 from judges import likelihood, rules
 from judges.base import JudgeConfig, Session
 from pipeline import store
+from pipeline.adapters import attach
 from pipeline.generate import read_prompts
-from pipeline.models import ModelConfig, attach, load_model
+from pipeline.models import ModelConfig, load_model
 from pipeline.recipe import PromptsConfig
 from pipeline.records import Pair
 from pipeline.sampling.base import plan

@@ -18,8 +18,9 @@ from tiny import full_logprobs, make_adapter, make_model, make_tokenizer
 
 from pipeline import comparison, measure, plan, sources
 from pipeline import run as engine
+from pipeline.adapters import attach, role
 from pipeline.errors import DataError
-from pipeline.models import ModelConfig, attach, chat_ids, load_model, load_tokenizer, role
+from pipeline.models import ModelConfig, chat_ids, load_model, load_tokenizer
 from pipeline.ratings import Results, schema
 from pipeline.recipe import load
 from pipeline.records import Message

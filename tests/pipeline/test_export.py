@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import job_of, make_adapter, make_architecture, make_model, make_tokenizer, preferences_of, prompt_of
 
-from pipeline import cli, models, plan, store, train, weights
+from pipeline import adapters, cli, models, plan, store, train, weights
 from pipeline.export import licence_of
 from pipeline.models import BUILT_IN, ModelConfig
 from pipeline.recipe import load
@@ -204,14 +204,14 @@ def check_merged(top: Path, base: Path, left: Path, *, tied: bool) -> None:
     assert merged.config.tie_word_embeddings == tied
     assert (merged.lm_head.weight is merged.model.embed_tokens.weight) == tied
     ids = torch.tensor([[1, 7, 9, 30, 4]])
-    attached = models.attach(
+    attached = adapters.attach(
         models.load_model(ModelConfig(base=str(base), quantization="none", dtype="fp32")), {"one": left}
     )
     with torch.no_grad():
-        with models.role(attached, "one"):
+        with adapters.role(attached, "one"):
             expected = attached(ids).logits
         assert torch.allclose(merged(ids).logits, expected, atol=1e-5)
-        with models.role(attached, "base"):
+        with adapters.role(attached, "base"):
             assert not torch.allclose(attached(ids).logits, expected, atol=1e-2)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import END, full_logprobs, prompt_of
 
-from pipeline import models
+from pipeline import adapters, models
 from pipeline.errors import ModelError
 from pipeline.models import ModelConfig
 from pipeline.sampling.base import Batch
@@ -236,7 +236,7 @@ def test_two_sources_draw_with_the_same_uniform_numbers(
     texts = {}
     for source in ("base", "one", "two"):
         found = built.sample(BATCH, source)
-        with models.role(built.model, built.roles.get(source, source)):
+        with adapters.role(built.model, built.roles.get(source, source)):
             tokens = [naive(built.model, prefixes[row // 3], uniform[row], frozenset({END}), 1.0) for row in range(6)]
         assert [each.n_tokens for each in found] == [len(each) for each in tokens]
         texts[source] = [each.text for each in found]
@@ -284,7 +284,7 @@ def test_the_log_probability_under_the_base_is_that_of_the_base(
     for each in built.sample(BATCH, "base"):
         assert each.ref_logprob == each.logprob
     prefixes = [models.chat_ids(tiny_tokenizer, prompt.messages) for prompt in BATCH.prompts]
-    with models.role(built.model, built.roles["one"]):
+    with adapters.role(built.model, built.roles["one"]):
         rows = decode(built.model, prefixes, built.config, samples=3, seed=BATCH.seed, eos=frozenset({END}))
     for number, (each, (tokens, logprob)) in enumerate(zip(built.sample(BATCH, "one"), rows, strict=True)):
         prefix = prefixes[number // 3]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import DECODERS, ENCODER_DECODERS, job_of, make_reward_model, preferences_of, prompt_of, said
 
-from pipeline import models, recipe, store, train
+from pipeline import adapters, models, recipe, store, train
 from pipeline.errors import PrefloopError
 from pipeline.models import ModelConfig
 from pipeline.records import Pair
@@ -160,11 +160,11 @@ def test_a_cell_of_the_matrix(
         assert 0 <= summary["held_out"]["accuracy"] <= 1
         return
     config = ModelConfig(base=str(bases[architecture]), dtype="fp32", quantization="none")
-    attached = models.attach(models.load_model(config), {"policy": out})
+    attached = adapters.attach(models.load_model(config), {"policy": out})
     prompts, answers = [[5, 6, 7]], [[8, 9, 10, 2]]
-    with models.role(attached, "base"):
+    with adapters.role(attached, "base"):
         (before,) = models.padded_logprobs(attached, prompts, answers)
-    with models.role(attached, "policy"):
+    with adapters.role(attached, "policy"):
         (after,) = models.padded_logprobs(attached, prompts, answers)
     assert torch.isfinite(after).all()
     assert not torch.equal(before, after)

@@ -12,12 +12,13 @@ from tiny import CHATML, full_logprobs, job_of, make_adapter, prompt_of, respons
 from tiny_training import trained, training
 
 from pipeline import measure, models, store
+from pipeline.adapters import attach, role
 from pipeline.algorithms import scoring
 from pipeline.demonstrations import Demonstration
 from pipeline.errors import DataError
 from pipeline.generate import Answer
 from pipeline.measure import Measuring, Reading, Score, nll_of
-from pipeline.models import ModelConfig, attach, load_model, role
+from pipeline.models import ModelConfig, load_model
 from pipeline.ratings import perplexity
 from pipeline.recipe import PerplexityConfig
 from pipeline.records import Message

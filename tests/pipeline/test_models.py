@@ -167,11 +167,6 @@ def test_a_folder_without_a_chat_template_is_refused(tmp_path: Path) -> None:
         models.load_tokenizer(ModelConfig(base=str(tmp_path)))
 
 
-def test_an_adapter_that_is_not_there_is_named_in_the_error(tiny: ModelConfig, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=f"{tmp_path}/none: the adapter 'dpo' cannot be loaded"):
-        models.attach(models.load_model(tiny), {"dpo": tmp_path / "none"})
-
-
 # ---- conversations and answers as token ids
 
 
@@ -260,41 +255,6 @@ IDS = torch.tensor([[1, 50, 60, 70, 2, 80]])
 def logits_of(model: Any) -> torch.Tensor:
     with torch.inference_mode():
         return model(IDS.to(model.device)).logits
-
-
-def test_roles_give_the_bases_and_each_adapters_own_logits(
-    tiny: ModelConfig, tiny_folder: Path, tiny_adapters: dict[str, Path]
-) -> None:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    def plain() -> Any:
-        return AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
-
-    expected = {"base": logits_of(plain())}
-    for name, folder in tiny_adapters.items():
-        expected[name] = logits_of(PeftModel.from_pretrained(plain(), folder).eval())
-    assert not torch.allclose(expected["one"], expected["base"], atol=0.1)
-    assert not torch.allclose(expected["one"], expected["two"], atol=0.1)
-
-    model = models.attach(models.load_model(tiny), tiny_adapters)
-    for name in ("one", "base", "two", "one", "two", "base", "base"):
-        with models.role(model, name):
-            assert torch.equal(logits_of(model), expected[name]), name
-
-
-def test_a_model_without_adapters_has_the_role_of_the_base(tiny_model: Any) -> None:
-    with models.role(tiny_model, "base"):
-        assert torch.equal(logits_of(tiny_model), logits_of(tiny_model))
-
-
-def test_a_role_that_nobody_has_is_named_in_the_error(
-    tiny: ModelConfig, tiny_adapters: dict[str, Path], tiny_model: Any
-) -> None:
-    attached = models.attach(models.load_model(tiny), tiny_adapters)
-    for model in (attached, tiny_model):
-        with pytest.raises(ModelError, match="'three'"), models.role(model, "three"):
-            pass
 
 
 # ---- quantisation

@@ -9,7 +9,7 @@ from tiny import absolute_model, make_adapter
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from pipeline import models, weights
+from pipeline import adapters, models, weights
 from pipeline.errors import ModelError
 from pipeline.models import ModelConfig
 
@@ -125,9 +125,9 @@ def test_policies_with_weights_adapters_and_both_share_one_base(
         return logits(PeftModel.from_pretrained(base, folders[name]) if name in ("adapter", "both") else base)
 
     expected = {"base": plain, **{name: alone(name) for name in folders}}
-    attached = models.attach(model, folders)
+    attached = adapters.attach(model, folders)
     for name in ("base", "full", "both", "head", "base", "adapter", "full", "base"):
-        with models.role(attached, name):
+        with adapters.role(attached, name):
             assert torch.equal(logits(attached), expected[name]), name
     different = list(expected.values())
     assert all(not torch.equal(a, b) for n, a in enumerate(different) for b in different[:n])
@@ -140,8 +140,8 @@ def test_weights_do_not_act_when_an_error_ends_the_role(model: Any, tiny: ModelC
     with torch.no_grad():
         changed.lm_head.weight.zero_()
     weights.save(changed, tmp_path, torch.float32)
-    attached = models.attach(model, {"head": tmp_path})
-    with pytest.raises(RuntimeError, match="stop"), models.role(attached, "head"):
+    attached = adapters.attach(model, {"head": tmp_path})
+    with pytest.raises(RuntimeError, match="stop"), adapters.role(attached, "head"):
         assert not logits(attached).any()
         raise RuntimeError("stop")
     assert torch.equal(logits(attached), before)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import job_of, preferences_of
 
-from pipeline import models, store, train, weights
+from pipeline import adapters, models, store, train, weights
 from pipeline.algorithms import dpo, kto, policy, sft
 from pipeline.algorithms.base import AlgorithmConfig, Setting, TrainRun
 from pipeline.errors import ModelError, TrainingError
@@ -163,12 +163,12 @@ def test_an_adapter_on_trained_weights_brings_them_along(
     ids = torch.tensor([[1, 7, 9, 30, 4]])
     base = models.load_model(tiny)
     weights.load(base, start)
-    attached = models.attach(models.load_model(tiny), {"sft": start, "dpo": out})
+    attached = adapters.attach(models.load_model(tiny), {"sft": start, "dpo": out})
     with torch.no_grad():
-        with models.role(attached, "sft"):
+        with adapters.role(attached, "sft"):
             assert torch.equal(attached(ids).logits, base(ids).logits)
             sft_logits = attached(ids).logits
-        with models.role(attached, "dpo"):
+        with adapters.role(attached, "dpo"):
             assert not torch.equal(attached(ids).logits, sft_logits)
 
 
@@ -193,7 +193,7 @@ def test_the_gap_is_the_largest_difference_of_a_token(
     run = run_of(tiny, started("lora"), label, tmp_path)
     trainer: Any = config.trainer(config.rows(run.preferences()), config.setting(run))
     prompt, answer = [1, 40, 41], [50, 51, 2]
-    with models.role(trainer.model, "default"):
+    with adapters.role(trainer.model, "default"):
         policy_logprobs = full_logprobs(trainer.model.eval(), [*prompt, *answer])[2:]
     with trainer.model.disable_adapter():
         base_logprobs = full_logprobs(trainer.model, [*prompt, *answer])[2:]
@@ -238,8 +238,8 @@ def test_what_is_left_loads_by_the_lines_of_its_card(
     space: dict[str, Any] = {"BASE": str(tiny_folder)}
     exec(lines.replace('"this folder', f'"{out}'), space)
     ids = torch.tensor([[1, 7, 9, 30, 4]])
-    attached = models.attach(models.load_model(tiny), {"sft": out})
-    with torch.no_grad(), models.role(attached, "sft"):
+    attached = adapters.attach(models.load_model(tiny), {"sft": out})
+    with torch.no_grad(), adapters.role(attached, "sft"):
         assert torch.equal(space["model"].eval()(ids).logits, attached(ids).logits)
 
 
