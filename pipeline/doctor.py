@@ -252,10 +252,14 @@ def _samplers(recipe: Recipe, rendered: int | None, longest: Mapping[str, int]) 
             rendered=rendered,
             longest=max(known, default=None),
             adapters=compares or recipe.rounds > 1 or (recipe.generate is not None and bool(recipe.generate.policy)),
-            reference=compares,
+            reference=compares and sampler.plain,
             later=block == "compare",
         )
         yield from sampler.findings(question)
+        if compares and not sampler.plain:
+            what = "answers are not drawn from a policy's own distribution, so their KL to the base will not be told"
+            remedy = f"for KL set {block}.sampler.temperature=1 (and top_p=1, top_k=0), or leave it if that is meant"
+            yield Finding(level="info", check="sampler", where=f"{block}.sampler", what=what, remedy=remedy)
 
 
 def _servers(recipe: Recipe) -> Iterator[Finding]:

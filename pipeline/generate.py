@@ -234,12 +234,12 @@ def _sampler(
     if model is not None:
         return sampler.build(model, {}, reference=False)
     folders = {name: folder for name, policy in policies.items() if (folder := policy.folder) and name in asked}
-    return sampler.build(config.model, folders, reference=_referred(policies))
+    return sampler.build(config.model, folders, reference=_referred(config, policies))
 
 
-def _referred(policies: Mapping[str, Policy]) -> bool:
-    """Whether answers are also scored by the base: where policies are compared."""
-    return len(policies) > 1
+def _referred(config: Sampling, policies: Mapping[str, Policy]) -> bool:
+    """Whether answers are also scored by the base: where policies are compared, and answers tell of their KL."""
+    return len(policies) > 1 and config.sampler.plain
 
 
 def collect(config: Sampling, job: Job, policies: Mapping[str, Policy]) -> list[Answer]:
@@ -272,7 +272,7 @@ def items_of(config: Sampling, policies: Mapping[str, Policy]) -> list[Item]:
         seed=config.seed,
         purpose=config.purpose,
     )
-    identities = {source: _identity(config, policy, _referred(policies)) for source, policy in policies.items()}
+    identities = {source: _identity(config, policy, _referred(config, policies)) for source, policy in policies.items()}
     return [Item(batch.key(identity), batch, source) for batch in batches for source, identity in identities.items()]
 
 
@@ -284,7 +284,7 @@ def _identity(config: Sampling, policy: Policy, referred: bool) -> dict[str, Any
         "model": model,
         "sampler": config.sampler.identity(),
         "adapter": policy.digest if policy.whole is None else None,
-        # Where others are about, the base is asked for its log-probabilities too.
+        # Where others are about, the base may be asked for its log-probabilities too.
         "reference": referred and policy.whole is None,
     }
 

@@ -83,6 +83,12 @@ class SamplerConfig(Config):
     batch_size: int
     """Answers sampled at once."""
 
+    @property
+    def plain(self) -> bool:
+        """Answers are draws from the model's own distribution, neither heated nor cut. Only then does the mean of their
+        log-probabilities estimate a KL; a sampler that does not say so has none told of its answers."""
+        return False
+
     def lacks(self) -> Iterator[str]:
         """What is missing for it to answer, as `option: what; what to do`. Loads nothing and asks nobody."""
         return iter(())

@@ -40,6 +40,10 @@ class Config(SamplerConfig):
     batch_size: int = Field(default=32, ge=1)
     """Answers decoded at once."""
 
+    @property
+    def plain(self) -> bool:
+        return (self.temperature, self.top_p, self.top_k) == (1.0, 1.0, 0)
+
     def build(self, model: ModelConfig, adapters: dict[str, Path], *, reference: bool) -> "LocalSampler":
         """The sampler, with the base loaded once and every adapter on it.
 

@@ -31,7 +31,7 @@ from pipeline.models import ModelConfig, home
 from pipeline.plugins import one_or_many
 from pipeline.records import Prompt, Response, seed_of
 from pipeline.sampling.base import Batch, Question, Sampler, SamplerConfig
-from pipeline.sampling.chat import OWN, Sampling
+from pipeline.sampling.chat import OWN, PLAIN, Sampling
 from pipeline.sampling.pool import Pool, Server
 from pipeline.sampling.preflight import look_at
 from pipeline.sampling.served import Served
@@ -105,6 +105,10 @@ class Config(SamplerConfig):
     def sampling(self) -> Sampling:
         """How a token is drawn."""
         return Sampling(self.temperature, self.top_p, self.top_k)
+
+    @property
+    def plain(self) -> bool:
+        return self.sampling == PLAIN
 
     def lacks(self) -> Iterator[str]:
         return lacking_key(self.api_key_env)

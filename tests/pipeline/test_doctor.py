@@ -341,6 +341,15 @@ def test_a_run_whose_held_out_prompt_is_trained_on_stops_before_it_generates(
     assert not (tmp_path / "run" / "steps" / "generate").exists()
 
 
+@pytest.mark.parametrize(("word", "count"), [("temperature=1.0", 0), ("temperature=0.7", 1), ("top_k=5", 1)])
+def test_held_out_answers_whose_kl_cannot_be_told_are_a_finding(
+    word: str, count: int, tiny_folder: Path, tmp_path: Path
+) -> None:
+    recipe = load(recipe_of(tmp_path, tiny_folder), [f"generate.sampler.{word}"])
+    found = [each for each in doctor.before(recipe, (10**11, False)) if each.check == "sampler"]
+    assert [(each.level, each.where) for each in found] == [("info", "generate.sampler")] * count
+
+
 def test_a_tokenizer_without_a_template_is_a_finding_and_no_traceback(tmp_path: Path) -> None:
     make_model(tmp_path / "model")
     make_tokenizer(tmp_path / "model", template=None)

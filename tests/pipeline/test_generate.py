@@ -16,6 +16,7 @@ from pipeline import generate, store
 from pipeline.errors import DataError
 from pipeline.generate import Answer, Pairing, Policy, Sampling
 from pipeline.models import ModelConfig
+from pipeline.ratings import kl_to_base
 from pipeline.recipe import PromptsConfig
 from pipeline.records import Message, Pair, Prompt
 from pipeline.sampling.local import Config as Local
@@ -273,6 +274,27 @@ def test_whole_models_are_loaded_after_the_base_and_one_at_a_time_and_are_held_t
     assert list(Scripted.BUILT) == [(frozenset({"dpo"}), True), (frozenset(), False), (frozenset(), False)]
     answers = generate.collect(config.sampling, job, policies)
     assert {each.response.source for each in answers} == policies.keys()
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.7}, {"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 40}], ids=str
+)
+def test_answers_that_are_no_draws_of_the_policys_own_distribution_tell_of_no_kl(
+    options: dict[str, Any], tiny: ModelConfig, tiny_adapters: dict[str, Path], config: Pairing, tmp_path: Path
+) -> None:
+    # At temperature 0 the mean of log p - log p_base over the answers is no expectation under the policy at all.
+    policies = {"base": Policy(), "one": Policy(tiny_adapters["one"], "1")}
+    kl = {}
+    for name, own in (("drawn", {}), ("heated or cut", options)):
+        sampler = Local(max_new_tokens=3, batch_size=4, **own)
+        sampling = config.sampling.model_copy(update={"model": tiny, "sampler": sampler, "samples": 1})
+        job = job_of(tmp_path / name, config)
+        generate.answer(sampling, job, policies)
+        answers = [each for each in generate.collect(sampling, job, policies) if each.response.source == "one"]
+        assert all(each.response.logprob is not None for each in answers)
+        kl[name] = kl_to_base(generate.responses_by_prompt(answers))
+    assert kl["drawn"] is not None
+    assert kl["heated or cut"] is None
 
 
 def test_another_file_with_the_same_prompts_has_the_same_keys(config: Pairing, tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ class Config(SamplerConfig):
     grows: bool = False
     """Each answer to a prompt is longer than the one before."""
 
+    @property
+    def plain(self) -> bool:
+        return True
+
     def build(self, model: ModelConfig, adapters: dict[str, Path], *, reference: bool) -> "ScriptedSampler":
         self.BUILT.append((frozenset(adapters), reference))
         walked = {name: folder / "walked.json" for name, folder in adapters.items()}
