@@ -8,9 +8,12 @@ All three answer as `judges.base.Scorer`: a score for each response to the promp
 where there is none to be had. What is left out: what becomes of a score (normalisation, penalties, the KL term).
 """
 
+import hashlib
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -36,7 +39,8 @@ class RewardConfig(Config):
     """A judge that can score an answer by itself."""
     function: str | None = None
     """`module:function`, imported by that name. It is called with prompts and as many responses (`pipeline.records`),
-    and returns a number for each, or None where it has none."""
+    and returns a number for each, or None where it has none. The bytes of the files that it and its module are written
+    in count: when they change the step is done again. What these import does not."""
     min_accuracy: float = Field(default=0.5, ge=0, lt=1)
     """What the reward model's accuracy on held-out pairs needs to exceed, with the low end of its interval, before
     anything is trained against it. 0.5 is chance; 0 takes any reward model."""
@@ -54,6 +58,10 @@ class RewardConfig(Config):
         if self.function is not None:
             _imported(self.function)
         return self
+
+    def identity(self) -> dict[str, Any]:
+        found = super().identity()
+        return found if self.function is None else {**found, "code": code_of(self.function)}
 
     def needs(self, option: str) -> tuple[Need, ...]:
         """The reward model's step, for `AlgorithmConfig.needs`; `option` is what the algorithm calls this block."""
@@ -132,6 +140,16 @@ class Checked:
         if not math.isfinite(number):
             raise TrainingError(f"{self.name}: the reward {number} is not finite; return None where there is none")
         return number
+
+
+def code_of(name: str) -> list[str]:
+    """SHA-256 of the source files of a `module:function`: of its module, and of where it is written if that is another.
+    None of those that are not Python."""
+    found = _imported(name)
+    written_in = getattr(inspect.unwrap(found), "__module__", None) or type(found).__module__
+    modules = [importlib.import_module(each) for each in dict.fromkeys((name.partition(":")[0], written_in))]
+    files = [Path(file) for each in modules if (file := getattr(each, "__file__", None))]
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.suffix == ".py"]
 
 
 def _imported(name: str) -> Function:

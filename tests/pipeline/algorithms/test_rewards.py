@@ -1,6 +1,7 @@
 """A reward is a reward model, a judge or a function; one that is no good stops training before it begins."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,32 @@ def test_a_reward_that_is_none_is_refused_with_the_recipe(value: Any, problem: s
     with pytest.raises(ValidationError) as raised:
         reward(value)
     assert problem in str(raised.value)
+
+
+def test_a_function_that_was_edited_is_another_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each version lies in a folder of its own, because this process imports a module once.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    shared = "def brevity(prompts, responses):\n    return [-len(each.text) for each in responses]\n"
+    versions = {
+        "as it is": (shared, "from mine_shared import brevity\n"),
+        "again": (shared, "from mine_shared import brevity\n"),
+        "another number": (shared.replace("-len", "-2 * len"), "from mine_shared import brevity\n"),
+        "another module": (shared, "from mine_shared import brevity\nEASY = True\n"),
+    }
+    found = {}
+    for name, (own, module) in versions.items():
+        store.make_dirs(tmp_path / name)
+        (tmp_path / name / "mine_shared.py").write_text(own)
+        (tmp_path / name / "mine.py").write_text(module)
+        with monkeypatch.context() as changed:
+            changed.syspath_prepend(str(tmp_path / name))
+            for each in ("mine", "mine_shared"):
+                changed.delitem(sys.modules, each, raising=False)
+            found[name] = reward("mine:brevity").identity()
+    assert found["as it is"] == found["again"]
+    assert len({json.dumps(each) for each in found.values()}) == 3
+    assert "code" not in reward("reward_model").identity()
+    assert rewards.code_of("math:sqrt") == []  # which is no Python
 
 
 def test_only_a_step_is_needed_from_the_recipe() -> None:
