@@ -1,14 +1,15 @@
 """Proof by rendering: what of a conversation is trained on, shown on one, by the code that trains.
 
-An answer that is trained without its end teaches the model never to stop, and no loss shows it. So a conversation is
-rendered with its answer as TRL renders it, and split where `models.chat_ids` says that the answer begins; what comes
-after that is trained on. What is left out: the loss, and templates of models behind an API.
+Every algorithm learns the conversation as the policy is asked it and the answer as it writes it, its end token
+included (`models.chat_ids`, `models.answer_ids`). The chat template is asked how it would write the answered
+conversation: if it ends the assistant's turn with another token, the end that is learned is not the one that whoever
+serves the model waits for. What is left out: the loss, and templates of models behind an API.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.findings import Finding
+from pipeline.findings import Finding, Level
 from pipeline.models import answer_ids, chat_ids
 from pipeline.records import Message, Prompt
 
@@ -18,45 +19,47 @@ OPEN, CLOSE = "⟦", "⟧"
 
 
 def rendering_findings(tokenizer: Any, prompt: Prompt, where: str = "model.base") -> list[Finding]:
-    """What the chat template does to the conversation of a prompt and an answer to it."""
-    before = chat_ids(tokenizer, prompt.messages)
-    whole = _whole(tokenizer, prompt.messages)
-    problem = _problem(tokenizer, before, whole, answer_ids(tokenizer, ANSWER, finished=True))
-    if problem:
-        return [Finding(level="error", check="template", where=where, what=problem[0], remedy=problem[1])]
-    shown = f"{tokenizer.decode(before)}{OPEN}{tokenizer.decode(whole[len(before) :])}{CLOSE}"
-    what = f"only what is in {OPEN}{CLOSE} is trained on, the end of the turn included: {shown}"
-    return [Finding(level="info", check="template", where=where, what=what), *_padding(tokenizer, where)]
+    """What is trained on of the conversation of a prompt and an answer to it, and what the template says of that."""
+
+    def finding(level: Level, what: str, remedy: str = "") -> Finding:
+        return Finding(level=level, check="template", where=where, what=what, remedy=remedy)
+
+    before, answer = chat_ids(tokenizer, prompt.messages), answer_ids(tokenizer, ANSWER, finished=True)
+    asked, opened, ended = _written(tokenizer, prompt.messages)
+    if ended is None:
+        what = f"the template does not write the answer {ANSWER!r} as it is: {_end_of(opened)!r}"
+        return [finding("error", what, "mend the template: it has to write an answer as it is")]
+    if tokenizer.eos_token not in ended:
+        what = (
+            f"the template ends an answer with {ended!r}, and the end token {tokenizer.eos_token!r} is not in it: the "
+            "model would learn another end than the one that it is served with"
+        )
+        remedy = "set eos_token in tokenizer_config.json to what ends the template's assistant turn"
+        return [finding("error", what, remedy)]
+    said = f"{tokenizer.decode(before)}{OPEN}{tokenizer.decode(answer)}{CLOSE}"
+    found = [finding("info", f"only what is in {OPEN}{CLOSE} is trained on, the end of the turn included: {said}")]
+    if opened != asked:
+        what = (
+            f"the template writes an answered conversation otherwise than it asks: {_end_of(opened)!r} and not "
+            f"{_end_of(asked)!r} is before the answer. What is asked is trained on, as the policy sees it"
+        )
+        found.append(finding("info", what))
+    return [*found, *_padding(tokenizer, where)]
 
 
-def _whole(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+def _written(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, str, str | None]:
+    """What the template writes where it asks, and of the answered conversation what is before the answer and after it.
+    None: the answer is not there as it is, and what is before is all of it."""
     turns = [{"role": each.role, "content": each.content} for each in messages]
+    asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     turns.append({"role": "assistant", "content": ANSWER})
-    return [int(token) for token in tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"]]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    before, answer, after = text.rpartition(ANSWER)
+    return (asked, before, after) if answer else (asked, text, None)
 
 
-def _problem(tokenizer: Any, before: list[int], whole: list[int], sampled: list[int]) -> tuple[str, str] | None:
-    """What is wrong, and what to do about it."""
-    if whole[: len(before)] != before:
-        return (
-            "the chat template writes the conversation otherwise once it is answered, so nothing says where the "
-            "answer begins",
-            "mend the template: with add_generation_prompt it has to write how an answered conversation begins",
-        )
-    trained = whole[len(before) :]
-    if tokenizer.eos_token_id not in trained:
-        last = tokenizer.decode(trained[-3:])
-        return (
-            f"an answer ends with {last!r}, and the end token {tokenizer.eos_token!r} is not in it: the model would "
-            "never learn to stop",
-            "set eos_token in tokenizer_config.json to what ends the template's assistant turn",
-        )
-    if trained[: len(sampled)] != sampled:
-        return (
-            f"training sees {tokenizer.decode(trained)!r} where the model writes {tokenizer.decode(sampled)!r}",
-            "mend the template: it has to write an answer as it is, and the end token after it",
-        )
-    return None
+def _end_of(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[-most:]
 
 
 def _padding(tokenizer: Any, where: str) -> Iterator[Finding]:

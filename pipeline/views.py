@@ -101,8 +101,8 @@ def confidence_histogram(verdicts: Iterable[Verdict]) -> list[int]:
 def paired(preferences: Iterable[Preference]) -> list[dict[str, Any]]:
     """Rows for the losses that compare two answers (DPO): TRL's conversational preference format.
 
-    Each row has `prompt`, `chosen` and `rejected` as lists of messages, `confidence`, and in `cut` the columns of TRL's
-    token ids whose answer did not end by itself (see `algorithms.base.CutAnswers`). Sorted by pair id.
+    Each row has `prompt`, `chosen` and `rejected` as lists of messages, `confidence`, and in `cut` the columns of
+    token ids whose answer did not end by itself (see `algorithms.tokens`). Sorted by pair id.
     """
     return [
         {

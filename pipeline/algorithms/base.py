@@ -457,7 +457,7 @@ class Setting(Config):
             "fp16": dtype == torch.float16,
             "save_strategy": "steps",
             "disable_tqdm": True,
-            # Keeps the column `cut`, which CutAnswers reads.
+            # Keeps the columns that a collator of ours reads.
             "remove_unused_columns": False,
             "dataloader_pin_memory": self.model.device.type != "cpu",
         }
@@ -480,43 +480,3 @@ class Setting(Config):
             use_dora=lora.use_dora,
             task_type="SEQ_2_SEQ_LM" if architectures.is_encoder_decoder(self.model) else "CAUSAL_LM",
         )
-
-
-class CutAnswers:
-    """A data collator that takes the end-of-turn off answers that were cut at the token limit, before TRL's own.
-
-    TRL ends every answer with it. On an answer that was cut, that would teach the model to stop in mid-sentence.
-    An example says which of its sequences were cut in the column `cut`.
-    """
-
-    def __init__(self, collator: Any, end_of_turn: int, *, rotated: tuple[str, str] | None = None) -> None:
-        """Args:
-        collator: TRL's, for the same examples.
-        end_of_turn: token id.
-        rotated: (column, column it was made from) of a column that holds, within each batch, the value that the
-            example before has in the other column (KTO's mismatched answers).
-        """
-        self.collator = collator
-        self.end_of_turn = end_of_turn
-        self.rotated = rotated
-
-    def __call__(self, examples: list[dict[str, Any]]) -> Any:
-        return self.collator([self._mended(examples, number) for number in range(len(examples))])
-
-    def _mended(self, examples: list[dict[str, Any]], number: int) -> dict[str, Any]:
-        example = dict(examples[number])
-        cut = list(example.pop("cut"))
-        if self.rotated and self.rotated[1] in examples[number - 1]["cut"]:
-            cut.append(self.rotated[0])
-        for column in cut:
-            example[column] = without_end(example[column], self.end_of_turn)
-        return example
-
-
-def without_end(ids: Sequence[int], end_of_turn: int) -> list[int]:
-    """The ids before the last end-of-turn token; all of them if there is none."""
-    ids = list(ids)
-    for position in range(len(ids) - 1, -1, -1):
-        if ids[position] == end_of_turn:
-            return ids[:position]
-    return ids

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline import views
-from pipeline.algorithms.base import CutAnswers, Setting
+from pipeline.algorithms import tokens
+from pipeline.algorithms.base import Setting
 from pipeline.algorithms.policy import CHECKED, PolicyConfig
 from pipeline.architectures import is_encoder_decoder
 from pipeline.errors import TrainingError
@@ -71,7 +72,7 @@ before: what took its place is something that no judge has seen."""
 class Config(PolicyConfig):
     """DPO's options, by TRL's names."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     ENCODER_DECODERS: ClassVar[bool] = True
 
@@ -158,11 +159,17 @@ class Config(PolicyConfig):
         trainer: Trainer = _softened_trainer()(
             **self.policy(setting, reference=True),
             args=arguments,
-            train_dataset=Dataset.from_list(list(rows)),
+            train_dataset=Dataset.from_list(self._encoded(rows, setting.tokenizer)),
             processing_class=setting.tokenizer,
-            data_collator=Softened(CutAnswers(collator, setting.tokenizer.eos_token_id), self.label_smoothing),
+            data_collator=Softened(collator, self.label_smoothing),
         )
         return self.ready(trainer, setting)
+
+    def _encoded(self, rows: Sequence[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
+        encoded = tokens.paired_rows(rows, tokenizer, self.max_length)
+        if not encoded:
+            raise TrainingError(tokens.no_room(len(rows), self.max_length))
+        return encoded
 
     def _seq2seq_trainer(self, rows: Sequence[dict[str, Any]], setting: Setting) -> "Trainer":
         from pipeline.algorithms import seq2seq
@@ -171,7 +178,7 @@ class Config(PolicyConfig):
         if unknown:
             known = _list(seq2seq.LOSSES)
             raise TrainingError(f"loss_type: an encoder-decoder is trained with {known}; leave out {_list(unknown)}")
-        encoded = seq2seq.preference_rows(rows, setting.tokenizer, self.max_length)
+        encoded = self._encoded(rows, setting.tokenizer)
         weights = self.loss_weights or (1.0,) * len(self.loss_type)
         return seq2seq.dpo_trainer(
             self,
@@ -209,7 +216,7 @@ class Softened:
 def _softened_trainer() -> Any:
     from trl import DPOTrainer
 
-    class SoftenedTrainer(DPOTrainer):  # type: ignore[misc]
+    class SoftenedTrainer(tokens.given_ids(DPOTrainer)):  # type: ignore[misc]
         """TRL's trainer with a label smoothing for each pair, and one more metric."""
 
         def compute_loss(

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline import views
-from pipeline.algorithms.base import CutAnswers, Examples, Setting, TrainRun
+from pipeline.algorithms import tokens
+from pipeline.algorithms.base import Examples, Setting, TrainRun
 from pipeline.algorithms.policy import PolicyConfig
 from pipeline.errors import TrainingError
 from pipeline.records import Preference, Thumb, canonical
@@ -36,7 +37,7 @@ Weight = Annotated[float, Field(gt=0)] | Literal["auto"]
 class Config(PolicyConfig):
     """KTO's options, by TRL's names."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     name: Literal["kto"] = "kto"
     beta: float = Field(default=0.1, gt=0)
@@ -96,20 +97,21 @@ class Config(PolicyConfig):
         arguments = KTOConfig(
             **self.policy_arguments(setting), beta=self.beta, desirable_weight=desirable, undesirable_weight=undesirable
         )
+        encoded = tokens.single_rows(rows, setting.tokenizer, self.max_length, arguments.per_device_train_batch_size)
+        if not encoded:
+            raise TrainingError(tokens.no_room(len(rows), self.max_length))
+        # Prompts that fill max_length are left out, and the batches shift.
+        _check([tuple(row["prompt_ids"]) for row in encoded], self.per_device_train_batch_size)
         collator = DataCollatorForUnpairedPreference(
             pad_token_id=setting.tokenizer.pad_token_id, max_length=self.max_length
         )
-        trainer: Trainer = KTOTrainer(
+        trainer: Trainer = tokens.given_ids(KTOTrainer)(
             **self.policy(setting, reference=True),
             args=arguments,
-            train_dataset=Dataset.from_list(list(rows)),
+            train_dataset=Dataset.from_list(encoded),
             processing_class=setting.tokenizer,
-            data_collator=CutAnswers(
-                collator, setting.tokenizer.eos_token_id, rotated=("KL_completion_ids", "completion_ids")
-            ),
+            data_collator=collator,
         )
-        # TRL leaves out prompts that fill max_length, and the batches shift.
-        _check(list(map(tuple, trainer.train_dataset["prompt_ids"])), self.per_device_train_batch_size)
         return self.ready(trainer, setting)
 
     def _neighbours(self, rows: Sequence[dict[str, Any]]) -> list[str]:

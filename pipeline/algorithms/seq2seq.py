@@ -6,14 +6,13 @@ out: DPO's further losses, KTO, and packing.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pipeline.algorithms.policy import computing, dtype_in
 from pipeline.architectures import silence_dropout
 from pipeline.decoding import padded
 from pipeline.errors import TrainingError
-from pipeline.models import answer_ids, chat_ids, padded_logprobs, seq2seq_logits, token_logprobs
-from pipeline.records import Message
+from pipeline.models import padded_logprobs, seq2seq_logits, token_logprobs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,45 +23,6 @@ if TYPE_CHECKING:
 
 LOSSES = frozenset({"sigmoid", "sft"})
 """Of `dpo.Loss`, those that are computed here."""
-
-
-# ---- rows
-
-
-class Sides(NamedTuple):
-    """A prompt and an answer to it, in tokens."""
-
-    prompt: list[int]
-    answer: list[int]
-
-
-def sides(tokenizer: Any, turns: Sequence[Message], text: str, finished: bool | None, max_length: int) -> Sides | None:
-    """Tokens of a conversation and an answer, the answer cut to what `max_length` leaves. None: it leaves nothing."""
-    prompt = chat_ids(tokenizer, turns)
-    answer = answer_ids(tokenizer, text, finished=finished)[: max(0, max_length - len(prompt))]
-    return Sides(prompt, answer) if answer else None
-
-
-def preference_rows(rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
-    """The rows of `views.paired` as `prompt_ids`, `chosen_ids`, `rejected_ids` and `confidence`."""
-    found = []
-    for row in rows:
-        turns = [Message(**turn) for turn in row["prompt"]]
-        answers = {
-            side: sides(tokenizer, turns, row[side][0]["content"], f"{side}_ids" not in row["cut"], max_length)
-            for side in ("chosen", "rejected")
-        }
-        chosen, rejected = answers["chosen"], answers["rejected"]
-        if chosen and rejected:
-            found.append(
-                {
-                    "prompt_ids": chosen.prompt,
-                    "chosen_ids": chosen.answer,
-                    "rejected_ids": rejected.answer,
-                    "confidence": row["confidence"],
-                }
-            )
-    return found
 
 
 # ---- the mathematics
@@ -119,7 +79,7 @@ def dpo_trainer(
     weights: dict[str, float],
     label_smoothing: float | None,
 ) -> "Trainer":
-    """A trainer on the rows of `preference_rows`.
+    """A trainer on the rows of `tokens.paired_rows`.
 
     Args:
         weights: of each loss, by its name in `LOSSES`.

@@ -11,60 +11,10 @@ from tiny import END, preference_of, preferences_of, prompt_of, response_of
 
 from pipeline import store, views
 from pipeline.algorithms import base, dpo, kto, sft
-from pipeline.algorithms.base import AlgorithmConfig, LoraConfig, Setting, without_end
+from pipeline.algorithms.base import AlgorithmConfig, LoraConfig, Setting
 from pipeline.errors import TrainingError
 from pipeline.models import ModelConfig, load_model
 from pipeline.records import Preference, Thumb
-
-# ---- the end of an answer
-
-
-@pytest.mark.parametrize(
-    ("ids", "left"),
-    [
-        ([5, 6, 2], [5, 6]),
-        ([5, 6, 2, 9], [5, 6]),  # a template's newline after the end goes with it
-        ([5, 2, 6, 2, 9], [5, 2, 6]),
-        ([2], []),
-        ([5, 6], [5, 6]),
-        ([], []),
-    ],
-)
-def test_the_end_of_turn_and_what_follows_it_is_taken_off(ids: list[int], left: list[int]) -> None:
-    before = list(ids)
-    assert without_end(ids, 2) == left
-    assert ids == before
-
-
-class Joining:
-    """A collator that gives back what it is given."""
-
-    def __call__(self, examples: Any) -> Any:
-        return examples
-
-
-def test_only_the_columns_that_were_cut_lose_their_end() -> None:
-    given = [
-        {"chosen_ids": [5, 2], "rejected_ids": [6, 2], "cut": ["rejected_ids"]},
-        {"chosen_ids": [7, 2], "rejected_ids": [8, 2], "cut": []},
-    ]
-    assert base.CutAnswers(Joining(), 2)(given) == [
-        {"chosen_ids": [5, 2], "rejected_ids": [6]},
-        {"chosen_ids": [7, 2], "rejected_ids": [8, 2]},
-    ]
-    assert given[0]["rejected_ids"] == [6, 2], "what the data set holds must stay as it is"
-
-
-def test_a_rotated_column_is_cut_as_the_example_before_was() -> None:
-    # Within a batch each example holds the completion of the one before it, the first that of the last.
-    cut = [["completion_ids"], [], ["completion_ids"]]
-    examples = [
-        {"completion_ids": [10 + n, 2], "KL_completion_ids": [10 + (n - 1) % 3, 2], "cut": cut[n]} for n in range(3)
-    ]
-    found = base.CutAnswers(Joining(), 2, rotated=("KL_completion_ids", "completion_ids"))(examples)
-    assert [each["completion_ids"] for each in found] == [[10], [11, 2], [12]]
-    assert [each["KL_completion_ids"] for each in found] == [[12], [10], [11, 2]]
-
 
 # ---- batches, by TRL's own trainers and collators
 
@@ -372,8 +322,8 @@ def test_every_shared_option_reaches_the_trainer_or_is_handled_elsewhere(
         assert trainer.args.beta == 0.37
         assert trainer.args.seed == 1
         assert trainer.args.output_dir == str(tmp_path)
-        cut_answers = trainer.data_collator.collator if module is dpo else trainer.data_collator
-        assert cut_answers.collator.max_length == 99
+        collator = trainer.data_collator.collator if module is dpo else trainer.data_collator
+        assert collator.max_length == 99
         setting = setting_of(tiny, tiny_tokenizer, tmp_path)
 
 

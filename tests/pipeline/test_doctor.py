@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from servers.completions import completion_server
-from tiny import END, make_model, make_tokenizer, preferences_of, prompt_of
+from tiny import CHATML, END, make_model, make_tokenizer, preferences_of, prompt_of
 
 from pipeline import cli, doctor
 from pipeline.algorithms import dpo, kto, rloo, sft
@@ -148,18 +148,40 @@ def test_kto_needs_both_kinds_of_thumbs_and_a_rare_kind_is_named() -> None:
 # ---- the template
 
 
-def test_what_is_shown_as_trained_on_is_what_trl_trains_on(tiny: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
-    (preference,) = preferences_of(1)
-    found = rendering_findings(tiny_tokenizer, preference.prompt)[0]
-    assert found.level == "info"
-    trained = found.what.rpartition(OPEN)[2].partition(CLOSE)[0]
-    same = preference.model_copy(update={"chosen": preference.chosen.model_copy(update={"text": ANSWER})})
-    config = dpo.Config(max_length=256)
-    setting = Setting(model=load_model(tiny), tokenizer=tiny_tokenizer, output_dir=tmp_path, seed=1)
-    trainer = config.trainer(config.rows([same]), setting)
-    ids = trainer.train_dataset[0]["chosen_ids"]
-    assert tiny_tokenizer.decode(ids) == trained
-    assert END in ids
+@pytest.mark.parametrize("config", [dpo.Config(max_length=256), kto.Config(max_length=256)], ids=["dpo", "kto"])
+@pytest.mark.parametrize("template", ["as it is", "of a model that reasons", "without what it asks with"])
+def test_what_is_shown_as_trained_on_is_what_trl_trains_on(
+    config: Any, template: str, tiny: Any, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(tiny)
+    if template == "of a model that reasons":
+        # As Qwen3's: an answer gets an empty block that the model was not asked with.
+        block = "('<think>\n\n</think>\n\n' if message['role'] == 'assistant' else '')"
+        tokenizer.chat_template = CHATML.replace("message['content']", f"{block} + message['content']")
+        assert tokenizer.chat_template != CHATML
+    if template == "without what it asks with":
+        # As DeepSeek-R1's: it asks with a block that an answered conversation lacks.
+        asked = "<|im_start|>assistant\n"
+        assert asked in CHATML
+        tokenizer.chat_template = CHATML.replace(asked, asked + "<think>\n")
+    preferences = [
+        each.model_copy(update={"chosen": each.chosen.model_copy(update={"text": ANSWER})})
+        for each in preferences_of(4)
+    ]
+    prompt = preferences[0].prompt
+    found = rendering_findings(tokenizer, prompt)
+    assert [each.level for each in found if each.check == "template"] == ["info"] * (1 if template == "as it is" else 2)
+    shown = found[0].what.partition(": ")[2].replace(CLOSE, "").split(OPEN)
+    setting = Setting(model=load_model(tiny), tokenizer=tokenizer, output_dir=tmp_path, seed=1)
+    rows = list(config.trainer(config.rows(preferences), setting).train_dataset)
+    own = [
+        [tokenizer.decode(row["prompt_ids"]), tokenizer.decode(row.get("chosen_ids") or row["completion_ids"])]
+        for row in rows
+        if row.get("label", True)
+    ]
+    assert shown in own
+    assert shown[1] == ANSWER + "<|im_end|>"
+    assert ("<think>" in shown[0]) == (template == "without what it asks with")
 
 
 def test_an_end_token_that_the_template_never_writes_is_an_error(tmp_path: Path) -> None:
@@ -169,7 +191,7 @@ def test_an_end_token_that_the_template_never_writes_is_an_error(tmp_path: Path)
     tokenizer.eos_token = "<|endoftext|>"
     (found,) = rendering_findings(tokenizer, prompt_of("Why?"))
     assert found.level == "error"
-    assert "the end token '<|endoftext|>' is not in it: the model would never learn to stop" in found.what
+    assert "the end token '<|endoftext|>' is not in it: the model would learn another end" in found.what
 
 
 def test_a_template_that_rewrites_the_answer_is_an_error(tiny: Any) -> None:

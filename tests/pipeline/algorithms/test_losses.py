@@ -68,8 +68,8 @@ class Exact:
         return torch.stack([self._logprob(*row) for row in rows])
 
     def tokens(self, answer: str) -> list[int]:
-        """The answer's tokens, and what the template puts after it."""
-        found: list[int] = self.tokenizer(f"{answer}<|im_end|>\n", add_special_tokens=False)["input_ids"]
+        """The answer's tokens, and the end of the turn."""
+        found: list[int] = self.tokenizer(f"{answer}<|im_end|>", add_special_tokens=False)["input_ids"]
         return found
 
     def _logprob(self, prompt: Sequence[Message], answer: str) -> torch.Tensor:

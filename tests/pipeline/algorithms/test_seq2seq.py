@@ -11,7 +11,7 @@ from tiny import END, job_of, make_architecture, preference_of, preferences_of, 
 from transformers import AutoModelForSeq2SeqLM
 
 from pipeline import models, store, train
-from pipeline.algorithms import dpo, seq2seq, sft
+from pipeline.algorithms import dpo, seq2seq, sft, tokens
 from pipeline.algorithms.base import Setting
 from pipeline.demonstrations import Demonstration
 from pipeline.errors import TrainingError
@@ -184,7 +184,7 @@ def test_an_answer_is_cut_to_what_the_prompt_leaves_and_a_prompt_that_leaves_not
 ) -> None:
     tokenizer = models.load_tokenizer(ModelConfig(base=str(architectures["t5"])))
     turns = [Message(role="user", content="12345")]  # five bytes and the end of what is read
-    cut = seq2seq.sides(tokenizer, turns, "abcdef", True, 9)
+    cut = tokens.sides(tokenizer, turns, "abcdef", True, 9)
     assert cut is not None
     assert (len(cut.prompt), tokenizer.decode(cut.answer)) == (6, "abc")
-    assert seq2seq.sides(tokenizer, turns, "abcdef", True, 6) is None
+    assert tokens.sides(tokenizer, turns, "abcdef", True, 6) is None
