@@ -45,11 +45,12 @@ class Config(JudgeConfig):
 
 class LikelihoodJudge(PointwiseJudge):
     def __init__(self, config: Config) -> None:
-        from pipeline.models import load_model, load_tokenizer
+        from pipeline.models import load_model, load_tokenizer, system_as_taken
 
         super().__init__(config, config.temperature)
         self.constitution, self.contrast = config.constitution, config.contrast
         self.tokenizer = load_tokenizer(config.model)
+        self.as_taken = system_as_taken(self.tokenizer)
         self.model = load_model(config.model)
 
     def looked_at(self, response: Response) -> Response:
@@ -68,7 +69,7 @@ class LikelihoodJudge(PointwiseJudge):
     def _means(self, prompt: Prompt, answers: list[str], system: str) -> list[float | None]:
         from pipeline.models import answer_ids, answer_logprobs, chat_ids
 
-        prefix = chat_ids(self.tokenizer, _under(system, prompt))
+        prefix = chat_ids(self.tokenizer, self.as_taken(_under(system, prompt)))
         ids = [answer_ids(self.tokenizer, text, finished=True) for text in answers]
         room = getattr(self.model.config, "max_position_embeddings", None) or math.inf
         fits = [index for index, answer in enumerate(ids) if len(prefix) + len(answer) <= room]

@@ -16,7 +16,7 @@ from pydantic import Field
 from judges.base import Session
 from judges.pairwise import PairwiseConfig, PairwiseJudge, Question, Reading
 from pipeline.errors import JudgeError
-from pipeline.models import ModelConfig
+from pipeline.models import ModelConfig, system_as_taken
 from pipeline.records import Message
 
 
@@ -43,10 +43,10 @@ class LocalModel:
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self.contract = "label"
+        self.as_taken = system_as_taken(tokenizer)
         self.labels, self.label_ids = choose_labels(tokenizer, labels)
         added = tokenizer.added_tokens_decoder.values()
         self.special_tokens = tuple(sorted({str(token) for token in added if token.special}))
-        self.takes_system = takes_system(tokenizer)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.positions = min(limit or math.inf, tokenizer.model_max_length)
         """Tokens that the model can place. What is longer is not read, and never cut."""
@@ -79,9 +79,7 @@ class LocalModel:
         from pipeline.models import chat_ids
 
         system, user = Message(role="system", content=question.system), Message(role="user", content=question.user)
-        if self.takes_system:
-            return chat_ids(self.tokenizer, [system, user])
-        return chat_ids(self.tokenizer, [Message(role="user", content=f"{question.system}\n\n{question.user}")])
+        return chat_ids(self.tokenizer, self.as_taken((system, user)))
 
     def _logprobs(self, batch: Sequence[list[int]]) -> list[tuple[float, float]]:
         """Log-probability in nats of each label as the next token, its spellings summed."""
@@ -97,19 +95,6 @@ class LocalModel:
                 both = [torch.logsumexp(logp_BV[:, ids], -1).tolist() for ids in self.label_ids]
             found |= {place: (both[0][row], both[1][row]) for row, place in enumerate(places)}
         return [found[place] for place in range(len(batch))]
-
-
-def takes_system(tokenizer: Any) -> bool:
-    """False for chat templates that refuse a system turn or leave it out, and where there is no template."""
-    from jinja2 import TemplateError
-
-    if tokenizer.chat_template is None:
-        return False
-    turns = [{"role": "system", "content": "rules"}, {"role": "user", "content": "question"}]
-    try:
-        return "rules" in tokenizer.apply_chat_template(turns, tokenize=False)
-    except TemplateError:
-        return False
 
 
 def choose_labels(

@@ -25,7 +25,7 @@ from pipeline.algorithms.sft import encode
 from pipeline.demonstrations import Demonstration
 from pipeline.doctor_data import demonstration_findings, label_findings, length_findings, prompt_findings, text_findings
 from pipeline.doctor_memory import memory_findings
-from pipeline.doctor_rendering import rendering_findings
+from pipeline.doctor_rendering import rendering_findings, system_findings
 from pipeline.errors import ModelError, TrainingError
 from pipeline.findings import Finding, Level, refuse_errors
 from pipeline.generate import read_prompts
@@ -166,6 +166,7 @@ def _of_models(
     else:
         tokenizer = load_tokenizer(recipe.model)
         yield from rendering_findings(tokenizer, trained[0] if trained else EXAMPLE)
+        yield from system_findings(tokenizer, [*trained, *held_out])
         lengths = {"train": _lengths(tokenizer, trained), "heldout": _lengths(tokenizer, held_out)}
         yield from length_findings(lengths["train"], recipe.train)
         rendered = len(chat_ids(tokenizer, EXAMPLE.messages))

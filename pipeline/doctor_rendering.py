@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.findings import Finding, Level
-from pipeline.models import answer_ids, chat_ids
+from pipeline.models import answer_ids, chat_ids, takes_system
 from pipeline.records import Message, Prompt
 
 ANSWER = "This is the answer."
@@ -45,6 +45,15 @@ def rendering_findings(tokenizer: Any, prompt: Prompt, where: str = "model.base"
         )
         found.append(finding("info", what))
     return [*found, *_padding(tokenizer, where)]
+
+
+def system_findings(tokenizer: Any, prompts: Sequence[Prompt], where: str = "model.base") -> Iterator[Finding]:
+    """Whether the template leaves out a system message that there is. One that refuses it raises by itself."""
+    count = sum(any(turn.role == "system" for turn in prompt.messages) for prompt in prompts)
+    if count and not takes_system(tokenizer):
+        what = f"the chat template leaves system messages out, and {count} of {len(prompts)} prompts have one"
+        remedy = "put it into the user's turn, and leave out generate.prompts.system and compare.prompts.system"
+        yield Finding(level="error", check="template", where=where, what=what, remedy=remedy)
 
 
 def _written(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, str, str | None]:

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ from pipeline.contents import content_of
 from pipeline.decoding import padded, positions, start_token
 from pipeline.errors import ModelError
 from pipeline.plugins import Config
+from pipeline.records import Message
 
 if TYPE_CHECKING:
     import torch
@@ -454,17 +455,57 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
+def takes_system(tokenizer: Any) -> bool:
+    """False for chat templates that refuse a system turn or leave it out."""
+    from jinja2 import TemplateError
+
+    if tokenizer.chat_template is None:
+        return True  # the turns' texts are read as they are
+    turns = [{"role": "system", "content": "rules"}, {"role": "user", "content": "question"}]
+    try:
+        return "rules" in tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError:
+        return False
+
+
+def system_as_taken(tokenizer: Any) -> Callable[[Sequence[Message]], Sequence[Message]]:
+    """What puts a system message where this tokenizer's template has a place for it: in a turn of its own, or before
+    the user's first words."""
+    return tuple if takes_system(tokenizer) else without_system
+
+
+def without_system(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation with its system messages before the first words of the user, who has a turn."""
+    system = [each.content for each in messages if each.role == "system"]
+    turns = [each for each in messages if each.role != "system"]
+    first = next(place for place, each in enumerate(turns) if each.role == "user")
+    told = Message(role="user", content="\n\n".join([*system, turns[first].content]))
+    return (*turns[:first], told, *turns[first + 1 :])
+
+
 def chat_ids(tokenizer: Any, messages: Sequence[Any]) -> list[int]:
     """Token ids of a conversation up to where the assistant's answer begins.
 
     Without a chat template, which only encoder-decoders may lack: the turns' texts, a line each, as the encoder reads
     them. Put what such a model was taught to expect ("summarize: ") into the prompts.
+
+    Raises:
+        ModelError: the template refuses such a conversation.
     """
+    from jinja2 import TemplateError
+
     if tokenizer.chat_template is None:
         return [int(token) for token in tokenizer("\n".join(message.content for message in messages))["input_ids"]]
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
-    return [int(token) for token in ids]
+    try:
+        whole = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)
+    except TemplateError as error:
+        roles = ", ".join(message.role for message in messages)
+        raise ModelError(
+            f"model.base: its chat template refuses a conversation of {roles} ({error}); leave out the system message "
+            "(generate.prompts.system, compare.prompts.system, or those in the files), or mend the roles"
+        ) from error
+    return [int(token) for token in whole["input_ids"]]
 
 
 def answer_ids(tokenizer: Any, text: str, *, finished: bool | None) -> list[int]:

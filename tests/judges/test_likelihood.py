@@ -2,11 +2,13 @@
 
 import itertools
 import random
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny import CONTEXT, END, full_logprobs, prompt_of, response_of
+from tiny import CHATML, CONTEXT, END, full_logprobs, make_tokenizer, prompt_of, response_of
 
 from judges.base import Session
 from judges.likelihood import Config, LikelihoodJudge
@@ -62,6 +64,23 @@ def test_a_contrast_is_subtracted(tiny: ModelConfig, tiny_model: Any, tiny_token
         )
         assert score == pytest.approx(good - bad, abs=1e-4)
         assert abs(bad) > 0.1
+
+
+def test_where_the_template_has_no_system_turn_the_constitution_is_before_the_users_words(
+    tiny: ModelConfig, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    loop = "{% for message in messages %}"
+    deaf = CHATML.replace(loop, "{% for message in messages if message['role'] != 'system' %}")
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+    pair = Pair.of(prompt_of("Three and three?"), LONG, SHORT)
+    for name, template in {"deaf": deaf, "refusing": refusing}.items():
+        shutil.copytree(tiny.base, tmp_path / name)
+        make_tokenizer(tmp_path / name, template=template)
+        model = tiny.model_copy(update={"base": str(tmp_path / name)})
+        (verdict,) = Config(model=model, constitution=GOOD).build(Session()).judge([pair])
+        conversation = f"<|im_start|>user\n{GOOD}\n\nThree and three?<|im_end|>\n<|im_start|>assistant\n"
+        for text, score in scores(verdict, pair).items():
+            assert score == pytest.approx(mean_logprob(tiny_model, tiny_tokenizer, conversation, text), abs=1e-4)
 
 
 def test_a_prompts_own_system_message_follows_the_constitution(

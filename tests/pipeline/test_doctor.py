@@ -184,6 +184,31 @@ def test_what_is_shown_as_trained_on_is_what_trl_trains_on(
     assert ("<think>" in shown[0]) == (template == "without what it asks with")
 
 
+def test_a_template_that_leaves_out_or_refuses_a_system_message_is_an_error_before_anything_loads(
+    tmp_path: Path,
+) -> None:
+    loop = "{% for message in messages %}"
+    ways = {
+        "leaves out": CHATML.replace(loop, "{% for message in messages if message['role'] != 'system' %}"),
+        "refuses": "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML,
+    }
+    said = {
+        "leaves out": "the chat template leaves system messages out, and 2 of 2 prompts have one",
+        "refuses": "its chat template refuses a conversation of system, user (no system); leave out the system message",
+    }
+    for way, template in ways.items():
+        folder = tmp_path / way
+        make_model(folder)
+        make_tokenizer(folder, template=template)
+        recipe = recipe_of(tmp_path, folder)
+        words = [f"{block}.prompts.system=Be brief." for block in ("generate", "compare")]
+        plain = doctor.before(load(recipe), (10**11, False))
+        assert not [each for each in plain if each.level == "error"]
+        (error,) = [each for each in doctor.before(load(recipe, words), (10**11, False)) if each.level == "error"]
+        assert said[way] in error.what
+        assert error.where == "model.base"
+
+
 def test_an_end_token_that_the_template_never_writes_is_an_error(tmp_path: Path) -> None:
     make_model(tmp_path)
     make_tokenizer(tmp_path)
