@@ -44,6 +44,10 @@ def rendering_findings(tokenizer: Any, prompt: Prompt, where: str = "model.base"
             f"{_end_of(asked)!r} is before the answer. What is asked is trained on, as the policy sees it"
         )
         found.append(finding("info", what))
+    if "strftime_now" in tokenizer.chat_template:
+        what = "the template writes today's date into conversations: on another day the same prompt is another one"
+        remedy = "for answers and trainings that can be repeated, give the template a fixed date"
+        found.append(finding("warning", what, remedy))
     return [*found, *_padding(tokenizer, where)]
 
 

@@ -227,9 +227,10 @@ def start_gap(trainer: Any, prompts: Sequence[Sequence[int]], answers: Sequence[
     model, training = trainer.model, trainer.model.training
     model.eval()
     with computing(trainer):
-        policy = padded_logprobs(model, prompts, answers)
+        # One at a time: the logits of several long answers would take more than training does, which computes none.
+        policy = padded_logprobs(model, prompts, answers, rows=1)
         with _reference_of(trainer) as held_to:
-            reference = padded_logprobs(held_to, prompts, answers)
+            reference = padded_logprobs(held_to, prompts, answers, rows=1)
     model.train(training)
     gap = max(float((one - other).abs().max()) for one, other in zip(policy, reference, strict=True))
     # Logits are about as large as log-probabilities are small, and were rounded once in the dtype of the base.

@@ -209,6 +209,14 @@ def test_a_template_that_leaves_out_or_refuses_a_system_message_is_an_error_befo
         assert error.where == "model.base"
 
 
+def test_a_template_that_writes_todays_date_is_a_warning(tiny: Any) -> None:
+    tokenizer = load_tokenizer(tiny)
+    tokenizer.chat_template = "{{ 'Today is ' + strftime_now('%d %b %Y') + '.' }}" + CHATML
+    (found,) = [each for each in rendering_findings(tokenizer, prompt_of("Why?")) if each.level != "info"]
+    assert (found.level, found.check) == ("warning", "template")
+    assert "today's date" in found.what
+
+
 def test_an_end_token_that_the_template_never_writes_is_an_error(tmp_path: Path) -> None:
     make_model(tmp_path)
     make_tokenizer(tmp_path)
