@@ -147,13 +147,20 @@ class Options(AlgorithmConfig):
 
     def refusals(self, launch: LaunchConfig) -> list[str]:
         """See `AlgorithmConfig.refusals`. Any number of processes can share PPO's answers."""
-        if not launch.zero:
-            return []
-        return [
-            f"launch.zero={launch.zero}: PPO trains adapters on a frozen base that every process holds whole, for it "
-            "acts as four models in turn and samples; DeepSpeed would divide nothing but the adapters' small state. "
-            "Give this step a launch of its own without zero"
-        ]
+        found = []
+        if launch.zero:
+            found.append(
+                f"launch.zero={launch.zero}: PPO trains adapters on a frozen base that every process holds whole, for "
+                "it acts as four models in turn and samples; DeepSpeed would divide nothing but the adapters' small "
+                "state. Give this step a launch of its own without zero"
+            )
+        if self.rollouts and launch.world > 1 and self.rollouts.outage_s >= launch.timeout_s:
+            found.append(
+                f"rollouts.outage_s={self.rollouts.outage_s:g}: while one process asks a server that does not reply, "
+                f"the others wait for launch.timeout_s={launch.timeout_s:g} and would end the step first; set "
+                "launch.timeout_s higher"
+            )
+        return found
 
     # ---- what follows from the options
 

@@ -126,6 +126,15 @@ def test_ppo_refuses_deepspeed_and_takes_any_number_of_processes() -> None:
     assert "PPO trains adapters on a frozen base" in reason and "without zero" in reason
 
 
+def test_processes_do_not_wait_less_long_for_each_other_than_one_of_them_waits_for_a_server() -> None:
+    rollouts = {"base_url": "http://localhost:8000/v1", "outage_s": 700}
+    config = ppo.Config(gradient_accumulation_steps=1, rollouts=rollouts)
+    (reason,) = config.refusals(LaunchConfig(gpus=2, timeout_s=700))
+    assert "launch.timeout_s=700" in reason and "set launch.timeout_s higher" in reason
+    assert config.refusals(LaunchConfig(gpus=2, timeout_s=701)) == []
+    assert config.refusals(LaunchConfig(timeout_s=10)) == []
+
+
 def test_algorithms_that_compare_answers_in_groups_run_in_one_process() -> None:
     assert rloo.Config().refusals(HERE) == []
     assert "runs in one process" in rloo.Config().refusals(LaunchConfig(gpus=2))[0]
