@@ -4,20 +4,23 @@ With `otherwise`, another judge answers where nobody voted: people label some of
 least sure of, if they voted on `prefloop annotate`), the judge the rest. It is asked about every pair all the same,
 because how far it agrees with people is what its other labels are worth; the summary says so.
 
-A vote is found by the texts of the prompt and of the two answers, so it counts whichever run the pair came from. What
-is left out: formats (`pipeline.importers`), and what several votes amount to (`pipeline.crowd`).
+A vote is found by the texts of the prompt and of the two answers, so it counts whichever run the pair came from. The
+evidence says, where it is known, whether the pair was drawn at random (`sample`): what people say of the pairs that a
+judge was least sure of says little about the others.
+
+What is left out: formats (`pipeline.importers`), and what several votes amount to (`pipeline.crowd`).
 """
 
 import functools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from judges import cached
 from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask
 from pipeline.importers.base import Source
-from pipeline.records import Message, Pair, Verdict, digest
+from pipeline.records import Message, Pair, Sample, Verdict, Vote, digest
 from pipeline.store import sha256_file
 
 NAME = "people"
@@ -78,6 +81,14 @@ class Config(JudgeConfig):
         return {**found, "agreement_rate": same / both} if both else found
 
 
+class Said(NamedTuple):
+    """What people say of a pair."""
+
+    p_first: float
+    """Probability that its first text, in alphabetical order, is the better one."""
+    sample: Sample | None
+
+
 class HumanJudge:
     """See `judges.base.Judge`."""
 
@@ -93,9 +104,11 @@ class HumanJudge:
 
     def _verdict(self, pair: Pair, other: Verdict | None) -> Verdict:
         mark, a_first = _mark(pair)
-        p_first = self.said.get(mark)
-        p = None if p_first is None else p_first if a_first else 1.0 - p_first
+        said = self.said.get(mark)
+        p = None if said is None else said.p_first if a_first else 1.0 - said.p_first
         evidence: dict[str, Any] = {} if p is None else {"decided_by": NAME, "people": {"p_a": p}}
+        if said is not None and said.sample is not None:
+            evidence["people"]["sample"] = said.sample
         if other is not None:
             evidence["otherwise"] = {"judge": other.judge, "p_a": other.p_a, "abstained": other.abstained}
             if p is None:
@@ -115,19 +128,25 @@ class HumanJudge:
         )
 
 
-def _said(source: Source) -> dict[str, float]:
-    """Mark of a pair -> probability that its first text, in alphabetical order, is the better one."""
+def _said(source: Source) -> dict[str, Said]:
+    """Mark of a pair -> what people say of it."""
     from pipeline import crowd, votes
 
     found = votes.read(source)
     p = {verdict.pair_id: verdict.p_a for verdict in crowd.verdicts(found.votes(), source.aggregate)}
-    said: dict[str, float] = {}
-    for pair, _ in found.judgements():
+    said: dict[str, Said] = {}
+    for pair, cast in found.judgements():
         mark, a_first = _mark(pair)
         p_a = p[pair.id]
         assert p_a is not None
-        said[mark] = p_a if a_first else 1.0 - p_a
+        said[mark] = Said(p_a if a_first else 1.0 - p_a, _sample(cast))
     return said
+
+
+def _sample(cast: Iterable[Vote]) -> Sample | None:
+    """`unsure` where no vote came about otherwise; what one of them says of a random draw holds for the pair."""
+    found = {vote.sample for vote in cast}
+    return "control" if "control" in found else "unsure" if found == {"unsure"} else None
 
 
 def _mark(pair: Pair) -> tuple[str, bool]:

@@ -1,13 +1,14 @@
 """The win rates of a comparison at equal length, and as people would have them: from what the run has asked already.
 
     phi     what a judge gives to length: from its labels of the policy's own answers, so of the judge that labelled
-    people  votes on the very pairs of the comparison, where the `human` judge is among those that compare; else how
-            often a judge is right on votes that nobody was trained on, or on the gold file of its exam
+    people  votes on the very pairs of the comparison, where the `human` judge is among those that compare, but those
+            on pairs that were asked about for a judge's doubt; else how often a judge is right on votes that nobody was
+            trained on, or on the gold file of its exam
 
 Nobody is asked anything. What is left out: the statistics (`pipeline.statistics`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import NamedTuple
 
 from judges import human
@@ -47,8 +48,8 @@ def adjusted(job: Job, results: Results, exam: ExamReport | None, people: Agreem
     ]
     coefficients = {judge.name: _coefficient(job, judge.name, judge.fingerprint) for judge in results.judges}
     trust = _trust(results, exam, people)
-    votes = voted(verdicts)
-    corrected = (_corrected(found, rows, pairs, votes, trust, results.confidence) for found, rows in seen)
+    votes, chosen = voted(verdicts), placed_by_doubt(verdicts)
+    corrected = (_corrected(found, rows, pairs, votes, chosen, trust, results.confidence) for found, rows in seen)
     return results.model_copy(
         update={
             "length_coefficients": tuple(coefficients.values()),
@@ -73,6 +74,12 @@ def voted(verdicts: Iterable[Verdict]) -> dict[str, float]:
     """Pair id -> what people said of it: 1 for a, 0 for b, one half for a tie."""
     found = {verdict.pair_id: verdict.evidence["people"]["p_a"] for verdict in verdicts if _by_people(verdict)}
     return {pair: TARGETS[crowd.says(p_a)] for pair, p_a in found.items()}
+
+
+def placed_by_doubt(verdicts: Iterable[Verdict]) -> set[str]:
+    """Ids of the pairs that people were asked about because a judge was unsure of them: no sample of the others."""
+    said = (verdict for verdict in verdicts if _by_people(verdict))
+    return {verdict.pair_id for verdict in said if verdict.evidence["people"].get("sample") == "unsure"}
 
 
 def _by_people(verdict: Verdict) -> bool:
@@ -130,6 +137,7 @@ def _corrected(
     rows: list[Match],
     pairs: Mapping[str, Pair],
     votes: Mapping[str, float],
+    chosen: Set[str],
     trust: Mapping[str, Estimate],
     confidence: float,
 ) -> Corrected | None:
@@ -140,7 +148,11 @@ def _corrected(
     }
     if labels:
         p, prompts = [row.p for row in rows], [row.prompt for row in rows]
-        return prediction_powered(found.judge, found.one, found.other, p, labels, prompts, confidence=confidence)
+        drawn = {place: label for place, label in labels.items() if rows[place].pair not in chosen}
+        left_out = len(labels) - len(drawn)
+        return prediction_powered(
+            found.judge, found.one, found.other, p, drawn, prompts, left_out=left_out, confidence=confidence
+        )
     if found.judge in trust:
         return rogan_gladen(found.judge, found.one, found.other, found, trust[found.judge], confidence=confidence)
     return None

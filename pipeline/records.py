@@ -30,6 +30,10 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(canonical([str(part) for part in parts]).encode()).digest()[:8]) >> 1
 
 
+Sample = Literal["control", "unsure"]
+"""`control`: drawn at random. `unsure`: placed by what a judge said, so that it stands for no other pair."""
+
+
 class Record(BaseModel):
     """Base of all records: frozen, unknown fields refused."""
 
@@ -177,6 +181,8 @@ class Vote(Record):
     """`ab`: a was the left or first one. None: not known."""
     strength: float | None = Field(default=None, ge=0)
     """How much better, on the scale of whoever asked."""
+    sample: Sample | None = None
+    """How the pair came to be asked about. None: not known."""
     note: str = ""
     at: str = ""
     """When, in ISO 8601 with its zone; later votes of one person on one pair replace earlier ones."""
@@ -193,6 +199,6 @@ class Thumb(Record):
 
 
 __all__ = [
-    "ABSTENTIONS", "Message", "Pair", "Preference", "Prompt", "Record", "Response", "Thumb", "Verdict", "Vote",
-    "canonical", "digest", "seed_of",
+    "ABSTENTIONS", "Message", "Pair", "Preference", "Prompt", "Record", "Response", "Sample", "Thumb", "Verdict",
+    "Vote", "canonical", "digest", "seed_of",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from pipeline.importers import files
 from pipeline.importers.base import Aggregate, BadRow, Ballot, Format, Judged, Source, Thumbed
 from pipeline.importers.collect import ANONYMOUS, Collected, Judgement, collect, format_of
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of the importers or of this file changes what comes out."""
 
 
@@ -65,7 +65,7 @@ LOSSES = {
     "votes": "the votes of each pair are one, what they say together",
     "annotators": "who voted",
     "sources": "who wrote the answers",
-    "details": "which side was shown, strength, notes and times",
+    "details": "which side was shown, strength, notes, times, and which pairs were drawn at random",
 }
 """What is missing where a format cannot carry it."""
 
@@ -126,6 +126,7 @@ def _ballots(each: Judgement, *, names: bool) -> tuple[Ballot, ...]:
             shown=vote.shown,
             strength=vote.strength,
             note=vote.note,
+            sample=vote.sample,
             at=vote.at,
         )
         for vote in each.votes

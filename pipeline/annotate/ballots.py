@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pipeline import store
-from pipeline.annotate.material import Item, Sample
+from pipeline.annotate.material import Item
 from pipeline.errors import DataError
-from pipeline.records import Pair, Vote
+from pipeline.records import Pair, Sample, Vote
 
 Said = Literal["a", "b", "tie", "skip", "undo"]
 """`skip`: this person does not want to say. `undo`: as if they had said nothing."""

@@ -2,8 +2,9 @@
 
 A page gets a pair that no other page was handed in the last ten minutes, unless two people shall vote on it: so two
 tabs of one person, or two persons, do not do the same work. If they do all the same, of one person the last word
-counts, and two persons are two votes. Sides are drawn by a hash of the annotator and the pair: a page that is loaded
-again shows the same ones.
+counts, and two persons are two votes. Whoever voted on a pair for the judge's doubt is asked again if it is drawn at
+random later (`--control`), because a sample without such pairs would be one of the easier ones. Sides are drawn by a
+hash of the annotator and the pair: a page that is loaded again shows the same ones.
 
 What is left out: HTTP (`pipeline.annotate.server`), and the disk (`pipeline.annotate.ballots`).
 """
@@ -54,8 +55,9 @@ class Desk:
         with self._lock:
             standing = self.ballots.standing()
             self._held = _alive(self._held)
-            done = Counter(pair for (_, pair), ballot in standing.items() if ballot.said != "skip")
-            item = self.items.get(wanted) if wanted else self._free(annotator, page, standing.keys(), done)
+            settled = {key: ballot for key, ballot in standing.items() if not self._drawn_since(ballot)}
+            done = Counter(pair for (_, pair), ballot in settled.items() if ballot.said != "skip")
+            item = self.items.get(wanted) if wanted else self._free(annotator, page, settled.keys(), done)
             self._let_go(page)
             if item is not None:
                 held = _Held(annotator, page, time.monotonic() + HELD_S)
@@ -96,6 +98,11 @@ class Desk:
     def sides(self, annotator: str, pair: str) -> Order:
         """Which answer this annotator sees on the left."""
         return "ba" if seed_of(self.seed, "sides", annotator, pair) % 2 else "ab"
+
+    def _drawn_since(self, ballot: Ballot) -> bool:
+        """Whether the pair is in the random sample now, and was not when this was said."""
+        item = self.items.get(ballot.pair_id)
+        return item is not None and (item.sample, ballot.sample) == ("control", "unsure")
 
     def _item(self, pair: str) -> Item:
         if pair not in self.items:

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from pipeline import store
 from pipeline.annotate.ballots import Ballots
-from pipeline.annotate.material import Sample
 from pipeline.errors import DataError
-from pipeline.records import Pair, Vote
+from pipeline.records import Pair, Sample, Vote
 
 COLUMNS = (
     "pair_id", "prompt", "response_a", "response_b", "rater", "choice", "shown", "note", "at", "source_a", "source_b",

@@ -11,13 +11,11 @@ What is left out: who has seen what (`pipeline.annotate.desk`).
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pipeline import store
 from pipeline.errors import DataError
-from pipeline.records import Pair, Verdict, seed_of
-
-Sample = Literal["control", "unsure"]
+from pipeline.records import Pair, Sample, Verdict, seed_of
 
 DATABASE = "annotations.sqlite"
 """Where votes are kept, beside the pairs or in the run directory: reruns of steps do not touch it."""
@@ -28,7 +26,7 @@ class Item(NamedTuple):
 
     pair: Pair
     sample: Sample
-    """`control`: drawn at random. `unsure`: placed by what the judge said; without a judge, by chance too."""
+    """Without a judge the `unsure` are in random order too, and are called so all the same."""
     needed: int
     """How many people shall vote on it: one or two."""
 

@@ -4,7 +4,7 @@ A format is one file of this folder; its name is what the user types (`--format 
 set, found by being there and tested by `tests/pipeline/importers/test_contract.py`:
 
     CARRIES      what it can say beside who won: "ties", "votes" (several on a pair), "annotators", "sources" (who wrote
-                 the answers), "details" (side, strength, note, time); "thumbs" for answers that are rated alone
+                 the answers), "details" (side, strength, note, sample, time); "thumbs" for answers that are rated alone
     recognise    (first rows) -> how sure it is that they are its own, from 0 to 1
     read         (one row, options) -> what the row says; raises BadRow or Skip with the reason
     write        (one judged pair) -> the row that says the same
@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from pydantic import Field
 
 from pipeline.plugins import Config, Files
-from pipeline.records import Message
+from pipeline.records import Message, Sample
 
 Row = Mapping[str, Any]
 Choice = Literal["a", "b", "tie"]
@@ -105,6 +105,8 @@ class Ballot(NamedTuple):
     shown: Literal["ab", "ba"] | None = None
     strength: float | None = None
     note: str = ""
+    sample: Sample | None = None
+    """How the pair came to be asked about, where our own page asked."""
     at: str = ""
 
 

@@ -342,12 +342,21 @@ def _in_sides_of_pair(vote: Ballot, same: bool) -> tuple[Any, ...]:
     other = {"a": "b", "b": "a", "ab": "ba", "ba": "ab"}
     choice: str = vote.choice if same else other.get(vote.choice, vote.choice)
     order = vote.shown if same or vote.shown is None else other[vote.shown]
-    return (choice, order, vote.strength, vote.note, vote.at)
+    return (choice, order, vote.strength, vote.note, vote.sample, vote.at)
 
 
 def _votes(pair_id: str, entry: _Entry) -> Iterator[Vote]:
-    for who, (choice, order, strength, note, at) in entry.votes.items():
-        yield Vote(pair_id=pair_id, annotator=who, choice=choice, shown=order, strength=strength, note=note, at=at)
+    for who, (choice, order, strength, note, sample, at) in entry.votes.items():
+        yield Vote(
+            pair_id=pair_id,
+            annotator=who,
+            choice=choice,
+            shown=order,
+            strength=strength,
+            sample=sample,
+            note=note,
+            at=at,
+        )
 
 
 def _thumb(prompt: Prompt, item: Thumbed) -> Thumb:

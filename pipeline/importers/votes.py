@@ -1,8 +1,9 @@
 """A table with one row a vote: prompt, two answers, who voted, and for which. CSV, Parquet or JSON lines.
 
 Rows of one pair belong together by their texts, in whichever order they stand: an id of the file's own is not needed,
-and one that two pairs share does no harm. `shown` (`ab` or `ba`), `strength`, `note` and `at` may be there. A prompt
-that is a conversation is JSON in its cell.
+and one that two pairs share does no harm. `shown` (`ab` or `ba`), `strength`, `note`, `at` and
+`sample` (`control` or `unsure`, as our own page writes it) may be there. A prompt that is a conversation is JSON in its
+cell.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,8 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
         shown=order,
         strength=number(row.get("strength")),
         note=str(row.get("note") or ""),
+        # Of a file that uses the word for something else, nothing.
+        sample=row["sample"] if row.get("sample") in ("control", "unsure") else None,
         at=str(row.get("at") or row.get("ts") or ""),
     )
     sources = (str(row.get("source_a") or IMPORTED), str(row.get("source_b") or IMPORTED))
@@ -72,6 +75,7 @@ def write(item: Judged) -> Iterator[dict[str, Any]]:
             "shown": vote.shown,
             "strength": vote.strength,
             "note": vote.note,
+            "sample": vote.sample,
             "at": vote.at,
             "source_a": item.sources[0],
             "source_b": item.sources[1],

@@ -60,6 +60,7 @@ def prediction_powered(
     labels: Mapping[int, float],
     clusters: Sequence[str],
     *,
+    left_out: int = 0,
     confidence: float = 0.95,
 ) -> Corrected:
     """The win rate of `one` by people, who labelled some of the verdicts.
@@ -68,6 +69,7 @@ def prediction_powered(
         p: probability that `one`'s answer is better, by the judge.
         labels: place in `p` -> the same by people.
         clusters: the prompt of each verdict.
+        left_out: labels that are not among these, because their pairs were chosen by how they would come out.
     """
     index_N, groups = cluster_index(clusters)
     at_M = np.array(sorted(labels), dtype=np.int64)
@@ -75,6 +77,11 @@ def prediction_powered(
     labelled = len(set(index_N[at_M].tolist()))
     if labelled < FEWEST:
         why = f"people labelled answers to {labelled} of these prompts, and {FEWEST} are needed"
+        if left_out:
+            why += (
+                f"; {left_out} votes on pairs of which a judge was least sure do not count, because they stand for no "
+                "other pair: draw more at random (prefloop annotate --control)"
+            )
         return Corrected(
             judge=judge, one=one, other=other, method="prediction-powered", win_rate=None, low=None, high=None,
             labels=len(labels), reliance=None, not_identified=why,

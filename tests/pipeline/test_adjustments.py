@@ -1,5 +1,7 @@
 """Length control and the corrections by people read what a run has asked, from the right files and the right side."""
 
+import csv
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,16 @@ import numpy as np
 import pytest
 from tiny import job_of, prompt_of, response_of
 
+from judges import human
 from judges.length import Config as Length
 from pipeline import adjustments, store
 from pipeline.agreement import AgreementReport
+from pipeline.annotate import material
 from pipeline.compare import Reporting
+from pipeline.importers.base import Source
 from pipeline.ratings import Checkpoint, JudgeInfo, Results, compare_checkpoints
 from pipeline.records import Pair, Verdict
+from pipeline.statistics.judge_error import Corrected
 from pipeline.statistics.win_rate import Estimate
 
 LABELLING, OTHER, HUMAN = "labelling", "other", "human"
@@ -166,3 +172,83 @@ def test_votes_say_who_they_prefer_and_not_how_surely() -> None:
     said = [verdict(pair, HUMAN, p, decided_by="people", people={"p_a": p}) for p in (0.6, 0.5, 0.01)]
     assert [list(adjustments.voted([each]).values()) for each in said] == [[1.0], [0.5], [0.0]]
     assert adjustments.voted([verdict(pair, HUMAN, 0.9, decided_by=sure, otherwise={"p_a": 0.9})]) == {}
+
+
+# ---- votes from our own page
+
+TRUTH = 0.65
+"""The mean of 90 and 40 %."""
+
+
+def corrected_by_page(tmp_path: Path, seed: int, *, control: float, votes: int, column: bool = True) -> Corrected:
+    """What is made of the first votes on the page, which has 300 pairs.
+
+    The judge is sure in half of them, of either side, where people prefer dpo in 90 %; in the others in 40 %.
+    """
+    random = np.random.default_rng(seed)
+    pairs = [Pair.of(prompt_of(f"q{n}"), response_of(f"x{n}", "dpo"), response_of(f"y{n}")) for n in range(300)]
+    p = dict(zip((pair.id for pair in pairs), random.uniform(size=300).tolist(), strict=True))
+    asked = material.order(p, {name: abs(each - 0.5) for name, each in p.items()}, control=control, seed=seed)
+    by_id = {pair.id: pair for pair in pairs}
+    likes = {name: 0.9 if abs(each - 0.5) > 0.25 else 0.4 for name, each in p.items()}
+    rows = []
+    for name, sample in list(asked)[:votes]:
+        pair, likes_dpo = by_id[name], random.uniform() < likes[name]
+        rows.append({
+            "prompt": pair.prompt.text, "response_a": pair.a.text, "response_b": pair.b.text, "rater": "ann",
+            "choice": "a" if (pair.a.source == "dpo") == likes_dpo else "b", "sample": sample,
+        })  # fmt: skip
+    with open(tmp_path / f"{seed}.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [name for name in rows[0] if column or name != "sample"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    people = human.HumanJudge(human.Config(votes=Source(files=(tmp_path / f"{seed}.csv",))), None).judge(pairs)
+    said = [verdict(pair, OTHER, of_one(pair, p[pair.id])) for pair in pairs]
+    inputs = {"compare": tmp_path / f"compare{seed}"}
+    store.make_dirs(inputs["compare"])
+    store.write_jsonl(inputs["compare"] / "pairs.jsonl", pairs)
+    store.write_jsonl(inputs["compare"] / "verdicts.jsonl", [*said, *people])
+    job = job_of(tmp_path, Reporting(title="", recipe_yaml="", steps=()), inputs=inputs)
+    (found,) = adjustments.adjusted(job, one_comparison(), None, trusted(OTHER)).corrected
+    return found
+
+
+@functools.cache
+def one_comparison() -> Results:
+    """Of dpo with base by one judge; its own numbers are in nothing that people correct pair by pair."""
+    both = checkpoint("dpo"), checkpoint("base")
+    comparison = compare_checkpoints(OTHER, *both, [("q0", 0.6), ("q1", 0.7)])
+    return Results.of(checkpoints=both, judges=[judge(OTHER)], comparisons=[comparison], prompts=2)
+
+
+def misses(found: list[Corrected]) -> tuple[float, float]:
+    """The mean distance to the truth, and the share of the intervals that hold it."""
+    rates = [each.win_rate - TRUTH for each in found if each.win_rate is not None]
+    held = [each.low < TRUTH < each.high for each in found if each.low is not None and each.high is not None]
+    assert len(rates) == len(held) == len(found)
+    return float(np.mean(rates)), float(np.mean(held))
+
+
+def test_votes_of_our_own_page_correct_a_judge_without_the_bias_of_asking_the_least_sure_first(tmp_path: Path) -> None:
+    # 80 votes of 300; without the column nobody can know that 56 of them were chosen for being doubtful.
+    blind = [corrected_by_page(tmp_path, seed, control=0.3, votes=80, column=False) for seed in range(40)]
+    found = [corrected_by_page(tmp_path, seed, control=0.3, votes=80) for seed in range(40)]
+    assert all(each.labels == 80 for each in blind) and all(each.labels == 24 for each in found)
+    bias, held = misses(blind)
+    # The 24 say 0.65 and the 56 say 0.4: 0.175 too little.
+    assert bias == pytest.approx(-0.175, abs=0.03) and held < 0.2
+    # A rate of 24 votes deviates by 0.1, so the mean of 40 of them by 0.016.
+    bias, held = misses(found)
+    assert abs(bias) < 0.04 and held > 0.85
+
+
+def test_too_few_pairs_drawn_at_random_identify_nothing_and_it_says_what_the_others_were(
+    tmp_path: Path,
+) -> None:
+    found = corrected_by_page(tmp_path, 0, control=0.1, votes=60)
+    assert (found.win_rate, found.labels) == (None, 6)
+    assert found.not_identified == (
+        "people labelled answers to 6 of these prompts, and 20 are needed; 54 votes on pairs of which a judge was "
+        "least sure do not count, because they stand for no other pair: draw more at random "
+        "(prefloop annotate --control)"
+    )

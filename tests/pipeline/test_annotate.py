@@ -219,6 +219,32 @@ def test_the_export_has_every_vote_with_its_texts_as_they_are(tmp_path: Path) ->
     assert row["choice"] == row["shown"][1]
 
 
+def test_how_a_pair_came_to_be_asked_about_is_known_after_the_import(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, [pair_of(n) for n in range(12)])
+    desk = desk_of(tmp_path, control=0.5)
+    for item in desk.items.values():
+        desk.vote("ann", "1", item.pair.id, "tie", "")
+    assert cli.main(["annotate", str(folder), "--export", str(tmp_path / "votes.csv")]) == 0
+    found = collect([tmp_path / "votes.csv"], "auto", Options(), max_bad=0)
+    known = {pair.prompt.text: vote.sample for pair, (vote,) in found.judgements()}
+    assert known == {item.pair.prompt.text: item.sample for item in desk.items.values()}
+    assert set(known.values()) == {"control", "unsure"}
+
+
+def test_a_pair_that_was_voted_on_for_the_judges_doubt_is_asked_again_when_it_is_drawn_at_random(
+    tmp_path: Path,
+) -> None:
+    desk = desk_of(tmp_path, control=0.0)
+    first = desk.next("ann", "1")["question"]["pair"]
+    desk.vote("ann", "1", first, "left", "")
+    drawn = desk_of(tmp_path, control=1.0)
+    asked = []
+    while question := drawn.next("ann", "1")["question"]:
+        asked.append(question["pair"])
+        drawn.vote("ann", "1", question["pair"], "tie", "")
+    assert sorted(asked) == sorted(drawn.items)
+
+
 # ---- languages
 
 
