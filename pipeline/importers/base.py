@@ -288,10 +288,26 @@ def cell(row: Row, what: str, options: Options) -> Any:
     Raises:
         BadRow: there is none, or it is empty.
     """
-    name = column(row, what, options)
-    if name is None or row.get(name) is None:
-        raise BadRow(f"no {what}: the row has {', '.join(map(str, row))}; say which it is with columns ({what}=NAME)")
+    name = _present(row, what, options)
+    if row[name] is None:
+        raise BadRow(f"{what}: {name} is empty; fill it in")
     return row[name]
+
+
+def vote_of(row: Row, options: Options) -> Choice | None:
+    """What the column of votes says; None: nobody voted, whether the cell is blank or null.
+
+    Raises:
+        BadRow: there is no such column, or nothing says what its value means.
+    """
+    return choice_of(row[_present(row, "vote", options)], options)
+
+
+def _present(row: Row, what: str, options: Options) -> str:
+    name = column(row, what, options)
+    if name is None or name not in row:
+        raise BadRow(f"no {what}: the row has {', '.join(map(str, row))}; say which it is with columns ({what}=NAME)")
+    return name
 
 
 def answers(row: Row, options: Options) -> tuple[str, str]:

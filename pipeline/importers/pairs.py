@@ -26,6 +26,7 @@ from pipeline.importers.base import (
     packed,
     part,
     shown,
+    vote_of,
 )
 
 CARRIES = frozenset({"ties", "votes"})
@@ -73,7 +74,7 @@ def _votes(row: Row, options: Options) -> Iterator[Ballot]:
         for name in names:
             if (choice := choice_of(row[name], options)) is not None:
                 yield Ballot(choice, annotator=name)
-    elif (choice := choice_of(cell(row, "vote", options), options)) is not None:
+    elif (choice := vote_of(row, options)) is not None:
         yield Ballot(choice)
 
 

@@ -19,13 +19,13 @@ from pipeline.importers.base import (
     Skip,
     answers,
     cell,
-    choice_of,
     column,
     messages_of,
     number,
     packed,
     part,
     shown,
+    vote_of,
 )
 from pipeline.records import digest
 
@@ -40,7 +40,7 @@ def recognise(rows: Sequence[Row]) -> float:
 
 def read(row: Row, options: Options) -> Iterator[Judged]:
     """One vote a row."""
-    choice = choice_of(cell(row, "vote", options), options)
+    choice = vote_of(row, options)
     if choice is None:
         raise Skip("no vote")
     who = column(row, "annotator", options)

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import votes
 from pipeline.errors import DataError
+from pipeline.importers import files
 from pipeline.importers.base import Options
 from pipeline.importers.collect import Collected, collect, recognised
 
@@ -33,6 +34,25 @@ def test_numbers_are_never_guessed_and_the_message_says_what_to_do(tmp_path: Pat
     # Votes of one person on one pair replace each other, so each row here has its own prompt.
     rows = [{**row, "prompt": f"P{n}?"} for n, row in enumerate(rows)]
     assert read(tmp_path, rows, choices=choices).counts().choices == {"a": 1, "b": 1, "tie": 1}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("rater", [{"rater": "ana"}, {}])
+def test_nobody_voted_yet_is_the_same_in_every_kind_of_file(tmp_path: Path, suffix: str, rater: dict[str, str]) -> None:
+    rows = [{**AB, "prompt": f"P{n}?", **rater, "choice": "a" if n else None} for n in range(2)]
+    path = tmp_path / f"rows{suffix}"
+    files.write(path, iter(rows))
+    for columns in ({}, {"vote": "choice"}):
+        counts = collect([path], "auto", Options(columns=columns), 0).counts()
+        assert (counts.imported, counts.skipped, counts.quarantined) == (1, {"no vote": 1}, 0)
+
+
+def test_a_column_that_is_not_there_and_a_cell_that_is_empty_are_told_apart(tmp_path: Path) -> None:
+    rows = [{**AB, "response_b": None, "winner": "a"}, {**AB, "prompt": None, "winner": "a"}, {**AB, "winner": "a"}]
+    told = reasons(read(tmp_path, rows))
+    assert told == "b: response_b is empty; fill it in\nprompt: prompt is empty; fill it in"
+    with pytest.raises(DataError, match=r"no vote: the row has .*, winner; say which it is with columns \(vote=NAME\)"):
+        read(tmp_path, rows[2:], name="pairs", max_bad=0, columns={"vote": "wimmer"})
 
 
 def test_a_map_of_1_and_2_does_not_silently_misread_0_and_1(tmp_path: Path) -> None:
