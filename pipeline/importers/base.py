@@ -217,6 +217,17 @@ def same_prompt(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> t
     return chosen
 
 
+def with_system(row: Row, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The prompt after the row's `system` message, if it has one and the prompt none of its own.
+
+    Raises:
+        BadRow: `system` is no text.
+    """
+    if not row.get("system") or prompt[0].role == "system":
+        return prompt
+    return (Message(role="system", content=text(row, "system")), *prompt)
+
+
 def by_choice(item: "Judged") -> tuple[str, str]:
     """The answer that was chosen, and the other one. The item has one vote, and it is no tie."""
     (vote,) = item.votes

@@ -2,7 +2,8 @@
 
 Texts or lists of messages. Without a prompt, two conversations part at the last answer, and two texts where the option
 `prompt_split` says: nothing in them tells a prompt from the beginning of an answer, and guessing moves words from one
-to the other. `chosen_response` and the scores of binarised UltraFeedback are known as well; equal scores are a tie.
+to the other. A `system` column comes before the prompt. `chosen_response` and the scores of binarised UltraFeedback are
+known as well; equal scores are a tie.
 """
 
 import re
@@ -26,6 +27,7 @@ from pipeline.importers.base import (
     same_prompt,
     share,
     turns,
+    with_system,
 )
 from pipeline.records import Message
 
@@ -52,7 +54,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
     else:
         prompt, answers = _texts(chosen, rejected, options)
     choice, strength = _scored(row)
-    yield Judged(prompt, *answers, (Ballot(choice, strength=strength),))
+    yield Judged(with_system(row, prompt), *answers, (Ballot(choice, strength=strength),))
 
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,7 @@ from pipeline.importers.base import (
     share,
     shown,
     text,
+    with_system,
 )
 from pipeline.records import Message
 
@@ -43,11 +44,11 @@ def read(row: Row, options: Options) -> Iterator[Judged | Thumbed]:
     label = _label(row)
     if label is not None:
         prompt, answer = last_turn(messages_of(_conversation(row), "messages"), "messages")
-        yield Thumbed(_with_system(row, prompt), answer, label)
+        yield Thumbed(with_system(row, prompt), answer, label)
         return
     a, b = answer_of(row.get("chosen"), "chosen"), answer_of(row.get("rejected"), "rejected")
     turns = messages_of(row["conversations"], "conversations") if "conversations" in row else _alpaca(row)
-    yield Judged(_with_system(row, turns), a, b, (Ballot("a"),))
+    yield Judged(with_system(row, turns), a, b, (Ballot("a"),))
 
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:
@@ -71,10 +72,6 @@ def _alpaca(row: Row) -> tuple[Message, ...]:
     if row.get("input"):
         asked += "\n" + text(row, "input")
     return (*before, Message(role="user", content=asked))
-
-
-def _with_system(row: Row, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
-    return (Message(role="system", content=text(row, "system")), *prompt) if row.get("system") else prompt
 
 
 def _conversation(row: Row) -> Any:

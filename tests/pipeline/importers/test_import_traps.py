@@ -109,6 +109,29 @@ def test_hh_sides_that_part_early_have_no_one_prompt_and_an_empty_answer_is_one(
     assert [each.place for each in found.quarantine] == [2, 5]
 
 
+@pytest.mark.parametrize("options", [{}, {"prompt_split": r"\nA:"}])
+def test_a_system_column_is_the_first_message_of_the_prompt(tmp_path: Path, options: dict[str, Any]) -> None:
+    # As in Intel/orca_dpo_pairs, where some rows have none.
+    asked = {} if options else {"question": "Why?"}
+    before = "Why?\nA:" if options else ""
+    rows = [
+        {"system": system, **asked, "chosen": f"{before} {n}", "rejected": f"{before} no"}
+        for n, system in enumerate(("You are terse.", "", None))
+    ]
+    prompts = [pair.prompt.messages for pair, _ in read(tmp_path, rows, max_bad=0, **options).judgements()]
+    assert [message.role for message in prompts[0]] == ["system", "user"]
+    assert prompts[0][0].content == "You are terse."
+    assert [len(prompt) for prompt in prompts] == [2, 1, 1]
+
+
+def test_a_conversation_that_has_its_system_message_gets_no_second_one(tmp_path: Path) -> None:
+    said = [{"role": "system", "content": "You are terse."}, {"role": "user", "content": "Why?"}]
+    row = {"system": "You are terse.", "chosen": [*said, {"role": "assistant", "content": "So."}],
+           "rejected": [*said, {"role": "assistant", "content": "No."}]}  # fmt: skip
+    ((pair, _),) = read(tmp_path, [row]).judgements()
+    assert [message.role for message in pair.prompt.messages] == ["system", "user"]
+
+
 def test_texts_without_a_prompt_are_refused_until_somebody_says_where_it_ends(tmp_path: Path) -> None:
     row = {"chosen": "Q: sky?\nA: It is blue.", "rejected": "Q: sky?\nA: It is green."}
     assert "prompt_split" in reasons(read_bad(tmp_path, [row]))
