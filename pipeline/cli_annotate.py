@@ -33,34 +33,35 @@ def _annotate(options: argparse.Namespace) -> None:
             raise DataError(f"--{name}: {getattr(options, name)} found; needs a share from 0 to 1")
     # Only here, because a server is nothing that `--help` needs.
     from pipeline.annotate import material
-    from pipeline.annotate.ballots import Ballots
+    from pipeline.annotate.ballots import open_ballots
     from pipeline.annotate.desk import Desk
     from pipeline.annotate.server import serve
 
-    database = material.database_of(options.run)
     if options.to_format and not options.export:
         raise DataError(f"--to-format: {options.to_format} found without --export FILE; say which file to write")
     if options.export:
-        _export(database, options.export, options.to_format)
+        _export(options.run, options.export, options.to_format)
         return
     pairs, verdicts = material.find(options.run)
     items = material.read(pairs, verdicts, double=options.double, control=options.control, seed=options.seed)
     order = "the least sure first" if verdicts else "in random order: no judge has labelled them"
-    print(f"{len(items):,} pairs, {order}; votes: {database}", flush=True)
-    with closing(Ballots(database)) as ballots:
+    with closing(open_ballots(options.run)) as ballots:
+        print(f"{len(items):,} pairs, {order}; votes: {ballots.path}", flush=True)
         serve(Desk(items, ballots, options.seed), options.port, lambda address: print(address, flush=True))
 
 
-def _export(database: Path, path: Path, to_format: str | None) -> None:
-    from pipeline.annotate.ballots import Ballots
+def _export(run: Path, path: Path, to_format: str | None) -> None:
+    from pipeline.annotate.ballots import open_ballots
     from pipeline.annotate.export import export
+    from pipeline.annotate.material import beside, database_of
     from pipeline.cli_import import convert
     from pipeline.importers.base import Options
     from pipeline.importers.collect import collect
 
-    if not database.is_file():
+    database = database_of(run)
+    if not database.is_file() and not beside(run).is_file():
         raise DataError(f"{database}: not there, so nobody has voted; run prefloop annotate without --export first")
-    with closing(Ballots(database)) as ballots:
+    with closing(open_ballots(run)) as ballots:
         if to_format is None:
             print(f"{path}: {export(ballots, path):,} votes")
             return

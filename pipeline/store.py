@@ -32,6 +32,9 @@ from pipeline.records import Record, canonical, digest
 MANIFEST = "MANIFEST.json"
 """The file that is written last into a published directory. No directory without it was ever finished."""
 
+VOTES = "annotations.sqlite"
+"""People's votes, which nothing can make again: no directory is replaced that holds them."""
+
 SHOWN = 10
 """Mistakes of one file that are spelled out; the rest are counted."""
 
@@ -91,6 +94,13 @@ def remove(path: Path, disk: Disk = DISK) -> None:
     """Take away a file or a directory. It is no mistake if there is none."""
     with contextlib.suppress(FileNotFoundError):
         disk.remove(path)
+
+
+def move(source: Path, target: Path, disk: Disk = DISK) -> None:
+    """Give a file another name, which is safe on the disk when this returns."""
+    disk.rename(source, target)
+    disk.sync(target.parent)
+    disk.sync(source.parent)
 
 
 def write_bytes(path: Path, chunks: Iterable[bytes], disk: Disk = DISK) -> None:
@@ -247,6 +257,7 @@ def publish(staging: Path, final: Path, manifest: Mapping[str, Any], disk: Disk 
 
     Raises:
         ValueError: `staging` holds a link, whose target nobody vouches for.
+        DataError: `final` would be replaced, and holds people's votes.
         OSError: the disk refused. `final` is as it was, or gone; it is never half of something.
     """
     seal(staging, manifest, disk)
@@ -255,6 +266,11 @@ def publish(staging: Path, final: Path, manifest: Mapping[str, Any], disk: Disk 
         if _holds(final, manifest):
             remove(staging, disk)
             return
+        if (final / VOTES).exists():
+            raise DataError(
+                f"{final / VOTES}: the directory has to be made again, and people's votes are in it; prefloop annotate "
+                f"{final} --export FILE moves them to a safe place. Then run the same command again"
+            )
         remove(final, disk)
     disk.rename(staging, final)
     disk.sync(final.parent)

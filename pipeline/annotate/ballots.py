@@ -10,12 +10,13 @@ What is left out: who is asked what (`pipeline.annotate.desk`).
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pipeline import store
-from pipeline.annotate.material import Item
+from pipeline.annotate.material import Item, beside, database_of
 from pipeline.errors import DataError
 from pipeline.records import Pair, Sample, Vote
 
@@ -138,6 +139,40 @@ class Ballots:
             f"{self.path}: votes cannot be kept here ({error}); make room or mend the disk. "
             "What was acknowledged is in the file"
         )
+
+
+def open_ballots(run: Path) -> Ballots:
+    """The votes on a run, a folder or a file of pairs, made if need be.
+
+    Those that an earlier version kept inside of a step's folder are moved to their place (`material.database_of`).
+
+    Raises:
+        DataError: they cannot be opened or moved.
+    """
+    database = database_of(run)
+    _bring(beside(run), database)
+    return Ballots(database)
+
+
+def _bring(inside: Path, database: Path) -> None:
+    if inside == database or not inside.is_file():
+        return
+    if database.exists():
+        raise DataError(
+            f"{inside} and {database}: both hold votes on these pairs; move the first into a folder of its own, export "
+            "both (prefloop annotate FOLDER --export FILE), and name both files where votes are read"
+        )
+    try:
+        with closing(sqlite3.connect(inside)) as connection:
+            # One file, whose move is one step: the votes in the write-ahead log come into it. Fails while it is in use.
+            (mode,) = connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+            if mode != "delete":
+                raise sqlite3.OperationalError("database is locked")
+        store.move(inside, database)
+    except (sqlite3.DatabaseError, OSError) as error:
+        raise DataError(
+            f"{inside}: votes cannot be moved to {database} ({error}); end the page that has them open"
+        ) from error
 
 
 def _vote(ballot: Ballot) -> Vote:

@@ -17,7 +17,7 @@ from pipeline import store
 from pipeline.errors import DataError
 from pipeline.records import Pair, Sample, Verdict, seed_of
 
-DATABASE = "annotations.sqlite"
+DATABASE = store.VOTES
 """Where votes are kept, beside the pairs or in the run directory: reruns of steps do not touch it."""
 
 
@@ -32,7 +32,20 @@ class Item(NamedTuple):
 
 
 def database_of(run: Path) -> Path:
-    """Where the votes on a run, a folder or a file of pairs are kept."""
+    """Where the votes on a run, a folder or a file of pairs are kept.
+
+    Those on a step's folder (`RUN/steps/compare/FINGERPRINT`) are beside those on the run, one file for each folder:
+    the folder goes when the step is made again.
+    """
+    folder = (run.parent if run.is_file() else run).resolve()
+    if folder.parent.parent.name == "steps":
+        stem, suffix = DATABASE.split(".")
+        return folder.parents[2] / f"{stem}.{folder.parent.name}.{folder.name}.{suffix}"
+    return beside(run)
+
+
+def beside(run: Path) -> Path:
+    """Where they are if that is no step's folder; an earlier version had them there in any case."""
     return run.with_name(DATABASE) if run.is_file() else run / DATABASE
 
 

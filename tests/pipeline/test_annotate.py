@@ -13,7 +13,7 @@ from annotating import Served, fetch, folder_of, pair_of, verdict_of
 
 from pipeline import cli, store
 from pipeline.annotate import material, words
-from pipeline.annotate.ballots import Ballots
+from pipeline.annotate.ballots import Ballots, open_ballots
 from pipeline.annotate.desk import Desk
 from pipeline.errors import DataError
 from pipeline.importers.base import Options
@@ -168,6 +168,70 @@ def test_a_process_sees_what_another_one_kept(tmp_path: Path) -> None:
     name = desk.next("ann", "1")["question"]["pair"]
     desk.vote("ann", "1", name, "left", "")
     assert [pair.id for pair, _, _ in other.votes()] == [name]
+
+
+# ---- votes on a step's folder, which is replaced when the step is made again
+
+
+def step_of(top: Path) -> Path:
+    """A published step with pairs."""
+    publish(top, "compare", "f1", {}, {"pairs.jsonl": [pair_of(n) for n in range(4)]})
+    return top / "steps" / "compare" / "f1"
+
+
+def make_again(step: Path) -> None:
+    """As a run does where it finds a published file damaged."""
+    (step / "pairs.jsonl").write_text("damaged")
+    step_of(step.parents[2])
+    assert store.verify(step, hashes=True) == []
+
+
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_votes_on_a_steps_folder_outlive_the_folder(tmp_path: Path, named: str) -> None:
+    step = step_of(tmp_path)
+    told = step if named == "folder" else step / "pairs.jsonl"
+    with Served(told) as page:
+        pair = page.ask("ann", "1")["question"]["pair"]
+        page.ask("ann", "1", "vote", pair=pair, choice="left")
+    make_again(step)
+    with Served(told) as page:
+        assert page.ask("ann", "1")["progress"]["mine"] == 1
+    assert cli.main(["annotate", str(told), "--export", str(tmp_path / "votes.csv")]) == 0
+    with open(tmp_path / "votes.csv", newline="", encoding="utf-8") as file:
+        assert [row["pair_id"] for row in csv.DictReader(file)] == [pair]
+    # They are not among the votes on the run's own pairs, which are trained on.
+    assert not (tmp_path / material.DATABASE).exists()
+
+
+def test_votes_that_are_in_a_steps_folder_already_are_not_removed_and_are_found_by_the_same_command(
+    tmp_path: Path,
+) -> None:
+    step = step_of(tmp_path)
+    inside = Ballots(step / material.DATABASE)
+    item = material.Item(pair_of(0), "control", 1)
+    inside.cast(item, "ann", "a", "ab")
+    with pytest.raises(DataError, match=r"people's votes are in it; prefloop annotate .*f1 --export FILE moves them"):
+        make_again(step)
+    with pytest.raises(DataError, match=r"cannot be moved .*; end the page that has them open"):
+        open_ballots(step)
+    # Closed by a kill: what was said last is in the write-ahead log alone.
+    (tmp_path / "killed").mkdir()
+    for file in step.glob(f"{material.DATABASE}*"):
+        (tmp_path / "killed" / file.name).write_bytes(file.read_bytes())
+    inside.close()
+    for file in (tmp_path / "killed").iterdir():
+        file.rename(step / file.name)
+    assert cli.main(["annotate", str(step), "--export", str(tmp_path / "votes.csv")]) == 0
+    make_again(step)
+    assert [(pair.id, vote.choice) for pair, vote, _ in open_ballots(step).votes()] == [(item.pair.id, "a")]
+
+
+def test_votes_in_both_places_are_told_apart_by_nobody_but_the_user(tmp_path: Path) -> None:
+    step = step_of(tmp_path)
+    open_ballots(step).close()
+    Ballots(step / material.DATABASE).close()
+    with pytest.raises(DataError, match="both hold votes on these pairs; move the first into a folder of its own"):
+        open_ballots(step)
 
 
 def test_a_file_that_is_no_database_is_an_error_that_says_which(tmp_path: Path) -> None:
