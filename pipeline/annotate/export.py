@@ -56,5 +56,6 @@ def _row(pair: Pair, vote: Vote, sample: Sample) -> tuple[str, ...]:
 def _lines(rows: list[tuple[str, ...]]) -> Iterator[bytes]:
     for row in rows:
         line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(row)
+        # All in quotes: by itself the writer leaves a lone CR bare, at which readers end the row.
+        csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="\n").writerow(row)
         yield line.getvalue().encode()

@@ -265,8 +265,8 @@ def test_a_format_without_a_file_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert "--to-format: argilla found without --export FILE" in capsys.readouterr().err
 
 
-def test_the_export_has_every_vote_with_its_texts_as_they_are(tmp_path: Path) -> None:
-    texts = '=1+1, "x"\r\ny\n\n', "😀 répo\u2028nse ; \t@"
+@pytest.mark.parametrize("texts", [('=1+1, "x"\r\ny\n\n', "😀 répo\u2028nse ; \t@"), ("a lone\rreturn", "\r")])
+def test_the_export_has_every_vote_with_its_texts_as_they_are(tmp_path: Path, texts: tuple[str, str]) -> None:
     folder = folder_of(tmp_path, [pair_of(0, *texts), pair_of(1)])
     items = material.read(folder / "pairs.jsonl", None, double=0, control=1, seed=0)
     desk = Desk(items, Ballots(folder / material.DATABASE), seed=0)
@@ -281,6 +281,8 @@ def test_the_export_has_every_vote_with_its_texts_as_they_are(tmp_path: Path) ->
     assert json.loads(row["prompt"]) == [{"role": "user", "content": "Question 0?"}]
     assert (row["rater"], row["note"], row["sample"]) == ("ann", 'because, "it" is\nso', "control")
     assert row["choice"] == row["shown"][1]
+    ((found, _),) = collect([tmp_path / "votes.csv"], "auto", Options(), max_bad=0).judgements()
+    assert {found.a.text, found.b.text} == set(texts)
 
 
 def test_how_a_pair_came_to_be_asked_about_is_known_after_the_import(tmp_path: Path) -> None:
