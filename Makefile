@@ -29,13 +29,13 @@ rlaif: $(READY) ## from prompts to a report: recipes/rlaif.yaml into runs/rlaif
 
 rlhf: $(READY) ## the same from people's votes, in any format: make rlhf ANNOTATIONS=votes.csv
 	@test -n "$(ANNOTATIONS)" || { echo 'name the votes: make rlhf ANNOTATIONS=votes.csv'; exit 2; }
-	@$(BIN)/prefloop run recipes/rlhf.yaml annotations.files=$(ANNOTATIONS) $(SET)
+	@$(BIN)/prefloop run recipes/rlhf.yaml "annotations.files=$(ANNOTATIONS)" $(SET)
 
 run: $(READY) ## any recipe: make run RECIPE=recipes/smoke.yaml
 	@$(BIN)/prefloop run $(RECIPE) $(if $(JUDGE),--judge $(JUDGE)) $(SET)
 
 exam: $(READY) ## what the judge is worth: make exam GOLD=pairs.jsonl
-	@$(BIN)/prefloop judge exam $(or $(RECIPE),recipes/rlaif.yaml) $(if $(JUDGE),--judge $(JUDGE)) $(if $(GOLD),--gold $(GOLD)) $(SET)
+	@$(BIN)/prefloop judge exam $(or $(RECIPE),recipes/rlaif.yaml) $(if $(JUDGE),--judge $(JUDGE)) $(if $(GOLD),--gold "$(GOLD)") $(SET)
 
 status: $(READY) ## what of a run is done: make status RUN=runs/rlaif
 	@$(BIN)/prefloop status $(or $(RUN),runs/rlaif)

@@ -1,10 +1,15 @@
 """What the README shows is what there is."""
 
+import json
 import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import yaml
+
+from pipeline import recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,6 +25,31 @@ def test_make_alone_lists_every_target() -> None:
     listed = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert all(f"make {target}" in listed for target in targets)
+
+
+def words(command: str, folder: Path) -> list[str]:
+    """What prefloop is given by this command of make, in the place of which a script writes them down."""
+    (folder / "prefloop").write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    (folder / "prefloop").chmod(0o755)
+    (folder / "ready").touch()
+    told = f"{command} BIN={shlex.quote(str(folder))} READY={shlex.quote(str(folder / 'ready'))}"
+    done = subprocess.run(told, shell=True, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    found: list[str] = json.loads(done)
+    return found
+
+
+def test_the_commands_of_the_recipe_for_votes_reach_it_as_they_are_meant(tmp_path: Path) -> None:
+    text = (ROOT / "recipes" / "rlhf.yaml").read_text(encoding="utf-8")
+    plain, mapped = re.findall(r"^#   (make rlhf .*)", text, flags=re.MULTILINE)
+    assert words(plain, tmp_path) == ["run", "recipes/rlhf.yaml", "annotations.files=votes.csv"]
+    votes = recipe.load(ROOT / "recipes" / "rlhf.yaml", words(mapped, tmp_path)[2:]).annotations
+    assert votes is not None
+    assert (votes.files, votes.choices["1"], votes.choices["0"]) == ((Path("votes.csv"),), "b", "a")
+
+
+def test_a_name_with_a_blank_in_it_is_one_word(tmp_path: Path) -> None:
+    assert words('make rlhf ANNOTATIONS="my votes.csv"', tmp_path)[2:] == ["annotations.files=my votes.csv"]
+    assert words('make exam GOLD="my pairs.jsonl"', tmp_path)[2:] == ["recipes/rlaif.yaml", "--gold", "my pairs.jsonl"]
 
 
 def test_the_recipe_in_the_readme_is_the_one_that_runs() -> None:
