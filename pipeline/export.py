@@ -104,7 +104,8 @@ def export(
             dtype=dtype,
             base=base,
             kind=_kind(trained[0]),
-            licence=licence_of(trained[0].base),
+            bases={each.name: each.base for each in trained},
+            licences={each.base.base: licence_of(each.base) for each in trained},
             serve=_command(trained, base, merge=merge),
             gaps=gaps,
         )

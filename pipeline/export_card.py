@@ -11,7 +11,7 @@ from pathlib import Path
 
 from judges.grading import ExamReport
 from pipeline import store
-from pipeline.models import BUILT_IN
+from pipeline.models import BUILT_IN, ModelConfig
 from pipeline.ratings import Results, interval, percent
 from pipeline.recipe import Recipe, dump
 from pipeline.rounds import made_by
@@ -28,7 +28,10 @@ class Exported:
     """The base that adapters name; empty for merged models."""
     kind: str
     """What transformers loads them as: CausalLM and its like."""
-    licence: str
+    bases: Mapping[str, ModelConfig]
+    """Step -> what it was trained on: the run's base, or for a reward model its own."""
+    licences: Mapping[str, str]
+    """Base -> the licence that its card names, or `unknown`."""
     serve: str
     gaps: Mapping[str, float] = field(default_factory=dict)
     """Largest difference that merging and rounding made to a logit, by step."""
@@ -42,20 +45,22 @@ def card(recipe: Recipe, done: Mapping[str, Path], exported: Exported) -> str:
         "Data": "\n".join(_data(done)),
         "Labels": _labels(recipe, done),
         "Comparison": "\n".join(_comparison(done, exported)),
-        "Licence": _licence(recipe, exported),
+        "Licence": "\n\n".join(_licence(base, found) for base, found in exported.licences.items()),
         "Recipe": f"~~~~yaml\n{dump(recipe).replace('~~~~', '')}~~~~",
     }
     told = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     kind = "Merged models" if exported.merged else "LoRA adapters"
-    return f"{_front(recipe, exported)}\n# {kind} {', '.join(exported.names)} on {recipe.model.base}\n\n{told}\n"
+    title = f"{kind} {', '.join(exported.names)} on {' and '.join(exported.licences)}"
+    return f"{_front(exported)}\n# {title}\n\n{told}\n"
 
 
-def _front(recipe: Recipe, exported: Exported) -> str:
-    licence = "" if exported.licence == "unknown" else f"license: {json.dumps(exported.licence)}\n"
+def _front(exported: Exported) -> str:
+    bases, found = list(exported.licences), set(exported.licences.values())
+    # Of models under different licences, which are in the text, the one field can name none.
+    licence = "" if len(found) > 1 or "unknown" in found else f"license: {json.dumps(found.pop())}\n"
     library = "transformers" if exported.merged else "peft"
-    return (
-        f"---\nlibrary_name: {library}\nbase_model: {json.dumps(recipe.model.base)}\n{licence}tags: [prefloop]\n---\n"
-    )
+    base = json.dumps(bases if len(bases) > 1 else bases[0])
+    return f"---\nlibrary_name: {library}\nbase_model: {base}\n{licence}tags: [prefloop]\n---\n"
 
 
 def _loading(exported: Exported) -> str:
@@ -74,20 +79,23 @@ def _loading(exported: Exported) -> str:
 
 
 def _training(recipe: Recipe, done: Mapping[str, Path], exported: Exported) -> str:
-    model = recipe.model
-    lines = [f"Base {model.base}, held in {model.quantization} while training; seed {recipe.seed}.", ""]
+    held: dict[str, list[str]] = {}
+    for name, model in exported.bases.items():
+        held.setdefault(f"Base {model.base}, held in {model.quantization} while training", []).append(name)
+    told = "; ".join(how if len(held) == 1 else f"{how} ({', '.join(names)})" for how, names in held.items())
+    lines = [f"{told}; seed {recipe.seed}.", ""]
     for name in exported.names:
         summary = store.read_json(done[f"train.{name}"] / "summary.json")
-        told = f"{summary['examples']} examples, {summary['updates']} updates"
+        did = f"{summary['examples']} examples, {summary['updates']} updates"
         gap = exported.gaps.get(name)
         merged = f"; merged in {exported.dtype}, its logits within {gap:.2g} of those before" if gap is not None else ""
         number, step = made_by(recipe.train, name) or (1, name)
         where = f", in round {number}" if number > 1 else ""
-        lines.append(f"- {name}: {recipe.train[step].name} on {told}{where}{merged}")
+        lines.append(f"- {name}: {recipe.train[step].name} on {did}{where}{merged}")
         lines += [f"  - alarm: {alarm}" for alarm in summary.get("alarms", ())]
         lines += [f"  - inexact: {how}" for how in summary.get("inexact_resume", ())]
-    if model.quantization != "none":
-        lines += ["", _quantised(exported, model.base == BUILT_IN)]
+    if any(model.quantization != "none" for model in exported.bases.values()):
+        lines += ["", _quantised(exported, BUILT_IN in exported.licences)]
     return "\n".join(lines)
 
 
@@ -141,12 +149,10 @@ def _comparison(done: Mapping[str, Path], exported: Exported) -> Iterator[str]:
             yield f"| {' | '.join(map(_cell, cells))} |"
 
 
-def _licence(recipe: Recipe, exported: Exported) -> str:
-    if exported.licence == "unknown":
-        return f"The licence of {recipe.model.base} is unknown: its model card is not here or names none. Look it up."
-    return (
-        f"{recipe.model.base} is under {exported.licence}, by its model card; what is trained on it follows its terms."
-    )
+def _licence(base: str, licence: str) -> str:
+    if licence == "unknown":
+        return f"The licence of {base} is unknown: its model card is not here or names none. Look it up."
+    return f"{base} is under {licence}, by its model card; what is trained on it follows its terms."
 
 
 def _cell(text: str) -> str:

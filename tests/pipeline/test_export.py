@@ -13,6 +13,7 @@ from tiny import job_of, make_adapter, make_architecture, make_model, make_token
 
 from pipeline import adapters, cli, models, plan, store, train, weights
 from pipeline.export import licence_of
+from pipeline.export_card import Exported, card
 from pipeline.models import BUILT_IN, ModelConfig
 from pipeline.recipe import load
 from pipeline.sampling.base import Batch
@@ -47,7 +48,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_of(top: Path, base: Path, model: str, left: Path | None = None, **config: Any) -> Path:
+def run_of(
+    top: Path, base: Path, model: str, left: Path | None = None, one: str = "{name: dpo}", **config: Any
+) -> Path:
     """A run whose steps `one` and `two` are done: adapters with random weights, or what was `left` by a training."""
     for name in ("train", "heldout"):
         (top / f"{name}.jsonl").write_text(f'{{"id": "{name}", "prompt": "{name}?"}}\n')
@@ -56,7 +59,7 @@ def run_of(top: Path, base: Path, model: str, left: Path | None = None, **config
     (run / "recipe.yaml").write_text(
         f"model: {{base: {base}, {model}}}\n"
         f"generate: {{prompts: {{files: {top}/train.jsonl}}, sampler: local}}\n"
-        "judge: length\ntrain: {one: {name: dpo}, two: {name: dpo}, three: {name: dpo}}\n"
+        f"judge: length\ntrain: {{one: {one}, two: {{name: dpo}}, three: {{name: dpo}}}}\n"
         f"compare: {{prompts: {{files: {top}/heldout.jsonl}}, judges: [rules]}}\n"
     )
     for state in plan.open_run(load(run / "recipe.yaml"), run).states():
@@ -265,6 +268,45 @@ def test_a_step_that_is_not_there_or_not_done_is_named(
     assert "no train step is called 'ppo'; there are: one, two, three" in capsys.readouterr().err
     assert cli.main(["export", str(run), "three", "--to", str(tmp_path / "out")]) == 2
     assert "train.three is not done" in capsys.readouterr().err
+
+
+def test_a_reward_models_card_names_the_base_that_it_stands_on_and_its_licence(base: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    make_model(other, hidden=32)
+    make_tokenizer(other)
+    (other / "README.md").write_text("---\nlicense: gemma\n---\n")
+    left = tmp_path / "left"
+    make_adapter(other, left, seed=1)
+    own = {"base": str(other), "quantization": "none", "dtype": "fp32"}
+    (left / "reward_model.json").write_text(json.dumps({"model": own}))
+    (left / "summary.json").write_text('{"examples": 8, "updates": 2}')
+    run = run_of(tmp_path, base, "quantization: nf4", left, one=f"{{name: reward_model, base: {json.dumps(own)}}}")
+    assert cli.main(["export", str(run), "one", "--to", str(tmp_path / "out")]) == 0
+    card, _, recipe = (tmp_path / "out" / "README.md").read_text().partition("## Recipe")
+    assert f'base_model: "{other}"\nlicense: "gemma"' in card
+    assert f"# LoRA adapters one on {other}\n" in card
+    assert f"Base {other}, held in none while training; seed " in card
+    assert f"{other} is under gemma, by its model card" in card
+    assert str(base) not in card and "mit" not in card.partition("## Licence")[2]
+    assert str(base) in recipe
+
+
+def test_models_on_two_bases_have_both_and_both_licences_in_their_card(base: Path, tmp_path: Path) -> None:
+    bases = {"one": ModelConfig(base="org/judge", quantization="none"), "two": ModelConfig(base="org/model")}
+    folders = {}
+    for name in bases:
+        folders[f"train.{name}"] = tmp_path / name
+        store.make_dirs(tmp_path / name)
+        (tmp_path / name / "summary.json").write_text('{"examples": 8, "updates": 2}')
+    run = run_of(tmp_path, base, "quantization: nf4")
+    exported = Exported(
+        names=("one", "two"), merged=True, dtype="bf16", base="", kind="CausalLM", bases=bases, serve="",
+        licences={"org/judge": "mit", "org/model": "unknown"},
+    )  # fmt: skip
+    told = card(load(run / "recipe.yaml"), folders, exported)
+    assert 'base_model: ["org/judge", "org/model"]\ntags' in told
+    assert "Base org/judge, held in none while training (one); Base org/model, held in nf4 while training (two)" in told
+    assert "org/judge is under mit" in told and "The licence of org/model is unknown" in told
 
 
 def test_a_licence_is_read_from_the_bases_card_and_else_unknown(base: Path, tiny: ModelConfig) -> None:
