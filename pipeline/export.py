@@ -72,7 +72,7 @@ class Trained:
 def export(
     recipe: Recipe,
     done: Mapping[str, Path],
-    names: Sequence[str],
+    called: Mapping[str, str],
     target: Path,
     *,
     merge: bool,
@@ -82,13 +82,13 @@ def export(
 
     Args:
         done: the published folder of every step of the run that is done, as a round sees them.
-        names: of train steps; of those of later rounds, of the policies: `round2_dpo`.
+        called: train step, of later rounds by the policy (`round2_dpo`) -> what the comparison calls its policy.
 
     Raises:
         DataError: a step is none, or not done; the target is not empty.
         ModelError: an adapter cannot be served as one.
     """
-    trained = [_trained(recipe, done, name) for name in dict.fromkeys(names)]
+    trained = [_trained(recipe, done, *each) for each in called.items()]
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"{target}: not an empty folder; name another with --to, nothing is overwritten")
     if not merge:
@@ -106,6 +106,7 @@ def export(
             kind=_kind(trained[0]),
             bases={each.name: each.base for each in trained},
             licences={each.base.base: licence_of(each.base) for each in trained},
+            called=called,
             serve=_command(trained, base, merge=merge),
             gaps=gaps,
         )
@@ -147,13 +148,13 @@ def _card_of(config: ModelConfig) -> str:
         return ""
 
 
-def _trained(recipe: Recipe, done: Mapping[str, Path], name: str) -> Trained:
+def _trained(recipe: Recipe, done: Mapping[str, Path], name: str, policy: str) -> Trained:
     made = made_by(recipe.train, name)
     if made is None:
         raise DataError(f"no train step is called {name!r}; there are: {', '.join(recipe.train)}")
     folder = done.get(f"train.{name}")
     if folder is None:
-        raise DataError(f"train.{name} is not done; run the recipe first")
+        raise DataError(f"train.{policy} is not done; run the recipe first")
     problems = store.verify(folder, hashes=True)
     if problems:
         raise DataError(f"{folder}: {problems[0]}; run the recipe again")

@@ -32,6 +32,8 @@ class Exported:
     """Step -> what it was trained on: the run's base, or for a reward model its own."""
     licences: Mapping[str, str]
     """Base -> the licence that its card names, or `unknown`."""
+    called: Mapping[str, str]
+    """Step -> what the comparison calls its policy: in a sweep, `dpo[beta=0.1]`."""
     serve: str
     gaps: Mapping[str, float] = field(default_factory=dict)
     """Largest difference that merging and rounding made to a logit, by step."""
@@ -91,7 +93,8 @@ def _training(recipe: Recipe, done: Mapping[str, Path], exported: Exported) -> s
         merged = f"; merged in {exported.dtype}, its logits within {gap:.2g} of those before" if gap is not None else ""
         number, step = made_by(recipe.train, name) or (1, name)
         where = f", in round {number}" if number > 1 else ""
-        lines.append(f"- {name}: {recipe.train[step].name} on {did}{where}{merged}")
+        also = f" (in the sweep {exported.called[name]})" if exported.called[name] != name else ""
+        lines.append(f"- {name}{also}: {recipe.train[step].name} on {did}{where}{merged}")
         lines += [f"  - alarm: {alarm}" for alarm in summary.get("alarms", ())]
         lines += [f"  - inexact: {how}" for how in summary.get("inexact_resume", ())]
     if any(model.quantization != "none" for model in exported.bases.values()):
@@ -143,7 +146,7 @@ def _comparison(done: Mapping[str, Path], exported: Exported) -> Iterator[str]:
     yield f"{results.headline}\n"
     yield f"Against the base, on {results.prompts} held-out prompts:\n"
     yield "| step | judge | win rate | interval |\n| --- | --- | --- | --- |"
-    for name in exported.names:
+    for name in (exported.called[name] for name in exported.names):
         for found in results.between(name, results.base):
             cells = (name, found.judge, percent(found.win_rate), interval(found.low, found.high))
             yield f"| {' | '.join(map(_cell, cells))} |"

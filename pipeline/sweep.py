@@ -302,8 +302,40 @@ def reopen(directory: Path) -> Run:
     Raises:
         RecipeError: its sweep.yaml is damaged.
     """
+    return open_sweep(read(directory), directory)
+
+
+def read(directory: Path) -> SweepConfig:
+    """The variants of a sweep, from its directory.
+
+    Raises:
+        RecipeError: its sweep.yaml is damaged.
+    """
     path = directory / SWEEP
-    return open_sweep(recipe.read(SweepConfig, parse(text_of(path), str(path)), (), f"{path}: "), directory)
+    return recipe.read(SweepConfig, parse(text_of(path), str(path)), (), f"{path}: ")
+
+
+def variant_of(config: SweepConfig, policies: Sequence[str]) -> tuple[Recipe, dict[str, str]]:
+    """The first variant that has all of these.
+
+    Args:
+        policies: train steps, as the report calls what they made: `dpo[beta=0.03]`.
+
+    Returns:
+        Its recipe; what a run of it alone calls a step -> what the sweep calls it.
+
+    Raises:
+        DataError: one is none, or no variant has all of them.
+    """
+    names = graph(config.variants).names
+    made = [{_policy(step) for step in each.values() if step.startswith("train.")} for each in names]
+    known = sorted(set().union(*made))
+    if unknown := [policy for policy in policies if policy not in known]:
+        raise DataError(f"no train step of the sweep is called {unknown[0]!r}; there are: {', '.join(known)}")
+    for each, steps, found in zip(config.variants, names, made, strict=True):
+        if found.issuperset(policies):
+            return each.recipe, steps
+    raise DataError(f"{', '.join(policies)}: no variant has all of these; export them one by one")
 
 
 def directory_of(path: Path, config: SweepConfig) -> Path:

@@ -41,8 +41,8 @@ def recipe_of(run: Path) -> Path:
         )
     if (run / SWEEP).is_file():
         raise DataError(
-            f"{run}: is a sweep, which has a recipe for each variant ({SWEEP} has them); name a run, or a folder in "
-            f"{run}/steps"
+            f"{run}: is a sweep, which has a recipe for each variant ({SWEEP} has them); name a run. Sweeps are what "
+            "status reads, and export, which takes policies as their report calls them, such as dpo[beta=0.1]"
         )
     if not path.is_file():
         raise DataError(f"{run}: not a run directory (it has no recipe.yaml); runs are in {RUNS}/")

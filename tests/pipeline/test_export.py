@@ -301,6 +301,7 @@ def test_models_on_two_bases_have_both_and_both_licences_in_their_card(base: Pat
     run = run_of(tmp_path, base, "quantization: nf4")
     exported = Exported(
         names=("one", "two"), merged=True, dtype="bf16", base="", kind="CausalLM", bases=bases, serve="",
+        called={"one": "one", "two": "two"},
         licences={"org/judge": "mit", "org/model": "unknown"},
     )  # fmt: skip
     told = card(load(run / "recipe.yaml"), folders, exported)

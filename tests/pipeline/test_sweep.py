@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 from scripted_run import RECIPE, here, prepare
+from tiny import make_adapter
 
 from pipeline import plan, store, sweep
 from pipeline import run as engine
@@ -14,7 +16,7 @@ from pipeline.cli import main
 from pipeline.errors import DataError, RecipeError
 from pipeline.launch import Process
 from pipeline.ratings import Results
-from pipeline.recipe import load
+from pipeline.recipe import dump, load
 from pipeline.run import Step
 
 STROLLING = RECIPE.replace("compare:", "  stroll: {name: scripted.walker, steps: 9}\ncompare:")
@@ -220,3 +222,61 @@ def test_a_sweep_that_stopped_in_the_middle_goes_on_from_there(
     monkeypatch.setattr(engine, "_run_workers", goes_on)
     assert main(["sweep", "recipe.yaml", "train.walk.steps=1,2"]) == 0
     assert set(Counter(ran).values()) == {1}
+
+
+# ---- exporting what was chosen
+
+
+def export(directory: Path, to: Path, *policies: str) -> int:
+    return main(["export", str(directory), *policies, "--to", str(to)])
+
+
+def test_of_a_sweep_the_policies_of_one_variant_are_exported_as_its_report_calls_them(
+    top: Path, ran: list[str], tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "recipe.yaml", f"model.base={tiny_folder}", "train.walk.steps=1,2"]) == 0
+    directory, out = top / "runs" / "sweep-recipe-steps", top / "out"
+    adapters = {}
+    for number, made in enumerate(sorted(path.parent for path in directory.glob("steps/train.*/*/walked.json"))):
+        make_adapter(tiny_folder, made, seed=number)
+        adapters[made.parent.name] = (made / "adapter_model.safetensors").read_bytes()
+    capsys.readouterr()
+
+    assert export(directory, out, "walk[steps=2]", "run[steps=2]", "stroll") == 0
+    served = f"vllm serve {tiny_folder} --enable-lora --max-lora-rank 8 --max-loras 3 --lora-modules"
+    assert f"{served} walk=walk run=run stroll=stroll" in capsys.readouterr().out
+    for name, step in (("walk", "walk[steps=2]"), ("run", "run[steps=2]"), ("stroll", "stroll")):
+        assert (out / name / "adapter_model.safetensors").read_bytes() == adapters[f"train.{step}"]
+    card = (out / "README.md").read_text()
+    assert "- walk (in the sweep walk[steps=2]): scripted.walker on 6 examples, 2 updates" in card
+    assert "- stroll: scripted.walker on 6 examples, 9 updates" in card
+    # The judge prefers whoever walked further, and the base stands still.
+    rows = [line.split("|")[1:4] for line in card.partition("## Comparison")[2].splitlines() if "| length |" in line]
+    assert rows == [[f" {name} ", " length ", " 100.0 % "] for name in ("walk[steps=2]", "run[steps=2]", "stroll")]
+    recipe = yaml.safe_load(card.partition("~~~~yaml\n")[2].partition("~~~~")[0])
+    assert recipe["train"]["walk"]["steps"] == 2
+
+    assert export(directory, top / "other", "stroll", "walk[steps=1]") == 0
+    assert (top / "other" / "walk" / "adapter_model.safetensors").read_bytes() == adapters["train.walk[steps=1]"]
+
+    for policies, reason in (
+        (["walk[steps=1]", "walk[steps=2]"], "no variant has all of these; export them one by one"),
+        (["walk[steps=1]", "run[steps=2]"], "no variant has all of these; export them one by one"),
+        (
+            ["walk"],
+            "no train step of the sweep is called 'walk'; there are: run[steps=1], run[steps=2], score, stroll,",
+        ),
+    ):
+        assert export(directory, top / "refused", *policies) == 2
+        assert reason in capsys.readouterr().err
+        assert not (top / "refused").exists()
+
+
+def test_of_a_sweep_that_is_not_done_what_is_missing_is_named_as_its_report_will(
+    top: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = sweep.load(Path("recipe.yaml"), ["train.walk.steps=1,2"])
+    store.make_dirs(top / "runs" / "sweep")
+    store.write_text(top / "runs" / "sweep" / "sweep.yaml", dump(config))
+    assert export(top / "runs" / "sweep", top / "out", "walk[steps=2]") == 2
+    assert "train.walk[steps=2] is not done; run the recipe first" in capsys.readouterr().err

@@ -26,4 +26,4 @@ class Config(AlgorithmConfig):
         learned = [preference.chosen.text for preference in run.preferences()] if self.READS else []
         store.write_json(run.out / FILE, {"words": start + self.steps, "seed": run.seed, "learned": learned})
         store.write_text(run.out / "metrics.jsonl", "")
-        store.write_json(run.out / "summary.json", {})
+        store.write_json(run.out / "summary.json", {"examples": len(learned), "updates": self.steps})
