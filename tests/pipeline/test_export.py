@@ -213,7 +213,8 @@ def check_merged(top: Path, base: Path, left: Path, *, tied: bool) -> None:
     with torch.no_grad():
         with adapters.role(attached, "one"):
             expected = attached(ids).logits
-        assert torch.allclose(merged(ids).logits, expected, atol=1e-5)
+        # Rounding of fp32, in which the adapter's part is added in another order.
+        torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-5, atol=1e-4)
         with adapters.role(attached, "base"):
             assert not torch.allclose(attached(ids).logits, expected, atol=1e-2)
 
