@@ -138,7 +138,9 @@ NOT_SENT = Attempt(Reply(Outcome.NOT_SENT), charge=0)
 def outcome_of(status: int, content: bytes) -> Outcome:
     """The outcome of an HTTP response that is no answer; status 0: there was none."""
     code, message = _error(content)
-    if status in (401, 403):
+    if status == 403:
+        return _forbidden(content, message)
+    if status == 401:
         return Outcome.NO_ACCESS
     if status == 402 or (status == 429 and "insufficient_quota" in code):
         return Outcome.NO_QUOTA
@@ -151,6 +153,20 @@ def outcome_of(status: int, content: bytes) -> Outcome:
             return Outcome.TOO_LONG
         return Outcome.FILTERED if "content_filter" in code or "content_policy" in code else Outcome.REJECTED
     return Outcome.TRANSIENT
+
+
+def _forbidden(content: bytes, message: str) -> Outcome:
+    """What HTTP 403 is about: one option (OpenAI's GPT-5 and log-probabilities), one question (OpenRouter's
+    moderation), or else the key."""
+    if "logprob" in message:
+        return Outcome.REJECTED
+    try:
+        metadata = json.loads(content)["error"]["metadata"]
+        moderated = "flagged_input" in metadata or "reasons" in metadata
+    except (ValueError, KeyError, TypeError):
+        moderated = False
+    # An account that was flagged is another matter.
+    return Outcome.FILTERED if moderated or ("input" in message and "flagged" in message) else Outcome.NO_ACCESS
 
 
 def charge_of(status: int) -> int | None:

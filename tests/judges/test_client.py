@@ -61,7 +61,10 @@ def test_a_fault_is_tried_again_and_every_attempt_is_in_the_books(kind: str, tmp
         assert charged(tmp_path) >= server.tell("stats")["bill"] > 0
 
 
-@pytest.mark.parametrize(("kind", "outcome"), [("refusal", Outcome.REFUSED), ("filter", Outcome.FILTERED)])
+@pytest.mark.parametrize(
+    ("kind", "outcome"),
+    [("refusal", Outcome.REFUSED), ("filter", Outcome.FILTERED), ("flagged", Outcome.FILTERED)],
+)
 def test_what_the_model_declines_is_no_answer_and_is_not_asked_again(
     kind: str, outcome: Outcome, tmp_path: Path
 ) -> None:

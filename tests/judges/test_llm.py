@@ -90,10 +90,15 @@ def test_votes_without_probabilities_are_shares(planted: Server) -> None:
 
 @pytest.mark.parametrize(
     ("lacking", "mode"),
-    [({"no_logprobs": True}, "json"), ({"no_logprobs": True, "no_schema": True}, "reason"), ({}, "label")],
+    [
+        ({"no_logprobs": True}, "json"),
+        ({"no_logprobs": True, "refuses_with": 403}, "json"),  # as OpenAI refuses them for some models
+        ({"no_logprobs": True, "no_schema": True}, "reason"),
+        ({}, "label"),
+    ],
 )
 def test_what_an_endpoint_cannot_do_is_found_out_once_and_the_next_mode_is_used(
-    lacking: dict[str, bool], mode: str, tmp_path: Path
+    lacking: dict[str, Any], mode: str, tmp_path: Path
 ) -> None:
     with judge_server(**lacking) as server:
         first = build(config(server), tmp_path)

@@ -91,7 +91,8 @@ class World:
             return self.note(key, "broken", int(self.options.broken_status), error("no, sk-canary", code))
         told = self.refused_options(body)
         if told:
-            return self.note(key, "rejected", 400, error(told, "invalid_request_error"))
+            status = int(self.options.refuses_with)
+            return self.note(key, "rejected", status, error(told, "invalid_request_error"))
         if self.limited():
             return self.note(key, "429 limit", 429, error("slow down", "rate_limit_exceeded"), {"retry-after": "0.05"})
         kind = "ok"
@@ -102,7 +103,7 @@ class World:
     def refused_options(self, body: dict[str, Any]) -> str:
         o = self.options
         if o.no_logprobs and body.get("logprobs"):
-            return "logprobs are not supported with this model"
+            return "You are not allowed to request logprobs from this model"
         if o.no_schema and "response_format" in body:
             return "response_format json_schema is not supported"
         if o.no_temperature and "temperature" in body:
@@ -121,6 +122,10 @@ class World:
         pause = {"429 after": {"retry-after": "0.1"}, "429 after ms": {"retry-after-ms": "30"}}.get(kind, {})
         if kind.startswith("429"):
             return 429, error("too many requests", "rate_limit_exceeded"), pause
+        if kind == "flagged":  # as OpenRouter says that its moderation stopped a question
+            metadata = {"reasons": ["violence"], "flagged_input": "...", "provider_name": "x", "model_slug": "m"}
+            told = {"code": 403, "message": "m requires moderation, and your input was flagged", "metadata": metadata}
+            return 403, json.dumps({"error": told}).encode(), {}
         if kind in ("500", "503"):
             return int(kind), error("server error", "server_error"), {}
         if kind == "html":
@@ -351,6 +356,7 @@ def parser() -> argparse.ArgumentParser:
     for name, default in (
         ("latency", 0.0), ("faults", 0.0), ("accuracy", 1.0), ("bias", 0.0), ("unreadable", 0.0), ("rpm", 0.0),
         ("batch_s", 0.1), ("broken_after", 0.0), ("broken_status", 0.0), ("first", 0.0),
+        ("refuses_with", 400.0),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=float, default=default)
     parser.add_argument("--only", default="")
