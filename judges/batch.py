@@ -3,13 +3,14 @@
 The questions that wait for an answer at the same time go into one file; it is uploaded, a batch is made of it, and its
 results are the answers. Questions that failed go into the next one. A process that is killed loses nothing: which
 question is in which batch is in the ledger, and a batch whose number was not written down in time is found on the
-server by its name, a hash of its questions in its metadata.
+server by its name. The name is in the ledger before the batch is made, and no two batches ever have the same.
 
 What is left out: endpoints other than chat completions, and limits of the provider on batches under way.
 """
 
 import asyncio
 import json
+import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -20,7 +21,6 @@ from judges.pacing import backoff
 from judges.replies import AGAIN, Attempt, Price, Reply, Request
 from pipeline.errors import JudgeError
 from pipeline.plugins import Config
-from pipeline.records import digest
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ GATHER_S = 0.25
 """Seconds without a new question after which those that wait are put into a batch."""
 
 NAME = "prefloop"
-"""The key of a batch's metadata under which its name is."""
+"""The key of a batch's metadata under which its name is, and what each name begins with: no number of a server does."""
 
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
@@ -104,14 +104,20 @@ class BatchClient(Client):
         for key, (_, _, batch) in known.items():
             if batch is not None:
                 earlier.setdefault(batch, []).append(key)
+        fresh = dict(asked)
         for batch, keys in earlier.items():
-            await self._settle_batch(batch, {key: asked[key] for key in keys}, known)
-        fresh = {key: each for key, each in asked.items() if known.get(key, (0, 0, None))[2] is None}
+            number = await self._number_of(batch)
+            if number is not None:
+                await self._settle_batch(number, {key: fresh.pop(key) for key in keys}, known)
         if fresh:
             calls = await self._reserve_all(fresh, known)
-            batch = await self._submitted({key: fresh[key] for key in calls})
-            await self.ledger.put_in_batch({key: call for key, (call, _, _) in calls.items()}, batch)
-            await self._settle_batch(batch, {key: fresh[key] for key in calls}, calls)
+            questions = {key: fresh[key] for key in calls}
+            ids = {key: call for key, (call, _, _) in calls.items()}
+            name = f"{NAME}:{secrets.token_hex(16)}"
+            await self.ledger.put_in_batch(ids, name)  # before it is made, so that whoever comes after a kill finds it
+            number = await self._patiently(lambda: self._found_or_made(questions, name))
+            await self.ledger.put_in_batch(ids, number)
+            await self._settle_batch(number, questions, calls)
 
     async def _reserve_all(
         self, fresh: Mapping[str, Waiting], known: Mapping[str, tuple[int, int, str | None]]
@@ -135,53 +141,66 @@ class BatchClient(Client):
                     raise self._stop(self._no_money(reserve))
                 break  # those that have room go first
             found[key] = (call, reserve, None)
-        await self.ledger.put_in_batch({key: call for key, (call, _, _) in found.items()}, None)
         return found
 
-    async def _submitted(self, questions: Mapping[str, Waiting]) -> str:
-        """The number of the batch with these questions: one that is there already, or a new one."""
+    async def _number_of(self, batch: str) -> str | None:
+        """The number of a batch in the ledger; None: it has a name there, and was never made."""
+        return await self._patiently(lambda: self._find(batch)) if _is_name(batch) else batch
+
+    async def _found_or_made(self, questions: Mapping[str, Waiting], name: str) -> str:
+        """The number of the batch of this name. A new one, unless an attempt whose reply was lost has made it."""
+        found = await self._find(name)
+        if found is not None:
+            return found
+        server = self._server
+        file = await server.files.create(file=("questions.jsonl", _lines(questions)), purpose="batch")
+        made = await server.batches.create(
+            input_file_id=file.id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+            metadata={NAME: name},
+        )
+        return str(made.id)
+
+    async def _find(self, name: str) -> str | None:
+        """The number of the batch of this name; None: there is none."""
         server = self._server = self._server or self._connected()
-        # With the round, or what failed would find the batch that it failed in.
-        name = digest(sorted([key, waiting.round] for key, waiting in questions.items()), length=32)
-
-        async def find() -> str | None:
-            async for batch in server.batches.list(limit=100):
-                if (batch.metadata or {}).get(NAME) == name and batch.status not in ENDED - {"completed"}:
-                    return str(batch.id)
-            return None
-
-        async def create() -> str:
-            file = await server.files.create(file=("questions.jsonl", _lines(questions)), purpose="batch")
-            made = await server.batches.create(
-                input_file_id=file.id,
-                endpoint="/v1/chat/completions",
-                completion_window="24h",
-                metadata={NAME: name},
-            )
-            return str(made.id)
-
-        found = await self._patiently(find)
-        return found if found is not None else await self._patiently(create)
+        async for batch in server.batches.list(limit=100):
+            if (batch.metadata or {}).get(NAME) == name:
+                return str(batch.id)
+        return None
 
     async def _settle_batch(
         self, number: str, asked: Mapping[str, Waiting], calls: Mapping[str, tuple[int, int, str | None]]
     ) -> None:
-        """Wait for a batch and hand out its results; what it did not answer waits on, for the next."""
-        results = await self._results(number)
+        """Wait for a batch and hand out its results; what it did not answer waits on, for the next.
+
+        Raises:
+            JudgeError: the provider would not begin it. It would not begin the next one either.
+        """
+        results, failure = await self._results(number)
         for key, waiting in asked.items():
             status, content = results.get(key, (0, b""))
             attempt = self._read(status, content, self.batch_price, "" if status else "the batch did not answer it")
             call, reserve, _ = calls[key]
-            self._learn(attempt)
+            if not failure:
+                self._learn(attempt)
             self._under_way += 1
             await self._settle(call, key, reserve, attempt if status else Attempt(attempt.reply, charge=0))
+            if failure:
+                continue
             waiting.round += 1
             if attempt.reply.outcome not in AGAIN or waiting.round >= ROUNDS:
                 del self._waiting[key]
                 waiting.answer.set_result(attempt.reply)
+        if failure:
+            raise JudgeError(
+                f"{self.base_url}: the provider began nothing of batch {number} ({self._scrubbed(failure)}); mend "
+                "that (where it is a limit on what waits: a smaller batch.requests), or ask without `batch`"
+            )
 
-    async def _results(self, number: str) -> dict[str, tuple[int, bytes]]:
-        """(status, body) by question, when the batch has ended."""
+    async def _results(self, number: str) -> tuple[dict[str, tuple[int, bytes]], str]:
+        """(status, body) by question, when the batch has ended; and why it failed as a whole, or nothing."""
         server = self._server = self._server or self._connected()
         while (batch := await self._patiently(lambda: server.batches.retrieve(number))).status not in ENDED:
             await self._sleep(self.batch.poll_s)
@@ -192,7 +211,7 @@ class BatchClient(Client):
                 row = json.loads(line)
                 response = row.get("response") or {"status_code": 500, "body": {"error": row.get("error")}}
                 found[row["custom_id"]] = (response["status_code"], json.dumps(response["body"]).encode())
-        return found
+        return found, _failure(batch) if batch.status == "failed" else ""
 
     async def _patiently(self, what: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The result of a request about batches or files, tried again while the server has trouble.
@@ -216,6 +235,18 @@ class BatchClient(Client):
                 trouble = error
             await self._sleep(backoff(attempt + 2))
         raise JudgeError(f"{self.base_url}: the Batch API does not answer ({self._scrubbed(str(trouble))})")
+
+
+def _is_name(batch: str) -> bool:
+    """True for what the ledger has of a batch whose number was not written down."""
+    return batch.startswith(f"{NAME}:")
+
+
+def _failure(batch: Any) -> str:
+    """What the provider says of a batch that failed, its first three errors."""
+    errors = (batch.errors.data if batch.errors else None) or []
+    told = [f"{error.message or error.code}" + (f" in line {error.line}" if error.line else "") for error in errors]
+    return "; ".join(told[:3]) or "it does not say why"
 
 
 def _lines(questions: Mapping[str, Waiting]) -> bytes:

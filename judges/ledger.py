@@ -168,7 +168,10 @@ class Ledger:
     # ---- calls that are answered hours later, by another process perhaps
 
     def under_way(self, keys: Sequence[str]) -> dict[str, tuple[int, int, str | None]]:
-        """(call, reserve, batch) of those questions that are in a batch, or were being put into one."""
+        """(call, reserve, batch) of those questions that are in a batch, or were being put into one.
+
+        The batch is its number, or the name that it was to be made under while nobody has written its number down.
+        """
         with _explained(self.path):
             self._reader = self._reader or self._connect()
             rows = self._reader.execute(
@@ -178,8 +181,8 @@ class Ledger:
             ).fetchall()
         return {key: (call, reserve, batch) for key, call, reserve, batch in rows}
 
-    async def put_in_batch(self, calls: Mapping[str, int], batch: str | None) -> None:
-        """These questions are in this batch; None: it has no number yet."""
+    async def put_in_batch(self, calls: Mapping[str, int], batch: str) -> None:
+        """These questions are in this batch, or will be: its number, or its name before it has one."""
 
         def write(connection: sqlite3.Connection) -> None:
             rows = [(self.account, key, call, batch) for key, call in calls.items()]

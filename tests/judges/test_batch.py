@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from servers import Server, judge_server
 from judges.base import Session
 from judges.both_orders import Config as BothOrders
 from judges.ledger import Ledger, bill
-from pipeline.errors import BudgetError
-from pipeline.records import Verdict
+from pipeline.errors import BudgetError, JudgeError
+from pipeline.records import Pair, Verdict
 
 PAIRS = [pair_of(number, 40) for number in range(40)]
 ROOT = Path(__file__).parents[2]
@@ -28,10 +29,12 @@ def block(server: Server, **options: Any) -> dict[str, Any]:
     return {"name": "llm", "model": "m", "base_url": server.url, "price": price, "limits": {"timeout_s": 2}, **options}
 
 
-def judged(server: Server, top: Path, budget: float | None = None, **options: Any) -> list[Verdict]:
+def judged(
+    server: Server, top: Path, budget: float | None = None, pairs: Sequence[Pair] = PAIRS, **options: Any
+) -> list[Verdict]:
     judge = BothOrders.model_validate({"of": block(server, **options)})
     session = Session(journal=top / "journal.sqlite", run=top.name, budget_usd=budget)
-    return judge.build(session).judge(PAIRS)
+    return judge.build(session).judge(pairs)
 
 
 def batch(**options: Any) -> dict[str, Any]:
@@ -72,6 +75,51 @@ def test_a_batch_stops_at_the_budget_with_its_paid_answers_kept(tmp_path: Path) 
         assert 1 < calls < 80 and ledger.charged() <= 0.003e9
         assert len(judged(server, tmp_path, 1.0, batch=batch())) == len(PAIRS)
         assert server.tell("stats")["calls"] == 81  # one to find out what it can, and each question once
+
+
+def test_a_batch_whose_making_was_not_heard_of_is_found_and_not_bought_again(tmp_path: Path) -> None:
+    with judge_server(lost_batches=1) as server:
+        assert all(verdict.p_a is not None for verdict in judged(server, tmp_path, batch=batch()))
+        assert len(server.tell("batches")["data"]) == 1
+        assert server.tell("stats")["calls"] == 81
+
+
+def test_a_batch_whose_questions_all_failed_is_not_read_again_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("judges.pacing.BACKOFF_S", 0.01)
+    with judge_server(only="500", first=4) as server:  # as often as a question is put into a batch
+        assert {verdict.abstained for verdict in judged(server, tmp_path, batch=batch())} == {"failed"}
+        assert all(verdict.p_a is not None for verdict in judged(server, tmp_path, batch=batch()))
+        assert len(server.tell("batches")["data"]) == 5
+
+
+def test_what_the_killed_process_had_put_into_a_batch_is_found_whatever_else_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in_batch = Ledger.put_in_batch
+
+    async def dies_before_its_number_is_written(ledger: Ledger, calls: Any, batch: str) -> None:
+        if batch.startswith("batch-"):
+            raise JudgeError("killed")
+        await put_in_batch(ledger, calls, batch)
+
+    with judge_server() as server:
+        with monkeypatch.context() as patch, pytest.raises(JudgeError, match="killed"):
+            patch.setattr(Ledger, "put_in_batch", dies_before_its_number_is_written)
+            judged(server, tmp_path, batch=batch(), pairs=PAIRS[:10])
+        assert len(server.tell("batches")["data"]) == 1
+        assert all(verdict.p_a is not None for verdict in judged(server, tmp_path, batch=batch()))
+        assert server.tell("stats")["calls"] == 81
+
+
+def test_a_batch_that_the_provider_does_not_begin_stops_with_its_reason_and_costs_nothing(tmp_path: Path) -> None:
+    with judge_server(failed_batches=True) as server:
+        for made in (1, 2):
+            with pytest.raises(JudgeError, match=r"Enqueued token limit reached for m.*batch\.requests"):
+                judged(server, tmp_path, batch=batch())
+            assert len(server.tell("batches")["data"]) == made
+        assert Ledger(tmp_path / "journal.sqlite", tmp_path.name).charged() == server.tell("stats")["bill"]
 
 
 @pytest.mark.slow

@@ -237,6 +237,9 @@ class World:
 
     def look(self, name: str) -> dict[str, Any]:
         batch = self.batches[name]
+        if self.options.failed_batches:
+            told = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached for m", "line": None}
+            batch |= {"status": "failed", "errors": {"object": "list", "data": [{**told, "param": None}]}}
         if batch["status"] == "in_progress" and time.monotonic() >= batch["ready"]:
             good, bad = [], []
             for line in self.files[batch["input_file_id"]].splitlines():
@@ -313,6 +316,8 @@ class Connection(asyncio.Protocol):
             told = world.upload(body)
         elif path == "/batches" and method == "POST":
             told = world.make_batch(body)
+            if len(world.batches) <= world.options.lost_batches:  # made, and nobody hears of it
+                return self.transport.abort()
         elif path == "/batches":
             told = {"object": "list", "data": [world.look(name) for name in reversed(world.batches)], "has_more": False}
         elif path.startswith("/batches/"):
@@ -356,11 +361,11 @@ def parser() -> argparse.ArgumentParser:
     for name, default in (
         ("latency", 0.0), ("faults", 0.0), ("accuracy", 1.0), ("bias", 0.0), ("unreadable", 0.0), ("rpm", 0.0),
         ("batch_s", 0.1), ("broken_after", 0.0), ("broken_status", 0.0), ("first", 0.0),
-        ("refuses_with", 400.0),
+        ("refuses_with", 400.0), ("lost_batches", 0.0),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=float, default=default)
     parser.add_argument("--only", default="")
-    for name in ("no_logprobs", "no_schema", "no_temperature", "max_completion_tokens"):
+    for name in ("no_logprobs", "no_schema", "no_temperature", "max_completion_tokens", "failed_batches"):
         parser.add_argument(f"--{name}", action="store_true")
     return parser
 
