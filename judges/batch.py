@@ -134,7 +134,7 @@ class BatchClient(Client):
             if key in known:
                 found[key] = known[key]
                 continue
-            reserve = self.batch_price.nano(waiting.request.tokens_in(), waiting.request.max_out)
+            reserve = self._most(waiting.request, self.batch_price)
             call = await self.ledger.reserve(key, waiting.round, reserve)
             if call is None:
                 if not found:

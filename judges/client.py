@@ -23,7 +23,6 @@ from judges.ledger import NANO, Ledger, Result
 from judges.pacing import Breaker, Gate, Pace, backoff
 from judges.replies import (
     AGAIN,
-    ANSWERS,
     FATAL,
     NOT_SENT,
     Attempt,
@@ -92,6 +91,7 @@ class Client:
         self._address = f"{base_url}/chat/completions"
         self._stopped: BudgetError | JudgeError | None = None
         self._under_way = 0
+        self._most_out = ledger.most_out()
         self._settled = asyncio.Event()
         self._end = asyncio.Event()
         self._short_of_money = asyncio.Lock()
@@ -166,18 +166,13 @@ class Client:
         return digest([self.base_url, request.body, request.sample], length=32)
 
     async def _until_answered(self, key: str, request: Request) -> Reply:
-        reserve = self.price.nano(request.tokens_in(), request.max_out)
         estimate = request.tokens_in() // 4 + request.max_out
         for number in range(self.limits.attempts):
             while not self._breaker.lets_through():
                 await self._sleep(0.25)
             await self._requests.take(1)
             await self._tokens.take(estimate)
-            call = await self._reserved(key, number, reserve)
-            async with self._gate.slot():
-                attempt = NOT_SENT if self._stopped else await self._attempt(request)
-                self._learn(attempt)  # before anybody takes the place
-            await self._settle(call, key, reserve, attempt)
+            attempt = await self._paid(key, number, request)
             reply = attempt.reply
             self._tokens.give_back(estimate - reply.tokens_in - reply.tokens_out if reply.tokens_in else 0)
             if reply.outcome in FATAL or attempt is NOT_SENT:
@@ -187,6 +182,24 @@ class Client:
             if number + 1 < self.limits.attempts:
                 await self._sleep(attempt.pause or backoff(number))
         return reply
+
+    async def _paid(self, key: str, number: int, request: Request) -> Attempt:
+        """One attempt, with its reserve before it and its charge after it."""
+        while True:
+            reserve = self._most(request, self.price)
+            call = await self._reserved(key, number, reserve)
+            async with self._gate.slot():
+                too_little = reserve < self._most(request, self.price)  # as was seen while it waited
+                attempt = NOT_SENT if self._stopped or too_little else await self._attempt(request)
+                self._learn(attempt)  # before anybody takes the place
+            await self._settle(call, key, reserve, attempt)
+            if attempt is not NOT_SENT or self._stopped:
+                return attempt
+
+    def _most(self, request: Request, price: Price) -> int:
+        """Nano-dollars that an attempt can cost, as far as anybody knows. A provider that bills tokens beyond the
+        limit that it was told (hidden reasoning) is expected to do so again."""
+        return price.nano(request.tokens_in(), max(request.max_out, self._most_out))
 
     async def _sleep(self, seconds: float) -> None:
         """Wait, unless nothing can be asked any more."""
@@ -235,9 +248,10 @@ class Client:
         reply = attempt.reply
         tokens = (reply.tokens_in, reply.tokens_out)
         kept = reply.kept() if reply.outcome == Outcome.OK else None
-        charge = reply.cost if reply.outcome in ANSWERS and any(tokens) else attempt.charge
+        if (attempt.charge or 0) > reserve:
+            self._most_out = max(self._most_out, reply.tokens_out)
         await self.ledger.settle(
-            call, key, reserve, Result(reply.outcome.value, charge, *tokens, attempt.seconds, kept)
+            call, key, reserve, Result(reply.outcome.value, attempt.charge, *tokens, attempt.seconds, kept)
         )
         self._under_way -= 1
         self._settled.set()

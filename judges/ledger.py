@@ -3,6 +3,8 @@
 An account (a run) may never be charged more than its budget: the dearest that a call can be is reserved before it is
 made and settled after, and where nobody knows what became of it (a timeout, a cut connection, a process killed in
 mid-call) the reserve is the charge. So at every instant: what the provider bills <= what the ledger says <= the budget.
+The last does not hold for calls already under way when a provider first bills more tokens than it was allowed to
+answer; from then on so many are reserved.
 A reply is kept for every account: whoever asks the same question again reads it and pays nothing.
 
 Money is in whole nano-dollars (1e-9 USD): a price of 1 USD for a million tokens is 1000 of them a token, and no sum
@@ -114,6 +116,16 @@ class Ledger:
             self._reader = self._reader or self._connect()
             row = self._reader.execute("SELECT charged FROM accounts WHERE name = ?", (self.account,)).fetchone()
         return int(row[0])
+
+    def most_out(self) -> int:
+        """Most tokens of a reply to this judge that cost more than was reserved for it; 0: none did."""
+        with _explained(self.path):
+            self._reader = self._reader or self._connect()
+            row = self._reader.execute(
+                "SELECT max(tokens_out) FROM calls WHERE charged > reserved AND account = ? AND judge = ?",
+                (self.account, self.judge),
+            ).fetchone()
+        return int(row[0] or 0)
 
     def at_work(self, seconds: float) -> bool:
         """True if calls of this account are under way anywhere, so that some of their reserves may come back.

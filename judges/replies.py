@@ -126,7 +126,7 @@ class Attempt(NamedTuple):
 
     reply: Reply
     charge: int | None = None
-    """Nano-dollars, where the reply does not say; None: nobody knows."""
+    """Nano-dollars; None: nobody knows."""
     pause: float = 0.0
     """Seconds that the server asked to wait; 0: it did not."""
     seconds: float = 0.0
@@ -188,7 +188,9 @@ def read_completion(content: bytes, price: Price) -> Attempt:
         return Attempt(Reply(Outcome.MALFORMED, detail=detail))
     usage = told.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    tokens_in, tokens_out = (_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
+    tokens_in, said_out, together = (_count(usage.get(f"{what}_tokens")) for what in ("prompt", "completion", "total"))
+    # Some (xAI) count hidden reasoning in the total alone, and bill it as tokens of the answer.
+    tokens_out = max(said_out, together - tokens_in)
     finish = choice.get("finish_reason")
     outcome = Outcome.OK
     if refusal:
@@ -204,7 +206,7 @@ def read_completion(content: bytes, price: Price) -> Attempt:
         tokens_out=tokens_out,
         cost=price.nano(tokens_in, tokens_out),
     )
-    return Attempt(reply)
+    return Attempt(reply, charge=reply.cost if tokens_in and said_out else None)
 
 
 def _first_tokens(told: Any) -> list[tuple[str, float]] | None:

@@ -112,6 +112,16 @@ def test_the_budget_is_kept_to_the_call_and_used_up_to_one(concurrency: int, tmp
         assert server.tell("stats")["calls"] == 200
 
 
+def test_after_a_bill_above_its_reserve_no_reserve_is_smaller_than_what_was_billed(tmp_path: Path) -> None:
+    budget = 4_500_000e-9
+    with judge_server(reasoning=386) as server:  # 617,600 nano-dollars that no limit of tokens holds back
+        for _ in range(2):
+            with pytest.raises(BudgetError):
+                ask(client(server, tmp_path, budget, concurrency=1), 200)
+        assert server.tell("stats")["bill"] == charged(tmp_path) <= 4_500_000
+        assert server.tell("stats")["calls"] == 7  # at 622,800 each
+
+
 def test_faults_are_charged_at_the_most_that_they_can_have_cost_and_never_pass_the_budget(tmp_path: Path) -> None:
     with judge_server(faults=0.5) as server:
         asked = client(server, tmp_path, 60_000e-9, concurrency=8, timeout_s=0.2)

@@ -81,11 +81,28 @@ def test_no_bytes_that_are_no_completion_become_an_answer(content: bytes) -> Non
     assert read_completion(content, FREE).reply.outcome == Outcome.MALFORMED
 
 
+def completion(content: str | None = "K", finish: str = "stop", **more: Any) -> bytes:
+    return json.dumps({"choices": [{"message": {"content": content}, "finish_reason": finish}], **more}).encode()
+
+
 @pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None}, {"prompt_tokens": "9"}, {"prompt_tokens": -1}])
 def test_a_bill_that_is_missing_is_the_reserve(usage: Any) -> None:
-    body = {"choices": [{"message": {"content": "K"}, "finish_reason": "stop"}], "usage": usage}
-    attempt = read_completion(json.dumps(body).encode(), PRICE)
+    attempt = read_completion(completion(usage=usage), PRICE)
     assert (attempt.reply.outcome, attempt.reply.tokens_in, attempt.charge) == (Outcome.OK, 0, None)
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": 9}, {"completion_tokens": 9}, {"total_tokens": 9}])
+def test_half_a_bill_is_the_reserve(usage: Any) -> None:
+    assert read_completion(completion(usage=usage), PRICE).charge is None
+
+
+def test_reasoning_that_is_counted_only_in_the_total_is_paid_for() -> None:
+    # What xAI said of one reply.
+    details = {"reasoning_tokens": 386}
+    usage = {"prompt_tokens": 12, "completion_tokens": 1, "total_tokens": 399, "completion_tokens_details": details}
+    attempt = read_completion(completion(usage=usage), PRICE)
+    assert attempt.reply.tokens_out == 387
+    assert attempt.charge == attempt.reply.cost == 12 * 400 + 387 * 1600
 
 
 def test_a_price_is_rounded_up_to_whole_nano_dollars() -> None:

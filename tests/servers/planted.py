@@ -143,7 +143,8 @@ class World:
         elif kind == "filter":
             choice["finish_reason"], choice["message"]["content"] = "content_filter", ""
         usage = answer["usage"]
-        self.bill += usage["prompt_tokens"] * PRICE_IN + usage["completion_tokens"] * PRICE_OUT
+        tokens_out = usage["total_tokens"] - usage["prompt_tokens"]
+        self.bill += usage["prompt_tokens"] * PRICE_IN + tokens_out * PRICE_OUT
         content = json.dumps(answer).encode()
         return 200, content[: len(content) // 2] if kind == "truncated json" else content, {}
 
@@ -176,7 +177,7 @@ class World:
             "usage": {
                 "prompt_tokens": tokens_in,
                 "completion_tokens": tokens_out,
-                "total_tokens": tokens_in + tokens_out,
+                "total_tokens": tokens_in + tokens_out + int(self.options.reasoning),  # hidden, as xAI counts it
             },
         }
 
@@ -361,7 +362,7 @@ def parser() -> argparse.ArgumentParser:
     for name, default in (
         ("latency", 0.0), ("faults", 0.0), ("accuracy", 1.0), ("bias", 0.0), ("unreadable", 0.0), ("rpm", 0.0),
         ("batch_s", 0.1), ("broken_after", 0.0), ("broken_status", 0.0), ("first", 0.0),
-        ("refuses_with", 400.0), ("lost_batches", 0.0),
+        ("refuses_with", 400.0), ("lost_batches", 0.0), ("reasoning", 0.0),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=float, default=default)
     parser.add_argument("--only", default="")
