@@ -31,6 +31,20 @@ KIND = "endpoint"
 TOP_LOGPROBS = 20
 """Likeliest tokens asked for: the most that the protocol allows."""
 
+OWN = {
+    "model": "`model`",
+    "messages": "`prompt` and `rubric`",
+    "n": "`samples`",
+    "stream": "nothing: a reply is read as a whole",
+    "max_tokens": "`max_tokens`",
+    "max_completion_tokens": "`max_tokens`, which gets the name that the endpoint takes",
+    "temperature": "`temperature`",
+    "logprobs": "`mode`",
+    "top_logprobs": "`mode`",
+    "response_format": "`mode`",
+}
+"""Fields of a request that the judge fills, and reserves money by; and the option for each."""
+
 
 class ApiConfig(JudgeConfig):
     """What every judge behind an API has in common."""
@@ -60,6 +74,13 @@ class ApiConfig(JudgeConfig):
     @classmethod
     def _address(cls, value: str) -> str:
         return address_of(value)
+
+    @field_validator("extra_body")
+    @classmethod
+    def _more(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in sorted(OWN.keys() & value.keys()):
+            raise ValueError(f"{name} is filled by the judge, and its budget relies on it; use {OWN[name]}")
+        return value
 
     @model_validator(mode="after")
     def _encrypted(self) -> Self:

@@ -21,6 +21,11 @@ from pipeline.records import Pair, Verdict
 
 PAIRS = [pair_of(number, 40) for number in range(120)]
 
+FILLED = (
+    "model", "messages", "n", "stream", "max_tokens", "max_completion_tokens", "temperature", "logprobs",
+    "top_logprobs", "response_format",
+)  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def planted() -> Iterator[Server]:
@@ -204,6 +209,9 @@ def test_an_answer_is_rated_once_however_many_pairs_it_is_in(planted: Server) ->
         ({"samples": 3}, "set a temperature"),
         ({"price": "cheap"}, "price"),
         ({"mode": "vote"}, "mode"),
+        ({"extra_body": {"max_tokens": 4000}}, "max_tokens is filled by the judge.*use `max_tokens`"),
+        ({"extra_body": {"seed": 1, "n": 8}}, "n is filled by the judge.*use `samples`"),
+        *(({"extra_body": {name: None}}, f"{name} is filled by the judge") for name in FILLED),
         ({"batch": {"requests": 60_000}}, "requests"),
     ],
 )
