@@ -181,7 +181,8 @@ class BatchClient(Client):
         results, failure = await self._results(number)
         for key, waiting in asked.items():
             status, content = results.get(key, (0, b""))
-            attempt = self._read(status, content, self.batch_price, "" if status else "the batch did not answer it")
+            said = "" if status else "the batch did not answer it"
+            attempt = self._read(waiting.request, status, content, self.batch_price, said)
             call, reserve, _ = calls[key]
             if not failure:
                 self._learn(attempt)

@@ -20,6 +20,9 @@ KIND = "verdict"
 TRANSIENT = frozenset({"failed", "refused", "filtered"})
 """Abstentions that asking again may mend. They are not stored: a server that was down would else be down for ever."""
 
+AT_A_SERVER = TRANSIENT | {"truncated"}
+"""The same of a judge that is not in this process: a server's context may be raised, and nothing here would change."""
+
 UNSEEN = {"n_tokens": True, "logprob": True, "ref_logprob": True}
 """Fields of a Response that no judge looks at. Log-probabilities differ in their last digits between machines, and
 that must not buy a label twice."""
@@ -58,6 +61,7 @@ class Cached:
         self.fingerprint = fingerprint
         self.journal = journal
         self.by_prompt = by_prompt
+        self.passing = TRANSIENT if by_prompt else AT_A_SERVER
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """One verdict per pair, in order; only pairs that the journal does not hold reach the wrapped judge."""
@@ -82,7 +86,7 @@ class Cached:
 
     def _answer(self, missing: dict[str, Pair]) -> dict[str, Verdict]:
         fresh = dict(zip(missing, ask(self.of, list(missing.values())), strict=True))
-        lasting = {key: verdict for key, verdict in fresh.items() if verdict.abstained not in TRANSIENT}
+        lasting = {key: verdict for key, verdict in fresh.items() if verdict.abstained not in self.passing}
         self.journal.put_many(KIND, {key: verdict.model_dump(mode="json") for key, verdict in lasting.items()})
         # Read back: where another process answered the same question first, its answer is the one everybody sees.
         return fresh | self._read(list(lasting))

@@ -31,6 +31,8 @@ from judges.replies import (
     Reply,
     Request,
     charge_of,
+    checked,
+    cut,
     message_of,
     outcome_of,
     pause_of,
@@ -143,8 +145,8 @@ class Client:
         if key in self._asked:
             return await asyncio.shield(self._asked[key])
         kept = self.ledger.reply(key)
-        if kept is not None:
-            return Reply.of(kept)
+        if kept is not None and not cut(request, found := Reply.of(kept)):
+            return found
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._asked[key] = answer
         try:
@@ -276,13 +278,13 @@ class Client:
     async def _attempt(self, request: Request) -> Attempt:
         started = time.monotonic()
         status, headers, content, detail = await self._post(request.body)
-        attempt = self._read(status, content, self.price, detail)
+        attempt = self._read(request, status, content, self.price, detail)
         return attempt._replace(seconds=time.monotonic() - started, pause=pause_of(headers, time.time()))
 
-    def _read(self, status: int, content: bytes, price: Price, detail: str = "") -> Attempt:
+    def _read(self, request: Request, status: int, content: bytes, price: Price, detail: str = "") -> Attempt:
         """What an HTTP response is worth."""
         if status == 200:
-            return read_completion(content, price)
+            return checked(request, read_completion(content, price))
         said = detail or f"HTTP {status}: {message_of(content)}"
         return Attempt(Reply(outcome_of(status, content), detail=self._scrubbed(said)), charge_of(status))
 

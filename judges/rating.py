@@ -142,6 +142,8 @@ class RatingJudge:
     def _verdict(self, pair: Pair, a: Rating, b: Rating) -> Verdict:
         # Of two reasons always the same one, whichever side it is on.
         reasons = sorted(rating.abstained for rating in (a, b) if rating.abstained)
+        details = [rating.reply.detail for rating in (a, b) if rating.reply.detail]
+        trouble = {"trouble": details} if details else {}
         p_a = None
         if a.score is not None and b.score is not None:
             p_a = sigmoid((a.score - b.score) / self.config.points)
@@ -151,7 +153,7 @@ class RatingJudge:
             fingerprint=self.fingerprint,
             p_a=p_a,
             abstained=reasons[0] if reasons else None,
-            evidence={"score_a": a.score, "score_b": b.score, "said": [a.reply.text, b.reply.text]},
+            evidence={"score_a": a.score, "score_b": b.score, "said": [a.reply.text, b.reply.text], **trouble},
             tokens_in=a.reply.tokens_in + b.reply.tokens_in,
             tokens_out=a.reply.tokens_out + b.reply.tokens_out,
             cost_usd=(a.reply.cost + b.reply.cost) / NANO,

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, NamedTuple
 
@@ -69,6 +69,13 @@ class Price(Config):
 FREE = Price(input=0.0, output=0.0)
 
 
+RUN = re.compile(r"(.)\1{3,}", re.DOTALL)
+
+CHARACTERS = 8
+"""Of the question to a token that the server says it read, from which the server cannot have read it whole: texts have
+fewer than 5."""
+
+
 class Request(NamedTuple):
     """One question: the body of a chat completion, and which of several equal ones it is."""
 
@@ -83,6 +90,10 @@ class Request(NamedTuple):
         """No fewer than the question can have: a token is at least a byte, and each message adds a few."""
         messages = self.body["messages"]
         return sum(len(str(message["content"]).encode()) + 16 for message in messages) + 16
+
+    def characters(self) -> int:
+        """Of the question; a run of one character, of which a token can hold many, counts as one."""
+        return sum(len(RUN.sub(r"\1", str(message["content"]))) for message in self.body["messages"])
 
 
 @dataclass(frozen=True)
@@ -207,6 +218,26 @@ def read_completion(content: bytes, price: Price) -> Attempt:
         cost=price.nano(tokens_in, tokens_out),
     )
     return Attempt(reply, charge=reply.cost if tokens_in and said_out else None)
+
+
+def checked(request: Request, attempt: Attempt) -> Attempt:
+    """The attempt; its answer is none where the server cut the question, which Ollama does in silence."""
+    reply = attempt.reply
+    if reply.outcome != Outcome.OK or not cut(request, reply):
+        return attempt
+    detail = (
+        f"the server read {reply.tokens_in} tokens of a question of {request.characters()} characters, so it cut it; "
+        "give it a longer context (Ollama: OLLAMA_CONTEXT_LENGTH=16384 ollama serve)"
+    )
+    return attempt._replace(reply=replace(reply, outcome=Outcome.TOO_LONG, detail=detail))
+
+
+def cut(request: Request, reply: Reply) -> bool:
+    """True if the server cannot have read the whole question; a count that it does not tell says nothing."""
+    enough = CHARACTERS * reply.tokens_in
+    return 0 < enough <= sum(len(str(each["content"])) for each in request.body["messages"]) and (
+        enough <= request.characters()  # slower, and seldom needed
+    )
 
 
 def _first_tokens(told: Any) -> list[tuple[str, float]] | None:

@@ -70,10 +70,18 @@ def test_a_passing_trouble_is_not_stored(journal: Journal, reason: str) -> None:
     assert Cached(Scripted(), "f", journal).judge([PAIR])[0].p_a == 0.9
 
 
-@pytest.mark.parametrize("reason", ["unreadable", "truncated", "conflict", "empty", "no_vote"])
+@pytest.mark.parametrize("reason", ["unreadable", "conflict", "empty", "no_vote"])
 def test_a_lasting_abstention_is_stored(journal: Journal, reason: str) -> None:
     Cached(Scripted(abstained=reason), "f", journal).judge([PAIR])
     assert Cached(Scripted(), "f", journal).judge([PAIR])[0].abstained == reason
+
+
+def test_what_was_too_long_is_asked_again_of_a_server_and_not_of_a_model_in_this_process(journal: Journal) -> None:
+    for by_prompt, again in ((True, "truncated"), (False, None)):
+        judge = Scripted(abstained="truncated")
+        Cached(judge, f"f{by_prompt}", journal, by_prompt=by_prompt).judge([PAIR])
+        (verdict,) = Cached(Scripted(), f"f{by_prompt}", journal, by_prompt=by_prompt).judge([PAIR])
+        assert verdict.abstained == again
 
 
 def test_another_fingerprint_is_another_judge(journal: Journal) -> None:

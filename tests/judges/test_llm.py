@@ -150,6 +150,23 @@ def test_an_answer_that_was_cut_before_it_said_anything_is_unreadable() -> None:
         assert (verdict.p_a, verdict.abstained) == (None, "unreadable")
 
 
+@pytest.mark.parametrize("kind", [{"name": "llm"}, {"name": "llm", "mode": "json"}, {"name": "rating"}])
+def test_a_question_that_the_server_cut_in_silence_is_left_open_until_its_context_is_raised(
+    kind: dict[str, Any], tmp_path: Path
+) -> None:
+    pairs = [PAIRS[0], pair_of(1, 40_000)]  # a token for each four characters, and 4,096 tokens of context
+    session = Session(journal=tmp_path / "journal.sqlite", run="run")
+    blocks = {"llm": Config, "rating": Rating}
+    with judge_server(context=4096) as server:
+        judge = blocks[kind["name"]](model="m", base_url=server.url, price="free", **kind)
+        short, long = cached.member(judge, session).judge(pairs)
+        assert short.p_a is not None
+        assert (long.p_a, long.abstained) == (None, "truncated")
+        assert "OLLAMA_CONTEXT_LENGTH" in long.evidence["trouble"][0]
+    with judge_server(port=int(server.url.split(":")[2].split("/")[0])) as server:
+        assert all(verdict.p_a is not None for verdict in cached.member(judge, session).judge(pairs))
+
+
 def test_swapping_the_judge_and_back_costs_no_call_the_second_time(tmp_path: Path) -> None:
     with judge_server() as server:
         session = Session(journal=tmp_path / "journal.sqlite", run="run")

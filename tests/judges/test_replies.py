@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from judges.replies import FREE, Outcome, Price, Request, charge_of, outcome_of, pause_of, read_completion
+from judges.replies import FREE, Outcome, Price, Request, charge_of, checked, outcome_of, pause_of, read_completion
 
 PRICE = Price(input=0.4, output=1.6)
 
@@ -103,6 +103,22 @@ def test_reasoning_that_is_counted_only_in_the_total_is_paid_for() -> None:
     attempt = read_completion(completion(usage=usage), PRICE)
     assert attempt.reply.tokens_out == 387
     assert attempt.charge == attempt.reply.cost == 12 * 400 + 387 * 1600
+
+
+def read(question: str, tokens_in: int) -> Outcome:
+    asked = Request({"messages": [{"role": "user", "content": question}]}, 1)
+    usage = {"prompt_tokens": tokens_in, "completion_tokens": 1}
+    return checked(asked, read_completion(completion(usage=usage), PRICE)).reply.outcome
+
+
+def test_a_question_of_which_too_few_tokens_were_read_is_too_long_and_an_unknown_count_says_nothing() -> None:
+    english = "It is better to say what was found and what is to be done. " * 200  # 11,800 characters
+    assert read(english, 2800) == Outcome.OK
+    assert read(english, 1476) == Outcome.OK
+    assert read(english, 1474) == Outcome.TOO_LONG
+    assert read(english, 0) == Outcome.OK
+    # Tokens of many characters: what is drawn with one sign, and indents.
+    assert read("-" * 5000 + " " * 5000 + "\n" * 5000, 300) == Outcome.OK
 
 
 def test_a_price_is_rounded_up_to_whole_nano_dollars() -> None:

@@ -160,6 +160,8 @@ class World:
         else:
             text, tops = "K", [("K", -0.02), ("P", -4.0)]
         tokens_in = sum(len(each["content"]) for each in messages) // 4 + 4 * len(messages)
+        if self.options.context:  # what does not fit is cut in silence, as Ollama does
+            tokens_in = min(tokens_in, int(self.options.context))
         tokens_out = max(1, len(text) // 4)
         return {
             "id": "chatcmpl",
@@ -362,7 +364,7 @@ def parser() -> argparse.ArgumentParser:
     for name, default in (
         ("latency", 0.0), ("faults", 0.0), ("accuracy", 1.0), ("bias", 0.0), ("unreadable", 0.0), ("rpm", 0.0),
         ("batch_s", 0.1), ("broken_after", 0.0), ("broken_status", 0.0), ("first", 0.0),
-        ("refuses_with", 400.0), ("lost_batches", 0.0), ("reasoning", 0.0),
+        ("refuses_with", 400.0), ("lost_batches", 0.0), ("reasoning", 0.0), ("context", 0.0),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=float, default=default)
     parser.add_argument("--only", default="")
