@@ -199,7 +199,9 @@ class Asked:
     async def for_verdict_alone(self, more: Sequence[Mapping[str, str]], sample: int) -> Said:
         """The one question that follows a reply nobody can read."""
         reply = await self._ask(more, max_out=16, sample=sample)
-        label = label_of(reply.text or "", self.model.labels) if reply.outcome == Outcome.OK else None
+        if reply.outcome != Outcome.OK:
+            return Said(abstained=ABSTAINED.get(reply.outcome, "failed"))
+        label = label_of(reply.text or "", self.model.labels)
         return Said(label=label, abstained=None if label else "unreadable")
 
     async def _ask(self, more: Sequence[Mapping[str, str]], *, max_out: int, **options: Any) -> Reply:

@@ -208,16 +208,28 @@ def read_completion(content: bytes, price: Price) -> Attempt:
         outcome = Outcome.REFUSED
     elif finish == "content_filter":
         outcome = Outcome.FILTERED
+    detail = "" if outcome != Outcome.OK else _broken(choice, text, usage)
     reply = Reply(
-        outcome,
+        Outcome.TRANSIENT if detail else outcome,
         text=refusal or text,
         finish=finish if isinstance(finish, str) else None,
         logprobs=_first_tokens(choice.get("logprobs")),
         tokens_in=tokens_in,
         tokens_out=tokens_out,
         cost=price.nano(tokens_in, tokens_out),
+        detail=detail,
     )
     return Attempt(reply, charge=reply.cost if tokens_in and said_out else None)
+
+
+def _broken(choice: Mapping[str, Any], text: str | None, usage: Mapping[str, Any]) -> str:
+    """Why a chat completion is no answer, though it has the form of one; nothing if it is (OpenRouter's ways)."""
+    error = choice.get("error")
+    if error or choice.get("finish_reason") == "error":
+        said = error.get("message") if isinstance(error, Mapping) else error
+        return f"HTTP 200 with an error for an answer ({said or 'it does not say which'})"
+    told = [usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens") if name in usage]
+    return "HTTP 200 with no token read and none written" if not text and told and not any(told) else ""
 
 
 def checked(request: Request, attempt: Attempt) -> Attempt:

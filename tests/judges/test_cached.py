@@ -76,6 +76,20 @@ def test_a_lasting_abstention_is_stored(journal: Journal, reason: str) -> None:
     assert Cached(Scripted(), "f", journal).judge([PAIR])[0].abstained == reason
 
 
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(("reason", "stored"), [("failed", False), ("filtered", False), ("unreadable", True)])
+def test_a_panel_whose_member_has_a_passing_trouble_is_asked_again(
+    reason: str, stored: bool, nested: bool, journal: Journal
+) -> None:
+    one = {"judge": "x", "fingerprint": "f", "weight": 1.0}
+    evidence: dict[str, Any] = {"members": [{**one, "p_a": 0.9, "abstained": None}, {**one, "p_a": None}]}
+    evidence["members"][1]["abstained"] = reason
+    if nested:
+        evidence = {order: {"p_a": 0.9, "abstained": None, "evidence": evidence} for order in ("forward", "reverse")}
+    Cached(Scripted(p_a=0.9, evidence=evidence), "f", journal).judge([PAIR])
+    assert Cached(Scripted(p_a=0.2), "f", journal).judge([PAIR])[0].p_a == (0.9 if stored else 0.2)
+
+
 def test_what_was_too_long_is_asked_again_of_a_server_and_not_of_a_model_in_this_process(journal: Journal) -> None:
     for by_prompt, again in ((True, "truncated"), (False, None)):
         judge = Scripted(abstained="truncated")

@@ -50,7 +50,7 @@ def charged(top: Path) -> int:
 @pytest.mark.parametrize(
     "kind",
     ["429 after", "429 after ms", "429", "500", "503", "hang", "cut before", "cut inside", "truncated json", "html",
-     "no choices", "empty choices"],
+     "no choices", "empty choices", "choice error"],
 )  # fmt: skip
 def test_a_fault_is_tried_again_and_every_attempt_is_in_the_books(kind: str, tmp_path: Path) -> None:
     with judge_server(only=kind, first=1) as server:
@@ -59,6 +59,12 @@ def test_a_fault_is_tried_again_and_every_attempt_is_in_the_books(kind: str, tmp
         (line,) = bill(tmp_path / "journal.sqlite", "run")
         assert (line.calls, line.failed) == (2, 1)
         assert charged(tmp_path) >= server.tell("stats")["bill"] > 0
+
+
+def test_an_answer_without_a_token_is_none_and_is_asked_for_again(tmp_path: Path) -> None:
+    with judge_server(only="no tokens", first=1) as server:
+        assert ask(client(server, tmp_path))[0].text == "K"
+        assert server.tell("stats")["calls"] == 2
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,10 @@ def build(judge: JudgeConfig, top: Path | None = None) -> Judge:
     return judge.build(Session(journal=top / "journal.sqlite" if top else None, run="run"))
 
 
+def port_of(server: Server) -> int:
+    return int(server.url.split(":")[2].split("/")[0])
+
+
 def both(server: Server, **options: Any) -> list[Verdict]:
     return build(BothOrders(of=config(server, **options))).judge(PAIRS)
 
@@ -137,11 +141,23 @@ def test_an_address_where_nothing_is_stops_before_any_pair() -> None:
 def test_no_answer_is_an_abstention_with_its_reason_and_never_a_side(kind: str, reason: str, tmp_path: Path) -> None:
     with judge_server() as server:
         build(config(server), tmp_path)  # finds out what it can
-        port = server.url.split(":")[2].split("/")[0]
-    with judge_server(only=kind, first=99, port=int(port)) as server:
+    with judge_server(only=kind, first=99, port=port_of(server)) as server:
         options: dict[str, Any] = {"limits": {"attempts": 1}}
         (verdict,) = build(config(server, **options), tmp_path).judge(PAIRS[:1])
         assert (verdict.p_a, verdict.abstained) == (None, reason)
+
+
+def test_an_outage_between_a_reply_and_the_question_for_its_verdict_alone_is_a_failure_and_not_kept(
+    tmp_path: Path,
+) -> None:
+    session = Session(journal=tmp_path / "journal.sqlite", run="run")
+    pairs, unreadable = PAIRS[:1], {"mode": "json", "fallback": []}
+    with judge_server(unreadable=1.0, broken_after=2, broken_status=500) as server:  # a trial, and one reply
+        judge = config(server, limits={"attempts": 1}, **unreadable)
+        (verdict,) = cached.member(judge, session).judge(pairs)
+        assert (verdict.p_a, verdict.abstained) == (None, "failed")
+    with judge_server(port=port_of(server)) as server:
+        assert cached.member(judge, session).judge(pairs)[0].p_a is not None
 
 
 def test_an_answer_that_was_cut_before_it_said_anything_is_unreadable() -> None:
@@ -163,7 +179,7 @@ def test_a_question_that_the_server_cut_in_silence_is_left_open_until_its_contex
         assert short.p_a is not None
         assert (long.p_a, long.abstained) == (None, "truncated")
         assert "OLLAMA_CONTEXT_LENGTH" in long.evidence["trouble"][0]
-    with judge_server(port=int(server.url.split(":")[2].split("/")[0])) as server:
+    with judge_server(port=port_of(server)) as server:
         assert all(verdict.p_a is not None for verdict in cached.member(judge, session).judge(pairs))
 
 

@@ -105,6 +105,22 @@ def test_reasoning_that_is_counted_only_in_the_total_is_paid_for() -> None:
     assert attempt.charge == attempt.reply.cost == 12 * 400 + 387 * 1600
 
 
+@pytest.mark.parametrize("choice", [{"finish_reason": "error"}, {"error": {"code": 502, "message": "gone"}}])
+def test_an_error_inside_a_choice_is_no_answer(choice: dict[str, Any]) -> None:
+    told = json.loads(completion("Half an", usage={"prompt_tokens": 9, "completion_tokens": 2}))
+    told["choices"][0] |= choice
+    attempt = read_completion(json.dumps(told).encode(), PRICE)
+    assert attempt.reply.outcome == Outcome.TRANSIENT
+    assert attempt.charge == 9 * 400 + 2 * 1600
+
+
+def test_an_empty_answer_is_none_only_if_it_is_said_that_nothing_was_read_and_nothing_written() -> None:
+    nothing = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    for usage, outcome in ((nothing, Outcome.TRANSIENT), (None, Outcome.OK), ({"prompt_tokens": 9}, Outcome.OK)):
+        assert read_completion(completion("", usage=usage), PRICE).reply.outcome == outcome
+    assert read_completion(completion("K", usage=nothing), PRICE).reply.outcome == Outcome.OK
+
+
 def read(question: str, tokens_in: int) -> Outcome:
     asked = Request({"messages": [{"role": "user", "content": question}]}, 1)
     usage = {"prompt_tokens": tokens_in, "completion_tokens": 1}

@@ -142,6 +142,12 @@ class World:
             choice["message"] = {"role": "assistant", "content": None, "refusal": "I cannot help with that."}
         elif kind == "filter":
             choice["finish_reason"], choice["message"]["content"] = "content_filter", ""
+        elif kind == "choice error":  # as OpenRouter tells what happened to the model behind it
+            choice |= {"finish_reason": "error", "error": {"code": 502, "message": "provider disconnected"}}
+            choice["message"]["content"] = ""
+        elif kind == "no tokens":
+            choice["message"]["content"], choice["logprobs"] = "", None
+            answer["usage"] = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
         usage = answer["usage"]
         tokens_out = usage["total_tokens"] - usage["prompt_tokens"]
         self.bill += usage["prompt_tokens"] * PRICE_IN + tokens_out * PRICE_OUT
