@@ -2,13 +2,16 @@
 
 What an endpoint can do is found out by asking it once, with a harmless question, and remembered in the journal: some
 refuse log-probabilities or schemas, some want `max_completion_tokens`, some allow no temperature. Those refusals come
-with the first call and not with the ten-thousandth, and no pair is judged in another way than its neighbours.
+with the first call and not with the ten-thousandth, and no pair is judged in another way than its neighbours. An
+endpoint that refuses a real question all the same is asked once more: it may have been restarted with other options.
 
 What is left out: the questions themselves (`judges.llm`, `judges.rating`), attempts and money (`judges.client`).
 """
 
+import asyncio
 import ipaddress
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
@@ -20,13 +23,16 @@ from judges.base import Cost, JudgeConfig, Session
 from judges.batch import BatchClient, BatchConfig
 from judges.client import Client, Limits
 from judges.ledger import NANO, Ledger
-from judges.replies import ANSWERS, FREE, Outcome, Price, Request
+from judges.replies import ANSWERS, FREE, Outcome, Price, Reply, Request
 from pipeline.errors import JudgeError
 from pipeline.records import Record, digest
 from pipeline.store import Journal
 
 KIND = "endpoint"
 """The kind of the journal's rows: what an endpoint can do."""
+
+GENERATIONS = 100
+"""Times that what an endpoint takes can be found out anew; the last one counts."""
 
 TOP_LOGPROBS = 20
 """Likeliest tokens asked for: the most that the protocol allows."""
@@ -130,6 +136,8 @@ class Features(Record):
     """Takes another temperature than its own."""
     limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """The name of the option that bounds the answer."""
+    least: int = 1
+    """The smallest bound that it takes."""
 
 
 class Endpoint:
@@ -147,44 +155,117 @@ class Endpoint:
         told = (config.base_url, key, config.limits, config.prices, ledger, session.processes)
         self.client = Client(*told) if config.batch is None else BatchClient(*told, batch=config.batch)
         self._journal = Journal(session.journal) if session.journal else None
+        self._asked: list[Any] = []
+        self._learning = asyncio.Lock()
+        self._learned_again = False
         self.features = Features()
 
-    def find_out(self, *, logprobs: bool = False, json_schema: bool = False) -> Features:
+    def find_out(
+        self, max_out: int, *, logprobs: bool = False, json_schema: bool = False, afresh: bool = False
+    ) -> Features:
         """Learn what the endpoint takes, at most one of the two at a time, from the journal or by asking it.
+
+        Args:
+            max_out: most tokens of an answer, as the questions that follow have it.
+            afresh: ask it, whatever the journal says.
 
         Raises:
             JudgeError: it takes nothing that we can ask.
         """
-        asked = digest([self.config.base_url, self.config.model, self.config.extra_body, logprobs, json_schema])
-        known = self._journal.get_many(KIND, [asked]) if self._journal else {}
-        if asked in known:
-            self.features = Features.model_validate(known[asked])
+        c = self.config
+        self._asked = [c.base_url, c.model, c.extra_body, c.temperature, logprobs, json_schema, max_out]
+        known = [] if afresh else self._remembered()
+        if known:
+            self.features = known[-1]
             return self.features
-        self.client.run([partial(self._try_out, logprobs, json_schema)])
-        if self._journal:
-            self._journal.put_many(KIND, {asked: self.features.model_dump(mode="json")})
+        (self.features,) = self.client.run(
+            [partial(self._try_out, Features() if afresh else self.features, max_out, logprobs, json_schema)]
+        )
+        self._remember()
         return self.features
 
-    async def _try_out(self, logprobs: bool, json_schema: bool) -> None:
+    def _remembered(self) -> list[Features]:
+        """What the journal says of these options, generation by generation."""
+        keys = self._keys()
+        rows = self._journal.get_many(KIND, keys) if self._journal else {}
+        return [Features.model_validate(rows[key]) for key in keys if key in rows]
+
+    def _remember(self) -> None:
+        known = self._remembered()
+        if self._journal and len(known) < GENERATIONS and known[-1:] != [self.features]:
+            self._journal.put_many(KIND, {self._keys()[len(known)]: self.features.model_dump(mode="json")})
+
+    def _keys(self) -> list[str]:
+        return [digest([*self._asked, generation]) for generation in range(GENERATIONS)]
+
+    async def _try_out(self, features: Features, max_out: int, logprobs: bool, json_schema: bool) -> Features:
         wanted = {"logprobs": logprobs, "json_schema": json_schema}
         for _ in range(len(Features.model_fields) + 1):
-            trial = {name: wish and getattr(self.features, name) for name, wish in wanted.items()}
-            reply = await self.client.directly(self.request(TRIAL, 16, labels=("K", "P"), **trial))
-            if reply.outcome in ANSWERS:
-                if trial["logprobs"] and reply.logprobs is None:
-                    self.features = self.features.model_copy(update={"logprobs": False})
-                return
-            without = less(self.features, reply.detail, trial) if reply.outcome == Outcome.REJECTED else None
+            trial = {name: wish and getattr(features, name) for name, wish in wanted.items()}
+            reply = await self.client.directly(self._request(features, TRIAL, max_out, labels=("K", "P"), **trial))
+            # That is the answer of a model that reasons first, and could not in so few tokens.
+            if reply.outcome in ANSWERS or reply.outcome == Outcome.TOO_LONG:
+                silent = trial["logprobs"] and reply.logprobs is None
+                return features.model_copy(update={"logprobs": False}) if silent else features
+            without = less(features, reply.detail, trial) if reply.outcome == Outcome.REJECTED else None
             if without is None:
                 break
-            self.features = without
+            features = without
         raise JudgeError(
             f"judge {self.config.name}: {self.config.base_url} does not answer even 'which letter is it?' "
             f"({reply.outcome.value}: {reply.detail}); check model and base_url"
         )
 
-    def request(
+    async def complete(
         self,
+        messages: Sequence[Mapping[str, str]],
+        max_out: int,
+        *,
+        logprobs: bool = False,
+        json_schema: bool = False,
+        labels: tuple[str, ...] = (),
+        sample: int = 0,
+    ) -> Reply:
+        """The answer to a question; see `_request`, and `judges.client.Client.complete`.
+
+        Raises:
+            JudgeError: it no longer takes what it took when it was tried out.
+        """
+        asked = partial(
+            self._request,
+            messages=messages,
+            max_out=max_out,
+            logprobs=logprobs,
+            json_schema=json_schema,
+            labels=labels,
+            sample=sample,
+        )
+        request = asked(self.features)
+        reply = await self.client.complete(request)
+        if reply.outcome != Outcome.REJECTED:
+            return reply
+        await self._learn_again(max_out, logprobs, json_schema)
+        again = asked(self.features)
+        return reply if again.body == request.body else await self.client.complete(again)
+
+    async def _learn_again(self, max_out: int, logprobs: bool, json_schema: bool) -> None:
+        """Try out, once in this process, what the endpoint says of a question that it refused."""
+        async with self._learning:
+            if not self._learned_again:
+                self._learned_again = True
+                self.features = await self._try_out(Features(), max_out, logprobs, json_schema)
+                self._remember()
+        for name, wish in (("logprobs", logprobs), ("json_schema", json_schema)):
+            if wish and not getattr(self.features, name):
+                raise JudgeError(
+                    f"judge {self.config.name}: {self.config.base_url} no longer takes {name}, as it did; it may have "
+                    "been restarted with other options. Restore them, or run the same command again: it is then asked "
+                    "in the way that it takes now"
+                )
+
+    def _request(
+        self,
+        features: Features,
         messages: Sequence[Mapping[str, str]],
         max_out: int,
         *,
@@ -196,13 +277,14 @@ class Endpoint:
         """The body of a call, with what the endpoint takes.
 
         Args:
-            max_out: most tokens of the answer.
+            max_out: most tokens of the answer; more where the endpoint takes no smaller number.
             logprobs: ask how likely the first tokens were.
             json_schema: hold the answer to an object with a reason and a verdict that is one of `labels`.
             sample: number among several equal calls.
         """
-        body: dict[str, Any] = {"model": self.config.model, "messages": list(messages), self.features.limit: max_out}
-        if self.features.temperature:
+        max_out = max(max_out, features.least)
+        body: dict[str, Any] = {"model": self.config.model, "messages": list(messages), features.limit: max_out}
+        if features.temperature:
             body["temperature"] = self.config.temperature
         if logprobs:
             body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
@@ -233,6 +315,11 @@ def schema_of(labels: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
+LEAST = re.compile(r"(max_\w*tokens).*expected a value >= (\d{1,4})\b", re.DOTALL)
+"""How an endpoint says that it takes no smaller bound. OpenAI: "Invalid 'max_output_tokens': integer below minimum
+value. Expected a value >= 16, but got 1 instead"."""
+
+
 def less(features: Features, complaint: str, tried: Mapping[str, bool]) -> Features | None:
     """The features without the one that the endpoint complained about; None if there is none to leave out.
 
@@ -241,6 +328,9 @@ def less(features: Features, complaint: str, tried: Mapping[str, bool]) -> Featu
         tried: what was asked for besides an answer.
     """
     said = complaint.lower()
+    least = LEAST.search(said)
+    if least and int(least[2]) > features.least:
+        return features.model_copy(update={"least": int(least[2])})
     if features.limit == "max_tokens" and ("max_completion_tokens" in said or "max_tokens" in said):
         return features.model_copy(update={"limit": "max_completion_tokens"})
     words = {"logprobs": ("logprob",), "json_schema": ("response_format", "json_schema", "schema", "grammar")}

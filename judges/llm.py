@@ -15,6 +15,7 @@ What is left out: how a comparison is written (`judges.pairwise`, `judges.render
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -37,11 +38,17 @@ ABSTAINED = {
 }
 """Outcomes that are abstentions; every other one without an answer is `failed`."""
 
+THOUGHT_ONLY = (
+    "a reply ended at its limit of tokens before it said anything, as of a model that reasons first; ask it with the "
+    "judge llm and mode: json or reason, and raise max_tokens"
+)
+
 
 class Config(PairwiseConfig, ApiConfig):
     """Which model is asked, and how."""
 
     RUNTIME: ClassVar[frozenset[str]] = ApiConfig.RUNTIME
+    VERSION: ClassVar[int] = PairwiseConfig.VERSION + 1
 
     name: Literal["llm"] = "llm"
     mode: Mode = "label"
@@ -168,6 +175,8 @@ class Asked:
             {"role": "user", "content": question.user},
         )
         self.replies: list[Reply] = []
+        self.cut = ""
+        """What to do about a reply that ended at its limit of tokens, before its verdict; nothing if none did."""
 
     def again(self, contract: str) -> tuple[Mapping[str, str], ...]:
         """The turns that ask for the verdict alone, after the last reply."""
@@ -180,6 +189,8 @@ class Asked:
         if reply.outcome != Outcome.OK:
             return Said(abstained=ABSTAINED.get(reply.outcome, "failed"))
         found = label_logprobs(reply.logprobs or (), self.model.labels)
+        if not found and thought_only(reply):
+            self.cut = THOUGHT_ONLY
         return Said(found, abstained=None if found else "unreadable")
 
     async def for_words(self, sample: int) -> Said:
@@ -194,6 +205,9 @@ class Asked:
             label = label_of(verdict, labels) if isinstance(verdict, str) else None
         else:
             label = last_line(text, "verdict", labels)
+        if label is None and reply.finish == "length":
+            most = self.model.config.max_tokens
+            self.cut = f"a reply was cut at {most} tokens, before its verdict; raise max_tokens"
         return Said(label=label, abstained=None if label else "unreadable")
 
     async def for_verdict_alone(self, more: Sequence[Mapping[str, str]], sample: int) -> Said:
@@ -205,26 +219,35 @@ class Asked:
         return Said(label=label, abstained=None if label else "unreadable")
 
     async def _ask(self, more: Sequence[Mapping[str, str]], *, max_out: int, **options: Any) -> Reply:
-        endpoint = self.model.endpoint
-        request = endpoint.request([*self.turns, *more], max_out, labels=self.model.labels, **options)
-        self.replies.append(await endpoint.client.complete(request))
+        turns = [*self.turns, *more]
+        self.replies.append(await self.model.endpoint.complete(turns, max_out, labels=self.model.labels, **options))
         return self.replies[-1]
 
     def reading(self, said: Said, votes: Sequence[str] = ()) -> Reading:
         """What the judge makes its verdict of."""
         counts = tuple(votes.count(label) for label in self.model.labels)
         evidence: dict[str, Any] = {"mode": self.model.mode, "said": [reply.text for reply in self.replies]}
-        if details := [reply.detail for reply in self.replies if reply.detail]:
+        abstained = None if said.logprobs or votes else said.abstained
+        details = [reply.detail for reply in self.replies if reply.detail]
+        if abstained == "unreadable" and self.cut:
+            abstained = "truncated"
+            details.append(self.cut)
+        if details:
             evidence["trouble"] = details
         return Reading(
             logprobs=said.logprobs,
             votes=(counts[0], counts[1]) if votes else None,
-            abstained=None if said.logprobs or votes else said.abstained,
+            abstained=abstained,
             evidence=evidence,
             tokens_in=sum(reply.tokens_in for reply in self.replies),
             tokens_out=sum(reply.tokens_out for reply in self.replies),
             cost_usd=sum(reply.cost for reply in self.replies) / NANO,
         )
+
+
+def thought_only(reply: Reply) -> bool:
+    """True if all tokens that it was allowed went by before the reply said anything."""
+    return reply.finish == "length" and not (reply.text or "").strip()
 
 
 def choose_mode(config: Config, endpoint: Endpoint) -> tuple[Mode, Features]:
@@ -234,8 +257,11 @@ def choose_mode(config: Config, endpoint: Endpoint) -> tuple[Mode, Features]:
         JudgeError: it can do none.
     """
     modes: tuple[Mode, ...] = (config.mode, *config.fallback)
-    for mode in modes:
-        features = endpoint.find_out(logprobs=mode in ("label", "reason"), json_schema=mode == "json")
+    # Before it is said that it can do none, the endpoint itself is asked and not the journal.
+    for afresh, mode in product((False, True), modes):
+        max_out = 1 if mode == "label" else config.max_tokens
+        wanted = {"logprobs": mode in ("label", "reason"), "json_schema": mode == "json"}
+        features = endpoint.find_out(max_out, **wanted, afresh=afresh)
         if mode == "reason" or (features.logprobs if mode == "label" else features.json_schema):
             return mode, features
     raise JudgeError(

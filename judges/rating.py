@@ -9,6 +9,7 @@ What is left out: comparisons (`judges.llm`), attempts and money (`judges.client
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -17,7 +18,7 @@ from pydantic import Field
 from judges.api import ApiConfig, Endpoint
 from judges.base import Cost, Session, sigmoid
 from judges.ledger import NANO
-from judges.llm import ABSTAINED
+from judges.llm import ABSTAINED, THOUGHT_ONLY, thought_only
 from judges.rendering import (
     ALONE,
     AloneTemplate,
@@ -43,6 +44,7 @@ class Config(ApiConfig):
     """Which model is asked, and what its scores mean."""
 
     RUNTIME: ClassVar[frozenset[str]] = ApiConfig.RUNTIME
+    VERSION: ClassVar[int] = 2
 
     name: Literal["rating"] = "rating"
     prompt: AloneTemplate = "rating"
@@ -105,7 +107,7 @@ class RatingJudge:
         self.config = config
         self.fingerprint = config.fingerprint()
         self.endpoint = endpoint
-        self.features = endpoint.find_out(logprobs=True)
+        self.features = endpoint.find_out(1, logprobs=True)
         self.writer = Writer(config)
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
@@ -127,10 +129,11 @@ class RatingJudge:
     async def _rating(self, prompt: Prompt, text: str) -> Rating:
         turns = self.writer.turns(prompt, text)
         max_out = 1 if self.features.logprobs else 8
-        request = self.endpoint.request(turns, max_out, logprobs=self.features.logprobs)
-        reply = await self.endpoint.client.complete(request)
+        reply = await self.endpoint.complete(turns, max_out, logprobs=self.features.logprobs)
         if reply.outcome != Outcome.OK:
             return Rating(reply, abstained=ABSTAINED.get(reply.outcome, "failed"))
+        if thought_only(reply) and not reply.logprobs:
+            return Rating(replace(reply, detail=THOUGHT_ONLY), abstained="truncated")
         if reply.logprobs is None:
             said = score_of(reply.text or "", LOWEST, HIGHEST)
             return Rating(reply, said, None if said is not None else "unreadable")

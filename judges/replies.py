@@ -33,7 +33,7 @@ class Outcome(enum.StrEnum):
     MALFORMED = "malformed"
     """HTTP 200, and no chat completion in it."""
     TOO_LONG = "too_long"
-    """The question does not fit the model's context."""
+    """The question does not fit the model's context, or the thoughts before an answer into the tokens allowed."""
     REJECTED = "rejected"
     """The server will not take this request, whatever the time."""
     NO_ACCESS = "no_access"
@@ -146,6 +146,10 @@ class Attempt(NamedTuple):
 NOT_SENT = Attempt(Reply(Outcome.NOT_SENT), charge=0)
 
 
+TOO_LONG = ("context length", "context size", "output limit was reached")
+"""How servers say it."""
+
+
 def outcome_of(status: int, content: bytes) -> Outcome:
     """The outcome of an HTTP response that is no answer; status 0: there was none."""
     code, message = _error(content)
@@ -160,7 +164,7 @@ def outcome_of(status: int, content: bytes) -> Outcome:
     if status == 404 or 300 <= status < 400:
         return Outcome.NO_SUCH
     if status in (400, 413, 422):
-        if "context_length" in code or "context length" in message or "context size" in message:
+        if "context_length" in code or any(words in message for words in TOO_LONG):
             return Outcome.TOO_LONG
         return Outcome.FILTERED if "content_filter" in code or "content_policy" in code else Outcome.REJECTED
     return Outcome.TRANSIENT

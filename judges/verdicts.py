@@ -55,13 +55,20 @@ def last_line(text: str, word: str, labels: tuple[str, str]) -> str | None:
 
 
 def json_field(text: str, field: str) -> Any:
-    """A field of a reply that is one JSON object, alone or in a fence; None if it is not, or has the field twice."""
+    """A field of a reply that is one JSON object, alone or in a fence; None if it is not, or has the field twice.
+
+    Thoughts before it, in one closed block that the server did not take out, are no part of the reply.
+    """
+    text = THOUGHTS.sub("", text, count=1)
     fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", text, re.DOTALL)
     try:
         told = json.loads(fenced[1] if fenced else text, object_pairs_hook=_once, parse_constant=_refused)
     except ValueError:
         return None
     return told.get(field) if isinstance(told, Mapping) else None
+
+
+THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 
 
 def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:

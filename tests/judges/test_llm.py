@@ -125,6 +125,57 @@ def test_an_option_that_an_endpoint_refuses_is_left_out_or_renamed(lacking: str)
         assert verdict.evidence["mode"] == "label" and verdict.p_a is not None
 
 
+def test_what_an_endpoint_takes_is_found_out_for_each_temperature(tmp_path: Path) -> None:
+    with judge_server(no_temperature=True) as server:  # but its own, which is 1
+        for temperature, refused in ((1.0, 0), (0.0, 1)):
+            (verdict,) = build(config(server, temperature=temperature), tmp_path).judge(PAIRS[:1])
+            assert verdict.p_a is not None
+            assert [kind for _, kind in server.tell("calls")].count("rejected") == refused
+
+
+def test_a_server_that_was_restarted_with_other_options_is_tried_out_once_more(tmp_path: Path) -> None:
+    with judge_server() as server:
+        build(config(server), tmp_path).judge(PAIRS[:1])
+    with judge_server(max_completion_tokens=True, port=port_of(server)) as server:
+        assert all(verdict.p_a is not None for verdict in build(config(server), tmp_path).judge(PAIRS[:9]))
+        refused = [kind for _, kind in server.tell("calls")].count("rejected")
+        build(config(server), tmp_path).judge(PAIRS[9:18])
+        assert [kind for _, kind in server.tell("calls")].count("rejected") == refused  # and that is remembered
+
+
+def test_a_server_that_lost_what_a_mode_needs_stops_the_run_and_the_next_uses_the_next_mode(tmp_path: Path) -> None:
+    with judge_server() as server:
+        build(config(server), tmp_path)
+    with judge_server(no_logprobs=True, port=port_of(server)) as server:
+        with pytest.raises(JudgeError, match="no longer takes logprobs"):
+            build(config(server), tmp_path).judge(PAIRS[:5])
+        verdicts = build(config(server), tmp_path).judge(PAIRS[:5])
+        assert {verdict.evidence["mode"] for verdict in verdicts} == {"json"}
+
+
+def test_a_server_that_was_mended_is_asked_before_it_is_said_that_it_can_do_nothing(tmp_path: Path) -> None:
+    with judge_server(no_logprobs=True) as server, pytest.raises(JudgeError, match="gives no log-probabilities"):
+        build(config(server, fallback=[]), tmp_path)
+    with judge_server(port=port_of(server)) as server:
+        assert build(config(server, fallback=[]), tmp_path).judge(PAIRS[:1])[0].p_a is not None
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "json"}, {"mode": "reason"}, {"name": "rating"}])
+def test_a_server_that_takes_no_small_limit_of_tokens_gets_the_least_that_it_takes(options: dict[str, Any]) -> None:
+    with judge_server(least=32) as server:
+        kind = Rating if options.get("name") == "rating" else Config
+        judge = kind(**{"model": "m", "base_url": server.url, "price": "free", **options})
+        assert all(verdict.p_a is not None for verdict in build(judge).judge(PAIRS[:5]))
+
+
+def test_a_model_whose_thoughts_need_more_than_one_token_is_asked_in_the_next_mode() -> None:
+    with judge_server(thoughts=100, unreadable=0.2) as server:
+        verdicts = build(config(server)).judge(PAIRS[:30])
+    assert {verdict.evidence["mode"] for verdict in verdicts} == {"json"}
+    # The question for a verdict alone allows 16 tokens.
+    assert {verdict.abstained for verdict in verdicts} == {None, "truncated"}
+
+
 def test_without_a_fallback_an_endpoint_that_cannot_do_the_mode_is_an_error() -> None:
     with judge_server(no_logprobs=True) as server, pytest.raises(JudgeError, match="gives no log-probabilities"):
         build(config(server, fallback=[]))
@@ -160,10 +211,12 @@ def test_an_outage_between_a_reply_and_the_question_for_its_verdict_alone_is_a_f
         assert cached.member(judge, session).judge(pairs)[0].p_a is not None
 
 
-def test_an_answer_that_was_cut_before_it_said_anything_is_unreadable() -> None:
-    with judge_server(only="no content", faults=1.0) as server:
-        (verdict,) = build(config(server, mode="reason", fallback=["reason"])).judge(PAIRS[:1])
-        assert (verdict.p_a, verdict.abstained) == (None, "unreadable")
+@pytest.mark.parametrize("mode", ["json", "reason"])
+def test_an_answer_that_was_cut_before_its_verdict_is_truncated_and_says_what_to_raise(mode: str) -> None:
+    with judge_server(only="no content", faults=1.0, no_logprobs=True) as server:
+        (verdict,) = build(config(server, mode=mode, fallback=["reason"])).judge(PAIRS[:1])
+        assert (verdict.p_a, verdict.abstained) == (None, "truncated")
+        assert "raise max_tokens" in verdict.evidence["trouble"][0]
 
 
 @pytest.mark.parametrize("kind", [{"name": "llm"}, {"name": "llm", "mode": "json"}, {"name": "rating"}])

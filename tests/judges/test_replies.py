@@ -19,6 +19,12 @@ PRICE = Price(input=0.4, output=1.6)
         (400, b'{"error": {"message": "bad", "code": null, "type": "invalid_request_error"}}', Outcome.REJECTED),
         (400, b'{"error": {"message": "x", "code": "context_length_exceeded"}}', Outcome.TOO_LONG),
         (400, b'{"error": {"message": "This model\'s maximum context length is 4096", "code": 400}}', Outcome.TOO_LONG),
+        (
+            400,
+            b'{"error": {"message": "Could not finish the message because max_tokens or model output limit was '
+            b'reached."}}',
+            Outcome.TOO_LONG,
+        ),
         (400, b'{"error": {"message": "x", "code": "content_filter"}}', Outcome.FILTERED),
         (401, b"", Outcome.NO_ACCESS),
         (403, b'{"error": {"message": "Your account is not active", "code": "billing"}}', Outcome.NO_ACCESS),

@@ -76,6 +76,11 @@ def test_the_last_line_is_the_verdict_or_there_is_none(reply: str, label: str | 
     [
         ('{"reason": "so", "verdict": "K"}', "K"),
         ('```json\n{"verdict": "P"}\n```', "P"),
+        ('<think>\nFirst {"verdict": "P"}, then\n</think>\n\n{"verdict": "K"}', "K"),
+        ('<think></think>```json\n{"verdict": "K"}\n```', "K"),
+        ('<think>once</think><think>twice</think>{"verdict": "K"}', None),
+        ('<think>{"verdict": "K"}', None),
+        ('{"verdict": "K"}<think>later</think>', None),
         ('{"verdict": "K", "verdict": "P"}', None),
         ('{"verdict": "K"} and more', None),
         ('Here it is: {"verdict": "K"}', None),

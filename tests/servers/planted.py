@@ -106,10 +106,18 @@ class World:
             return "You are not allowed to request logprobs from this model"
         if o.no_schema and "response_format" in body:
             return "response_format json_schema is not supported"
-        if o.no_temperature and "temperature" in body:
+        if o.no_temperature and body.get("temperature", 1) != 1:
             return "temperature does not support 0 with this model"
         if o.max_completion_tokens and "max_tokens" in body:
             return "max_tokens is not supported with this model; use max_completion_tokens"
+        allowed = max(body.get("max_tokens", 0), body.get("max_completion_tokens", 0))
+        if allowed < o.least:
+            return (
+                "Invalid 'max_output_tokens': integer below minimum value. "
+                f"Expected a value >= {o.least:.0f}, but got {allowed} instead."
+            )
+        if allowed < o.thoughts:  # of a model that reasons first
+            return "Could not finish the message because max_tokens or model output limit was reached."
         return ""
 
     def note(
@@ -371,6 +379,7 @@ def parser() -> argparse.ArgumentParser:
         ("latency", 0.0), ("faults", 0.0), ("accuracy", 1.0), ("bias", 0.0), ("unreadable", 0.0), ("rpm", 0.0),
         ("batch_s", 0.1), ("broken_after", 0.0), ("broken_status", 0.0), ("first", 0.0),
         ("refuses_with", 400.0), ("lost_batches", 0.0), ("reasoning", 0.0), ("context", 0.0),
+        ("least", 0.0), ("thoughts", 0.0),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=float, default=default)
     parser.add_argument("--only", default="")
