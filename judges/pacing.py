@@ -113,7 +113,7 @@ class Breaker:
     def __init__(self, outage_s: float, now: Callable[[], float] = time.monotonic) -> None:
         self.outage_s = outage_s
         self._now = now
-        self._heard_at = now()
+        self._down_since: float | None = None
         self._in_a_row = 0
         self._recent: deque[bool] = deque(maxlen=100)
         self._pause = 0.0
@@ -134,8 +134,10 @@ class Breaker:
         down = outcome in (Outcome.TRANSIENT, Outcome.MALFORMED)
         self._recent.append(down)
         if not down:
-            self._heard_at, self._in_a_row, self._pause, self._trying = self._now(), 0, 0.0, False
+            self._down_since, self._in_a_row, self._pause, self._trying = None, 0, 0.0, False
             return
+        if self._down_since is None:  # and not since the last answer: nobody may have asked for hours
+            self._down_since = self._now()
         self._in_a_row += 1
         if self._trying:
             self._open(min(PROBE_MAX_S, 2 * self._pause))
@@ -143,8 +145,8 @@ class Breaker:
             self._open(PROBE_S)
 
     def gave_up(self) -> bool:
-        """True if nothing was heard for longer than the recipe will wait."""
-        return bool(self._pause) and self._now() - self._heard_at > self.outage_s
+        """True if all has failed for longer than the recipe will wait."""
+        return bool(self._pause) and self._down_since is not None and self._now() - self._down_since > self.outage_s
 
     def _recent_limit(self) -> float:
         return 50 if len(self._recent) == self._recent.maxlen else math.inf

@@ -99,14 +99,34 @@ def test_the_breaker_opens_when_more_than_half_of_the_last_hundred_failed() -> N
     assert not breaker.lets_through()
 
 
-def test_the_breaker_gives_up_only_while_it_is_open() -> None:
+def test_an_outage_begins_with_the_first_failure_however_long_nobody_asked_before() -> None:
     clock = Clock()
     breaker = Breaker(60, clock)
-    clock.now += 100
-    assert not breaker.gave_up()
+    breaker.heard(Outcome.OK)
+    clock.now += 3600  # a long batch, or training between two rounds of labels
     for _ in range(20):
         breaker.heard(Outcome.TRANSIENT)
+    assert not breaker.gave_up()
+    clock.now += 59
+    breaker.heard(Outcome.TRANSIENT)
+    assert not breaker.gave_up()
+    clock.now += 2
+    breaker.heard(Outcome.TRANSIENT)
     assert breaker.gave_up()
+    breaker.heard(Outcome.RATE_LIMITED)
+    assert not breaker.gave_up()
+    clock.now += 3600
+    breaker.heard(Outcome.TRANSIENT)
+    assert not breaker.gave_up()
+
+
+def test_failures_over_a_long_time_are_no_outage_before_the_breaker_opens() -> None:
+    clock = Clock()
+    breaker = Breaker(60, clock)
+    for _ in range(19):
+        breaker.heard(Outcome.TRANSIENT)
+        clock.now += 10
+    assert not breaker.gave_up()
 
 
 def test_a_pace_without_a_limit_waits_for_nothing_and_unused_tokens_come_back() -> None:
