@@ -66,7 +66,8 @@ class Limits(Config):
     attempts: int = Field(default=10, ge=1)
     """Attempts at one question before the pair is left open (`failed`)."""
     outage_s: float = Field(default=900.0, gt=0)
-    """Seconds without any answer after which the run stops; the same command goes on where it was."""
+    """Seconds of failures without any answer after which the run stops; the same command goes on where it was. No
+    pause that a server asks for is longer."""
 
 
 class Client:
@@ -279,7 +280,8 @@ class Client:
         started = time.monotonic()
         status, headers, content, detail = await self._post(request.body)
         attempt = self._read(request, status, content, self.price, detail)
-        return attempt._replace(seconds=time.monotonic() - started, pause=pause_of(headers, time.time()))
+        pause = min(pause_of(headers, time.time()), self.limits.outage_s)
+        return attempt._replace(seconds=time.monotonic() - started, pause=pause)
 
     def _read(self, request: Request, status: int, content: bytes, price: Price, detail: str = "") -> Attempt:
         """What an HTTP response is worth."""

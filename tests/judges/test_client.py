@@ -61,6 +61,13 @@ def test_a_fault_is_tried_again_and_every_attempt_is_in_the_books(kind: str, tmp
         assert charged(tmp_path) >= server.tell("stats")["bill"] > 0
 
 
+def test_no_pause_that_a_server_asks_for_is_longer_than_an_outage_may_be(tmp_path: Path) -> None:
+    with judge_server(only="429 until", first=1) as server:
+        started = time.monotonic()
+        assert ask(client(server, tmp_path, outage_s=0.5))[0].text == "K"
+        assert 0.5 <= time.monotonic() - started < 5
+
+
 def test_an_answer_without_a_token_is_none_and_is_asked_for_again(tmp_path: Path) -> None:
     with judge_server(only="no tokens", first=1) as server:
         assert ask(client(server, tmp_path))[0].text == "K"

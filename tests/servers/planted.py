@@ -128,6 +128,8 @@ class World:
 
     def happens(self, kind: str, body: dict[str, Any]) -> tuple[int, bytes, dict[str, str]]:
         pause = {"429 after": {"retry-after": "0.1"}, "429 after ms": {"retry-after-ms": "30"}}.get(kind, {})
+        if kind == "429 until":  # seconds since 1970, where seconds from now belong
+            pause = {"x-ratelimit-reset-requests": "1795564800"}
         if kind.startswith("429"):
             return 429, error("too many requests", "rate_limit_exceeded"), pause
         if kind == "flagged":  # as OpenRouter says that its moderation stopped a question
