@@ -44,6 +44,9 @@ from pipeline.records import digest
 
 T = TypeVar("T")
 
+OPENAI = "api.openai.com"
+"""The only host that is sent the headers of OPENAI_CUSTOM_HEADERS, OPENAI_ORG_ID and OPENAI_PROJECT_ID."""
+
 CONNECT_S = 5.0
 """Seconds to reach the server."""
 
@@ -320,6 +323,10 @@ class Client:
         server = openai.AsyncOpenAI(
             base_url=self.base_url, api_key=self._api_key or "none", max_retries=0, http_client=self._transport
         )
+        if server.base_url.host != OPENAI:
+            # The client adds what the environment has for OpenAI, secrets among it, whatever the address is.
+            server.organization = server.project = server.admin_api_key = None
+            server._custom_headers = {}
         told = {**server.default_headers, **server.auth_headers}
         self._headers = {name: value for name, value in told.items() if isinstance(value, str)}
         return server

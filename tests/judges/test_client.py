@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from servers import Server, judge_server
 
+from judges.batch import BatchClient, BatchConfig
 from judges.client import Client, Limits
 from judges.ledger import Ledger, bill
 from judges.replies import (
@@ -168,6 +169,45 @@ def test_a_key_is_in_no_message_and_on_no_disk(tmp_path: Path) -> None:
     assert "sk-canary" not in str(caught.value) and "***" in str(caught.value)
     asked.close()
     assert not [path for path in tmp_path.iterdir() if b"sk-canary" in path.read_bytes()]
+
+
+AMBIENT = {
+    "OPENAI_CUSTOM_HEADERS": "X-Gateway: canary\nAuthorization: Bearer canary",
+    "OPENAI_ORG_ID": "canary",
+    "OPENAI_PROJECT_ID": "canary",
+    "OPENAI_ADMIN_KEY": "canary",
+    "OPENAI_API_KEY": "canary",
+}
+"""What the openai client takes from the environment by itself."""
+
+
+@pytest.mark.parametrize("batch", [None, BatchConfig(poll_s=0.05)])
+def test_what_the_environment_has_for_openai_goes_to_no_other_server(
+    batch: BatchConfig | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in AMBIENT.items():
+        monkeypatch.setenv(name, value)
+    told = (Limits(timeout_s=5), PRICE, Ledger(tmp_path / "journal.sqlite", "run"))
+    with judge_server() as server:
+        key = "sk-own"
+        asked = BatchClient(server.url, key, *told, batch=batch) if batch else Client(server.url, key, *told)
+        assert ask(asked)[0].text == "K"
+        heads = server.tell("heads")
+    assert ("/v1/batches" in heads) == bool(batch)
+    assert "canary" not in str(heads) and "openai-organization" not in str(heads)
+    assert all("authorization: bearer sk-own" in head for path, head in heads.items() if "heads" not in path)
+
+
+def test_openai_itself_is_told_the_organisation_and_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in AMBIENT.items():
+        monkeypatch.setenv(name, value)
+    ledger = Ledger(tmp_path / "journal.sqlite", "run")
+    asked = Client("https://api.openai.com/v1", "sk-own", Limits(), PRICE, ledger)
+    asked._connected()
+    told = {name: asked._headers[name] for name in ("OpenAI-Organization", "OpenAI-Project", "Authorization")}
+    assert told == {"OpenAI-Organization": "canary", "OpenAI-Project": "canary", "Authorization": "Bearer sk-own"}
 
 
 def test_a_redirect_does_not_take_the_prompts_to_another_address(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ class Server:
         self.url = f"http://127.0.0.1:{port}/v1"
 
     def tell(self, what: str) -> Any:
-        """What it says at /stats or /calls."""
+        """What it says at /stats, /calls or /heads."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"{self.url}/{what}") as response:
             return json.load(response)

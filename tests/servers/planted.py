@@ -62,6 +62,8 @@ class World:
         self.asked: collections.Counter[str] = collections.Counter()
         self.calls: list[tuple[str, str]] = []
         self.bill = 0
+        self.heads: dict[str, str] = {}
+        """The last head of a request, by its path."""
         self.inside = self.most_inside = 0
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
@@ -309,6 +311,7 @@ class Connection(asyncio.Protocol):
                 return
             first, body = self.buffer[: self.buffer.find(b"\r\n")].decode(), self.buffer[end + 4 : whole]
             self.buffer = self.buffer[whole:]
+            self.world.heads[first.split(" ")[1]] = head.decode()
             self.handle(*first.split(" ")[:2], body)
 
     def handle(self, method: str, path: str, body: bytes) -> None:
@@ -329,6 +332,8 @@ class Connection(asyncio.Protocol):
             told: Any = {"bill": world.bill, "calls": len(world.calls), "most_inside": world.most_inside}
         elif path == "/calls":
             told = world.calls
+        elif path == "/heads":
+            told = world.heads
         elif path == "/models":
             told = {"object": "list", "data": [{"id": "planted", "object": "model"}]}
         elif path == "/files":
