@@ -156,6 +156,7 @@ class Endpoint:
         self.client = Client(*told) if config.batch is None else BatchClient(*told, batch=config.batch)
         self._journal = Journal(session.journal) if session.journal else None
         self._asked: list[Any] = []
+        self._wanted = (False, False)
         self._learning = asyncio.Lock()
         self._learned_again = False
         self.features = Features()
@@ -173,14 +174,13 @@ class Endpoint:
             JudgeError: it takes nothing that we can ask.
         """
         c = self.config
-        self._asked = [c.base_url, c.model, c.extra_body, c.temperature, logprobs, json_schema, max_out]
+        self._wanted = (logprobs, json_schema)
+        self._asked = [c.base_url, c.model, c.extra_body, c.temperature, *self._wanted, max_out]
         known = [] if afresh else self._remembered()
         if known:
             self.features = known[-1]
             return self.features
-        (self.features,) = self.client.run(
-            [partial(self._try_out, Features() if afresh else self.features, max_out, logprobs, json_schema)]
-        )
+        (self.features,) = self.client.run([partial(self._try_out, Features() if afresh else self.features, max_out)])
         self._remember()
         return self.features
 
@@ -198,8 +198,9 @@ class Endpoint:
     def _keys(self) -> list[str]:
         return [digest([*self._asked, generation]) for generation in range(GENERATIONS)]
 
-    async def _try_out(self, features: Features, max_out: int, logprobs: bool, json_schema: bool) -> Features:
-        wanted = {"logprobs": logprobs, "json_schema": json_schema}
+    async def _try_out(self, features: Features, max_out: int) -> Features:
+        """What of these features it takes, asked for all that the mode wants."""
+        wanted = dict(zip(("logprobs", "json_schema"), self._wanted, strict=True))
         for _ in range(len(Features.model_fields) + 1):
             trial = {name: wish and getattr(features, name) for name, wish in wanted.items()}
             reply = await self.client.directly(self._request(features, TRIAL, max_out, labels=("K", "P"), **trial))
@@ -253,7 +254,7 @@ class Endpoint:
         async with self._learning:
             if not self._learned_again:
                 self._learned_again = True
-                self.features = await self._try_out(Features(), max_out, logprobs, json_schema)
+                self.features = await self._try_out(Features(least=self.features.least), max_out)
                 self._remember()
         for name, wish in (("logprobs", logprobs), ("json_schema", json_schema)):
             if wish and not getattr(self.features, name):

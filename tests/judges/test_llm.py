@@ -143,6 +143,18 @@ def test_a_server_that_was_restarted_with_other_options_is_tried_out_once_more(t
         assert [kind for _, kind in server.tell("calls")].count("rejected") == refused  # and that is remembered
 
 
+def test_trying_out_once_more_does_not_forget_that_there_are_no_log_probabilities(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"mode": "reason"}
+    with judge_server(no_logprobs=True) as server:
+        build(config(server, **options), tmp_path).judge(PAIRS[:1])
+    with judge_server(no_logprobs=True, max_completion_tokens=True, port=port_of(server)) as server:
+        for pairs in (PAIRS[:5], PAIRS[5:10]):
+            assert all(each.p_a is not None for each in build(config(server, **options), tmp_path).judge(pairs))
+        refused = [kind for _, kind in server.tell("calls")].count("rejected")
+        build(config(server, **options), tmp_path).judge(PAIRS[10:15])
+        assert [kind for _, kind in server.tell("calls")].count("rejected") == refused
+
+
 def test_a_server_that_lost_what_a_mode_needs_stops_the_run_and_the_next_uses_the_next_mode(tmp_path: Path) -> None:
     with judge_server() as server:
         build(config(server), tmp_path)
