@@ -93,7 +93,7 @@ def together(job: Path, phase: str, config: LaunchConfig) -> list[Process]:
         RecipeError: a path or variable that another machine must be told cannot be put on its command line.
     """
     if config.world == 1 and not config.zero:
-        return shared(job, phase, 1)
+        return [Process(_command(job, phase), {**environment(phase, 0, 1), **_one_device()})]
     hosts = config.hosts or ("127.0.0.1",)
     port = config.port or _free_port()
     found = []
@@ -125,6 +125,12 @@ def environment(phase: str, rank: int, ranks: int) -> dict[str, str]:
     # glibc gives every large tensor back to the kernel and asks for it anew: a quarter of the time of training here.
     kept = {f"MALLOC_{name}_": str(2**33) for name in ("MMAP_THRESHOLD", "TRIM_THRESHOLD")}
     return {**kept, **os.environ, **_told(phase, rank, ranks)}
+
+
+def _one_device() -> dict[str, str]:
+    # transformers spreads the batches of a process that has no rank over all GPUs that it sees (nn.DataParallel), which
+    # TRL's trainers refuse, and which makes the batch as many times as large.
+    return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()}
 
 
 def _told(phase: str, rank: int, ranks: int) -> dict[str, str]:

@@ -69,7 +69,7 @@ def _device() -> str:
     import torch
 
     if device().type == "cuda":
-        # One process uses all of them: transformers divides each batch.
+        # Those that this process sees: one if it trains alone (`launch.together`), else all, of which it uses one.
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device())}"
     return f"cpu, {torch.backends.cpu.get_cpu_capability()}"
 

@@ -33,6 +33,25 @@ def test_one_process_is_a_worker_like_any_other(monkeypatch: pytest.MonkeyPatch)
     assert "RANK" not in alone.environment and alone.environment["PREFLOOP_WORLD"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("set_to", "seen"),
+    [(None, "0"), ("0,1", "0"), ("3, 1", "3"), ("GPU-8932f937,GPU-46dcde59", "GPU-8932f937"), ("", ""), ("-1", "-1")],
+)
+def test_one_process_sees_the_first_visible_gpu_alone_because_transformers_would_spread_its_batches_over_all(
+    set_to: str | None, seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if set_to is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", set_to)
+    (alone,) = started(HERE)
+    assert alone["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_processes_that_train_together_see_the_gpus_that_the_run_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in started(LaunchConfig(gpus=2))] == ["4,5", "4,5"]
+
+
 def test_processes_on_one_machine_are_numbered_and_meet_at_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
