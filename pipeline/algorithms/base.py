@@ -457,6 +457,8 @@ class Setting(Config):
             "fp16": dtype == torch.float16,
             "save_strategy": "steps",
             "disable_tqdm": True,
+            # A loss that is no number would be logged as the mean of those before it, and stop nothing.
+            "logging_nan_inf_filter": False,
             # Keeps the columns that a collator of ours reads.
             "remove_unused_columns": False,
             "dataloader_pin_memory": self.model.device.type != "cpu",

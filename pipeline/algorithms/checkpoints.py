@@ -48,14 +48,14 @@ def fit(trainer: "Trainer", kept: "Checkpoints") -> list[dict[str, float]]:
         What it logged, a line an update and a line an evaluation.
 
     Raises:
-        TrainingError: the loss is not a number, or the checkpoint was made otherwise (`Checkpoints.newest`).
+        TrainingError: a loss, a gradient or a weight is not a number, or the checkpoint was made otherwise
+            (`Checkpoints.newest`).
     """
     train_in_fp32(trainer.model)
     trainer.add_callback(_callback(kept, trainer))
     trainer.train(resume_from_checkpoint=str(kept.newest) if kept.newest else None)
-    metrics = _metrics(trainer.state.log_history)
-    _check(metrics, kept.step)
-    return metrics
+    _check_weights(trainer, kept.step)
+    return _metrics(trainer.state.log_history)
 
 
 def train_in_fp32(model: Any) -> None:
@@ -233,15 +233,31 @@ def _callback(kept: Checkpoints, trainer: "Trainer") -> "TrainerCallback":
     trainer.remove_callback(PrinterCallback)
 
     class Seal(TrainerCallback):  # type: ignore[misc]
-        """Seals every checkpoint when it is complete, keeps the two newest, and shows the progress."""
+        """Seals every checkpoint when it is complete, keeps the two newest, shows the progress, and stops a training
+        whose numbers are none."""
 
         bar: Bar | None = None
+        factor = 1.0
+        taken = True
+        skipped = 0
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.factor = _loss_factor(trainer)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            # accelerate does not see what a fused optimizer skips.
+            skipped = trainer.accelerator.optimizer_step_was_skipped or _loss_factor(trainer) < self.factor
+            self.taken, self.skipped = not skipped, self.skipped + skipped
             self.bar = self.bar or Bar(kept.step, total=state.max_steps).__enter__()
             last = state.log_history[-1] if state.log_history else {}
             noted = [f"{name} {last[name]:.3f}" for name in ("reward", "loss") if name in last]
             self.bar.at(state.global_step, " ".join(noted))
+
+        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            line = state.log_history[-1]
+            check(line, kept.step, step_taken=self.taken)
+            if self.skipped and "loss" in line:
+                line["steps_skipped"], self.skipped = self.skipped, 0
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             kept.seal(state.global_step, state.max_steps)
@@ -253,21 +269,52 @@ def _callback(kept: Checkpoints, trainer: "Trainer") -> "TrainerCallback":
     return Seal()
 
 
+def _loss_factor(trainer: "Trainer") -> float:
+    """What fp16 multiplies the loss by; less after a step that it skipped, because a gradient was no finite number."""
+    scaler = trainer.accelerator.scaler
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
 def _metrics(history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """What the trainer logged, a line an update and a line an evaluation, without what depends on the clock."""
+    """What the trainer logged, a line an update and a line an evaluation, without what depends on the clock and without
+    what is no finite number: the norm of a gradient whose step fp16 skipped, or a mean of nothing."""
     lines = [
-        {name: value for name, value in line.items() if not any(part in name for part in TIMED)} for line in history
+        {
+            name: value
+            for name, value in line.items()
+            if not any(part in name for part in TIMED) and (not isinstance(value, float) or math.isfinite(value))
+        }
+        for line in history
     ]
     return [line for line in lines if LOSSES & line.keys()]
 
 
-def _check(metrics: Sequence[dict[str, float]], step: str) -> None:
-    for line in metrics:
-        for name in sorted(LOSSES & line.keys()):
-            if not math.isfinite(line[name]):
-                raise TrainingError(
-                    f"{step}: the {name} is {line[name]} at update {line['step']:.0f}; lower learning_rate"
-                )
+def check(line: Mapping[str, float], step: str, *, step_taken: bool = True) -> None:
+    """Stop a training that has gone wrong.
+
+    Args:
+        line: what a trainer of transformers logged.
+        step: the step's name, for messages.
+        step_taken: the last gradient's step was taken, and not skipped as fp16 does now and then.
+
+    Raises:
+        TrainingError: a loss, or the gradient of a step that was taken, is not a number.
+    """
+    found = {name: line[name] for name in sorted(LOSSES & line.keys())}
+    if step_taken and "grad_norm" in line:
+        found["gradient"] = line["grad_norm"]
+    remedy = "lower learning_rate" if line["step"] else "set model.dtype to bf16 or fp32"
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise TrainingError(f"{step}: the {name} is {value} at update {line['step']:.0f}; {remedy}")
+
+
+def _check_weights(trainer: "Trainer", step: str) -> None:
+    """The last gradients may be in no line of the log."""
+    if not all(bool(each.isfinite().all()) for each in trainer.model.parameters() if each.requires_grad):
+        raise TrainingError(
+            f"{step}: the weights are no finite numbers after update {trainer.state.global_step}; lower learning_rate"
+        )
 
 
 def write_metrics(folder: Path, metrics: Sequence[dict[str, Any]]) -> None:

@@ -96,11 +96,11 @@ class Config(PolicyConfig):
                 f"max_length ({self.max_length}); raise it"
             )
         trainer: Any = self.sft_trainer(rows, tests, setting)
-        metrics = _held_out_loss(trainer, 0) if tests else []
+        metrics = _held_out_loss(trainer, 0, run.step) if tests else []
         metrics += checkpoints.fit(trainer, run.checkpoints)
         # With eval_steps the trainer has measured it at the last update already.
         if tests and ("eval_loss" not in metrics[-1] or metrics[-1]["step"] < trainer.state.global_step):
-            metrics += _held_out_loss(trainer, trainer.state.global_step)
+            metrics += _held_out_loss(trainer, trainer.state.global_step, run.step)
         summary: dict[str, Any] = {
             "demonstrations": len(shown),
             "examples": len(rows),
@@ -265,11 +265,17 @@ def _plain(tokenizer: Any, text: str) -> Example:
     return Example(ids, list(ids))
 
 
-def _held_out_loss(trainer: Any, step: int) -> list[dict[str, float]]:
-    """A line for the metrics."""
+def _held_out_loss(trainer: Any, update: int, step: str) -> list[dict[str, float]]:
+    """A line for the metrics.
+
+    Raises:
+        TrainingError: it is not a number.
+    """
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
     found = trainer.evaluate()
     trainer.state.log_history.clear()
-    return [{"step": step, "eval_loss": found["eval_loss"]}]
+    line = {"step": update, "eval_loss": found["eval_loss"]}
+    checkpoints.check(line, step)
+    return [line]

@@ -215,7 +215,63 @@ def test_losses_on_held_out_examples_are_kept_and_what_depends_on_the_clock_is_n
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_an_error_that_names_the_update(loss: float, name: str) -> None:
     with pytest.raises(TrainingError, match=rf"^train\.dpo: the {name} is (nan|inf) at update 2; lower learning_rate"):
-        checkpoints._check([{"loss": 0.6, "step": 1}, {name: loss, "step": 2}], "train.dpo")
+        checkpoints.check({name: loss, "step": 2}, "train.dpo")
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "dpo"])
+def test_a_training_whose_loss_becomes_nan_stops_at_that_update_and_leaves_nothing_to_publish(
+    algorithm: str, tiny: ModelConfig, tmp_path: Path
+) -> None:
+    # After the first update of 1e30 the weights are so large that the second loss is no number.
+    config = training(tiny, algorithm, learning_rate=1e30, warmup_steps=0.0, save_steps=1)
+    with pytest.raises(TrainingError, match=r"^train\.test: the loss is nan at update 2; lower learning_rate"):
+        trained(tmp_path, config)
+    job = prepared(tmp_path, config)
+    assert published(job) == {}
+    assert [path.name for path in (job.work_dir / "checkpoints").glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize("logging_steps", [1, 8])
+def test_a_gradient_that_is_nan_at_the_last_update_is_an_error_though_every_loss_was_finite(
+    logging_steps: int, tiny: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Trainer
+
+    step = Trainer.training_step
+
+    def broken(trainer: Any, model: Any, *given: Any, **named: Any) -> Any:
+        loss = step(trainer, model, *given, **named)
+        if trainer.state.global_step == 7:
+            next(each for each in model.parameters() if each.requires_grad).grad.fill_(math.nan)
+        return loss
+
+    monkeypatch.setattr(Trainer, "training_step", broken)
+    said = r"^train\.test: the (gradient is nan at|weights are no finite numbers after) update 8; lower learning_rate"
+    with pytest.raises(TrainingError, match=said):
+        trained(tmp_path, training(tiny, "dpo", logging_steps=logging_steps))
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+def test_steps_that_fp16_skips_are_counted_and_the_training_goes_on(
+    optim: str, tiny: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate import Accelerator
+
+    prepare = Accelerator.__init__
+
+    def as_on_a_gpu(accelerator: Any, *given: Any, **named: Any) -> None:
+        prepare(accelerator, *given, **named)
+        # The loss times 2^20 has gradients beyond fp16's 65504; each step that is skipped halves the factor.
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**20)
+
+    monkeypatch.setattr(Accelerator, "__init__", as_on_a_gpu)
+    half = tiny.model_copy(update={"dtype": "fp16"})
+    each = lines(trained(tmp_path / "1", training(half, "sft", optim=optim)))
+    skipped = [line.get("steps_skipped", 0) for line in each]
+    assert skipped[0] == 1 and skipped[-1] == 0 and set(skipped) == {0, 1}
+    assert [("grad_norm" in line) for line in each] == [not one for one in skipped]
+    fours = lines(trained(tmp_path / "4", training(half, "sft", optim=optim, logging_steps=4)))
+    assert [line.get("steps_skipped", 0) for line in fours] == [sum(skipped[:4]), sum(skipped[4:])]
 
 
 # ---- the same bytes
