@@ -30,6 +30,11 @@ def some(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float
     return [None if index % 4 == 0 else each for index, each in enumerate(capitals(prompts, responses))]
 
 
+def by_turns(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float | None]:
+    """No score, 1, 2, 6 and so on: three is the mean of those that there are. Two answers alone have none."""
+    return [(None, 1.0, 2.0, 6.0)[index % 4] if len(responses) > 2 else None for index, _ in enumerate(responses)]
+
+
 def config(tiny: ModelConfig, quantization: Any = "none", **options: Any) -> Training:
     """Four updates of eight answers of at most twelve tokens, two optimizer steps an epoch."""
     defaults: dict[str, Any] = {

@@ -85,10 +85,11 @@ def hacked(evaluations: Sequence[Mapping[str, float]], patience: int) -> str | N
     """Why the reward is taken to be hacked: it rises on held-out prompts while the judge falls beyond its error.
 
     Args:
-        evaluations: each with `step`, `score`, and where the judge could tell `judge` and `judge_error`, the standard
-            error of its difference from the first evaluation; the first is of the policy before training.
+        evaluations: each with `step`, where an answer has one `score`, and where the judge could tell `judge` and
+            `judge_error`, the standard error of its difference from the first evaluation; the first is of the policy
+            before training.
     """
-    known = [each for each in evaluations if "judge" in each]
+    known = [each for each in evaluations if "judge" in each and "score" in each]
     if len(known) <= patience:
         return None
     first, latest = known[0], known[-patience:]

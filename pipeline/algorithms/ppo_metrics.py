@@ -131,6 +131,13 @@ def _distinct_pairs(episodes: Sequence[Episode]) -> float:
     return len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
+def scored(raw_B: Tensor) -> dict[str, float]:
+    """The mean score of held-out answers over those that have one, and the share of those that have none."""
+    known_B = raw_B[raw_B.isfinite()]
+    found = {"skipped": (len(raw_B) - len(known_B)) / len(raw_B)}
+    return {"score": mean(known_B), **found} if len(known_B) else found
+
+
 def judgement(judged: Sequence[float], at_start: Sequence[float | None]) -> dict[str, float]:
     """The judge's mean, and the standard error of its change since the start, over what it could judge both times.
 

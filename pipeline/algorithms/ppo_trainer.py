@@ -458,7 +458,7 @@ class PPOTrainer:
         episodes = self._answers(self.heldout, seed_of(self.seed, "evaluate"))
         line = {
             "step": float(self.progress.update),
-            "score": mean(self.scores(episodes)),
+            **ppo_metrics.scored(self.scores(episodes)),
             "length": mean(torch.tensor([float(len(episode.answer)) for episode in episodes])),
             "ended": sum(not episode.truncated for episode in episodes) / len(episodes),
         }

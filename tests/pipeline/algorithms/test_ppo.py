@@ -363,8 +363,8 @@ def test_reward_hacking_is_a_rising_reward_and_a_judge_that_falls_beyond_its_err
     assert ppo_guards.hacked([first, bad, unsure], patience=2) is None
     assert ppo_guards.hacked([first, bad, good, bad], patience=2) is None
     assert ppo_guards.hacked([first, evaluation(1, 0.5, 2.0), bad], patience=2) is None
-    untold = {"step": 4.0, "score": 2.0}
-    found = ppo_guards.hacked([first, good, bad, untold, bad], patience=2)
+    untold, unscored = {"step": 4.0, "score": 2.0}, {"step": 5.0, "judge": 2.0, "judge_error": 0.1}
+    found = ppo_guards.hacked([first, good, bad, untold, unscored, bad], patience=2)
     assert found is not None
     assert "reward rose from 1.00 to 2.00 while the judge fell from 3.00 to 2.00" in found
 
@@ -435,6 +435,20 @@ def test_held_out_prompts_are_judged_and_never_trained_on(tiny: ModelConfig, tmp
     for line in summary["evaluations"]:
         assert math.isfinite(line["judge"])
     assert summary["evaluations"][0]["judge_error"] == 0
+
+
+@pytest.mark.parametrize(("held_out", "score", "skipped"), [(4, 3.0, 0.25), (2, None, 1.0)])
+def test_a_held_out_answer_without_a_score_is_left_out_of_the_mean_and_counted(
+    held_out: int, score: float | None, skipped: float, tiny: ModelConfig, tmp_path: Path
+) -> None:
+    guards = {"max_skipped": 0.5}
+    training = config(
+        tiny, reward="tiny_ppo:by_turns", guards=guards, eval_steps=1, eval_prompts=held_out, eval_judge="length",
+        max_steps=2,
+    )  # fmt: skip
+    found = json.loads(trained(tmp_path, training)["summary.json"])["evaluations"]
+    assert [line.get("score") for line in found] == [score] * 3
+    assert [line["skipped"] for line in found] == [skipped] * 3
 
 
 # ---- a reward model
