@@ -8,6 +8,7 @@ that a recipe can be read without them. What is left out: adapters' training (`p
 import contextlib
 import fcntl
 import importlib.util
+import itertools
 import os
 import shutil
 import tempfile
@@ -106,13 +107,27 @@ def dtype_of(config: ModelConfig) -> "torch.dtype":
 def processes_for(config_processes: int | None) -> int:
     """How many processes share generation and local judging.
 
-    One for each GPU; without one, one for each core up to four, each computing with one thread: decoding scales
-    better over processes than over threads, and the number of threads would change the rounding.
+    One for each GPU that is visible; without one, one for each core up to four, each computing with one thread:
+    decoding scales better over processes than over threads, and the number of threads would change the rounding.
     """
     if config_processes is not None:
         return config_processes
     gpus = len([name for name in os.listdir("/dev") if name.removeprefix("nvidia").isdigit()])
-    return gpus or max(1, min(4, os.cpu_count() or 1))
+    return _visible(gpus) or max(1, min(4, os.cpu_count() or 1))
+
+
+def _visible(gpus: int) -> int:
+    """How many of so many GPUs CUDA_VISIBLE_DEVICES leaves, read as CUDA reads it: up to the first that is none, and
+    none at all where one is there twice."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is None:
+        return gpus
+    named = list(itertools.takewhile(lambda each: _is_gpu(each, gpus), map(str.strip, told.split(","))))
+    return min(len(named), gpus) if len(set(named)) == len(named) else 0
+
+
+def _is_gpu(name: str, gpus: int) -> bool:
+    return name.startswith(("GPU-", "MIG-")) or (name.isdecimal() and int(name) < gpus)
 
 
 def load_tokenizer(config: ModelConfig, *, chat: bool = True) -> "PreTrainedTokenizerBase":

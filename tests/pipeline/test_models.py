@@ -84,9 +84,36 @@ def test_a_dtype_that_is_named_is_taken_whatever_the_processor(name: Any, dtype:
 def test_there_is_a_process_for_each_gpu_or_for_each_core_up_to_four(
     asked: int | None, devices: list[str], cores: int | None, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(os, "listdir", lambda path: devices)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     assert models.processes_for(asked) == processes
+
+
+@pytest.mark.parametrize(
+    ("visible", "processes"),
+    [
+        ("0", 1),
+        ("2,3", 2),
+        (" 1, 0 ,2", 3),
+        ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,GPU-46dcde59-7bd0-4c5b-9d04-1d7ab31ffb2d", 2),
+        ("MIG-4fd7ac5f-3d4c-5f8c-9d25-6a54b7f8d3c0", 1),
+        ("1,-1,2", 1),  # CUDA reads no further than the first that is none
+        ("0,8,1", 1),
+        ("0,none,1", 1),
+        ("0,1,2,3,4,5,6,7", 8),
+        ("", 2),  # none: as many as without a GPU on two cores
+        ("-1", 2),
+        ("0,0", 2),  # CUDA takes no list that names one twice
+    ],
+)
+def test_a_gpu_that_cuda_visible_devices_hides_gets_no_process(
+    visible: str, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(os, "listdir", lambda path: [f"nvidia{number}" for number in range(8)])
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert models.processes_for(None) == processes
 
 
 # ---- what cannot be loaded
