@@ -96,7 +96,9 @@ class Config(PolicyConfig):
                 f"max_length ({self.max_length}); raise it"
             )
         trainer: Any = self.sft_trainer(rows, tests, setting)
-        metrics = _held_out_loss(trainer, 0, run.step) if tests else []
+        # DeepSpeed divides the model when training begins, and can evaluate it only then.
+        trainer.args.eval_on_start = bool(tests and run.launch.zero and run.checkpoints.newest is None)
+        metrics = _held_out_loss(trainer, 0, run.step) if tests and not run.launch.zero else []
         metrics += checkpoints.fit(trainer, run.checkpoints)
         # With eval_steps the trainer has measured it at the last update already.
         if tests and ("eval_loss" not in metrics[-1] or metrics[-1]["step"] < trainer.state.global_step):

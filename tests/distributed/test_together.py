@@ -1,5 +1,6 @@
 """Several processes train what one trains, under DDP and DeepSpeed, and when one fails all end and say why."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,25 @@ def test_two_processes_have_the_losses_and_the_adapter_of_one(tiny_folder: Path,
         assert_same_course(other, one, ("loss", "grad_norm", "rewards/margins"))
         assert {path.name for path in other.iterdir()} == {path.name for path in one.iterdir()}
         assert (other / "adapter_config.json").read_bytes() == (one / "adapter_config.json").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
+@pytest.mark.parametrize("zero", [2, 3])
+def test_under_deepspeed_the_loss_on_test_rows_is_measured_before_the_first_update_too(
+    zero: int, tiny_folder: Path, tmp_path: Path
+) -> None:
+    for name, numbers in (("train", range(16)), ("test", range(16, 20))):
+        rows = [{"prompt": f"What is {n}?", "completion": f"It is {n * n}."} for n in numbers]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl")}
+    one = rig.trained(tmp_path / "one", rig.training(tiny_folder, "sft", {}, data=data))
+    two = rig.trained(tmp_path / "two", rig.training(tiny_folder, "sft", {**TWO, "zero": zero}, data=data))
+    assert_same_course(two, one, ())
+    for name in ("loss", "eval_loss"):
+        found, expected = ([line[name] for line in rig.metrics(each) if name in line] for each in (two, one))
+        assert found == pytest.approx(expected, abs=1e-3)
+    assert [line["step"] for line in rig.metrics(two) if "eval_loss" in line] == [0, 4]
 
 
 @pytest.mark.slow
