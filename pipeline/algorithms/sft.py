@@ -43,6 +43,7 @@ class Example(NamedTuple):
 class Config(PolicyConfig):
     """SFT's options, by TRL's and transformers' names."""
 
+    VERSION: ClassVar[int] = 2
     DROPOUT: ClassVar[bool] = True
     ENCODER_DECODERS: ClassVar[bool] = True
 
@@ -96,9 +97,11 @@ class Config(PolicyConfig):
                 f"max_length ({self.max_length}); raise it"
             )
         trainer: Any = self.sft_trainer(rows, tests, setting)
-        # DeepSpeed divides the model when training begins, and can evaluate it only then.
-        trainer.args.eval_on_start = bool(tests and run.launch.zero and run.checkpoints.newest is None)
-        metrics = _held_out_loss(trainer, 0, run.step) if tests and not run.launch.zero else []
+        # accelerate takes a model that was evaluated for one that it has prepared: DDP would not wrap it, and each
+        # process would learn from its own rows alone. DeepSpeed divides the model only when training begins.
+        several = run.launch.world > 1 or run.launch.zero > 0
+        trainer.args.eval_on_start = bool(tests) and several and run.checkpoints.newest is None
+        metrics = _held_out_loss(trainer, 0, run.step) if tests and not several else []
         metrics += checkpoints.fit(trainer, run.checkpoints)
         # With eval_steps the trainer has measured it at the last update already.
         if tests and ("eval_loss" not in metrics[-1] or metrics[-1]["step"] < trainer.state.global_step):

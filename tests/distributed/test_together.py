@@ -41,8 +41,8 @@ def test_two_processes_have_the_losses_and_the_adapter_of_one(tiny_folder: Path,
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("warm_workers")
-@pytest.mark.parametrize("zero", [2, 3])
-def test_under_deepspeed_the_loss_on_test_rows_is_measured_before_the_first_update_too(
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_two_processes_that_measure_the_loss_on_test_rows_before_the_first_update_learn_what_one_learns(
     zero: int, tiny_folder: Path, tmp_path: Path
 ) -> None:
     for name, numbers in (("train", range(16)), ("test", range(16, 20))):
@@ -52,7 +52,7 @@ def test_under_deepspeed_the_loss_on_test_rows_is_measured_before_the_first_upda
     one = rig.trained(tmp_path / "one", rig.training(tiny_folder, "sft", {}, data=data))
     two = rig.trained(tmp_path / "two", rig.training(tiny_folder, "sft", {**TWO, "zero": zero}, data=data))
     assert_same_course(two, one, ())
-    for name in ("loss", "eval_loss"):
+    for name in ("loss", "grad_norm", "eval_loss"):
         found, expected = ([line[name] for line in rig.metrics(each) if name in line] for each in (two, one))
         assert found == pytest.approx(expected, abs=1e-3)
     assert [line["step"] for line in rig.metrics(two) if "eval_loss" in line] == [0, 4]
