@@ -28,7 +28,9 @@ TOLD_PREFIXES = ("NCCL_", "GLOO_", "UCX_", "FI_")
 
 class LaunchConfig(Config):
     """Where train steps run. What comes out depends on it by rounding alone: the batch of an update stays what the
-    recipe says, and is divided over the processes by its gradient accumulation."""
+    recipe says, and is divided over the processes by its gradient accumulation. Three things depend on the number of
+    processes: KTO's reference point and an update that repeats batches for want of others, which the report tells, and
+    SFT's loss on test rows that do not fill the last batch of every process."""
 
     RUNTIME: ClassVar[frozenset[str]] = frozenset({"gpus", "hosts", "shell", "port", "zero", "offload", "timeout_s"})
 

@@ -3,7 +3,8 @@
 Learns from answers that are each good or bad by themselves: those of the preferences, and people's thumbs. Its
 reference point is the policy's divergence from where it started, estimated on answers that are shifted by one within
 each batch: an answer to a prompt stands in for one to the next. So every batch needs answers to different prompts, and
-one that has none is refused; where only some neighbours share a prompt the report says how many.
+one that has none is refused; where only some neighbours share a prompt the report says how many. Several processes take
+the mean of their batches' estimates before its positive part, and so learn slightly other weights than one.
 
 What is left out: how many people gave a thumb, and how sure the judge was.
 """
@@ -57,7 +58,8 @@ class Config(PolicyConfig):
         preferences, thumbs = run.preferences(), run.thumbs()
         rows = self.rows(preferences, thumbs)
         counts = {"preferences": len(preferences), **({"thumbs": len(thumbs)} if thumbs else {})}
-        return Examples(rows, counts, (*self._neighbours(rows), *self._imbalance(rows)))
+        alarms = (*self._neighbours(rows), *self._imbalance(rows), *_averaged(run.launch.world))
+        return Examples(rows, counts, alarms)
 
     def rows(self, preferences: Sequence[Preference], thumbs: Sequence[Thumb] = ()) -> list[dict[str, Any]]:
         """A good and a bad example a preference, one a thumb, ordered so that neighbours have different prompts.
@@ -133,6 +135,16 @@ class Config(PolicyConfig):
             f"desirable_weight x {good} good / (undesirable_weight x {bad} bad) is {ratio:.2f}; "
             "the paper's range is 1 to 1.33, and auto is within it."
         ]
+
+
+def _averaged(world: int) -> list[str]:
+    """TRL takes the mean of the divergences of a pass over all processes, and its positive part after that."""
+    if world == 1:
+        return []
+    return [
+        f"the reference point is the mean of the {world} batches that the processes have at a time, and in one process "
+        "each batch's own: another number of processes learns slightly other weights."
+    ]
 
 
 def _counts(rows: Sequence[dict[str, Any]]) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from pipeline import store, views
 from pipeline.algorithms import base, dpo, kto, sft
 from pipeline.algorithms.base import AlgorithmConfig, LoraConfig, Setting
 from pipeline.errors import TrainingError
+from pipeline.launch import LaunchConfig
 from pipeline.models import ModelConfig, load_model
 from pipeline.records import Preference, Thumb
 
@@ -164,6 +165,16 @@ def test_kto_learns_from_the_thumbs_beside_the_preferences(tmp_path: Path, tiny:
     labels = {row["completion"][0]["content"]: row["label"] for row in found.rows if "Answer" in str(row["completion"])}
     assert labels == {f"Answer {n}": n < 4 for n in range(5)}
     assert len(found.rows) == 11
+
+
+def test_kto_in_several_processes_says_that_its_reference_point_is_another(tmp_path: Path, tiny: ModelConfig) -> None:
+    store.write_jsonl(tmp_path / "preferences.jsonl", preferences_of(8))
+    run = base.TrainRun(
+        step="train.kto", seed=1, model=tiny, inputs={"label": tmp_path}, work_dir=tmp_path, out=tmp_path
+    )
+    assert kto.Config().examples(run).alarms == ()
+    (alarm,) = kto.Config().examples(run.model_copy(update={"launch": LaunchConfig(gpus=2)})).alarms
+    assert "mean of the 2 batches" in alarm
 
 
 def test_ktos_good_and_bad_examples_are_evenly_mixed_however_many_there_are() -> None:
