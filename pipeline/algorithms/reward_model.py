@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Config(AlgorithmConfig):
     """The reward model's options, by TRL's names where it has them."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     MAKES: ClassVar[Product] = "reward"
     READS: ClassVar[tuple[str, ...]] = ("generate", "label")
 
@@ -66,9 +66,12 @@ class Config(AlgorithmConfig):
         """See `AlgorithmConfig.train`. Leaves reward_model.json as well."""
         from pipeline.algorithms.held_out import split
 
-        trained, held_out = split(self._preferences(run), self.held_out, run.seed)
-        rows = self.rows(trained)
+        preferences = self._preferences(run)
+        split(preferences, self.held_out, run.seed)  # too few prompts are told before anything loads
         setting = self._setting(run)
+        told_apart, alarms = self._told_apart(preferences, setting)
+        trained, held_out = split(told_apart, self.held_out, run.seed)
+        rows = self.rows(trained)
         trainer = self.trainer(rows, setting)
         metrics = checkpoints.fit(trainer, run.checkpoints)
         found = self._examined(trainer.model, setting, held_out)
@@ -90,7 +93,8 @@ class Config(AlgorithmConfig):
             "updates": trainer.state.global_step,
             "held_out": found,
         }
-        if alarms := repeated(trainer, run.launch.world):
+        alarms += repeated(trainer, run.launch.world)
+        if alarms:
             summary["alarms"] = alarms
         run.publish(self, trainer.model, metrics, summary, base=base, files={scoring.FACTS: facts})
 
@@ -161,6 +165,38 @@ class Config(AlgorithmConfig):
     def _ids(self, prompt: Sequence[Message], answer: Response, setting: Setting, length: int) -> list[int]:
         encode = scoring.conversation_ids if _pool(setting.model) == "last" else scoring.encoder_ids
         return encode(setting.tokenizer, prompt, answer, length)
+
+    def _told_apart(self, preferences: Sequence[Preference], setting: Setting) -> tuple[list[Preference], list[str]]:
+        """The pairs whose answers are not the same tokens within `max_length`, and what a reader should know of it.
+
+        Raises:
+            TrainingError: fewer than two prompts have such a pair.
+        """
+        length, pool = self._length(setting), _pool(setting.model)
+        read: dict[tuple[str, Response], tuple[int, ...]] = {}
+        cut = 0
+        for each in preferences:
+            for answer in (each.chosen, each.rejected):
+                if (each.prompt.id, answer) not in read:
+                    messages = each.prompt.messages
+                    read[each.prompt.id, answer] = tuple(self._ids(messages, answer, setting, length))
+                    cut += scoring.is_cut(setting.tokenizer, messages, answer, length, pool)
+        kept = [
+            each for each in preferences if read[each.prompt.id, each.chosen] != read[each.prompt.id, each.rejected]
+        ]
+        alike = (
+            f"{len(preferences) - len(kept)} of {len(preferences)} pairs have answers that are the same within "
+            f"max_length ({length} tokens)"
+        )
+        if len({each.prompt.id for each in kept}) < 2:
+            raise TrainingError(
+                f"the reward model needs pairs of two prompts, and {alike}; raise max_length, or name a base that "
+                "reads more as train.reward_model.base"
+            )
+        alarms = [f"{alike}: left out."] if len(kept) < len(preferences) else []
+        if cut:
+            alarms.append(f"{cut} of {len(read)} answers do not fit into max_length ({length} tokens): cut there.")
+        return kept, alarms
 
     def _examined(self, model: Any, setting: Setting, held_out: Sequence[Preference]) -> dict[str, Any]:
         from pipeline.algorithms.held_out import examine

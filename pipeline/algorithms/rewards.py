@@ -82,8 +82,8 @@ def check(reward: RewardConfig, run: TrainRun) -> None:
         raise TrainingError(
             f"{run.step}: the reward model {reward.step!r} orders {accuracy:.1%} [{low:.1%}, {high:.1%}] of its "
             f"held-out pairs as the judge did, and the low end needs to exceed {reward.min_accuracy:.1%}, or a policy "
-            "would learn its noise; give it more prompts or another learning_rate, or take it as it is with "
-            "reward.min_accuracy=0"
+            "would learn its noise; give it more prompts, another learning_rate or, if it says that answers are cut, a "
+            "higher max_length, or take it as it is with reward.min_accuracy=0"
         )
 
 

@@ -101,6 +101,14 @@ def encoder_ids(tokenizer: Any, messages: Sequence[Message], response: Response,
     return found
 
 
+def is_cut(tokenizer: Any, messages: Sequence[Message], response: Response, max_length: int, pool: Pool) -> bool:
+    """Whether prompt and answer have more tokens than are read of them."""
+    if pool == "last":
+        return len(conversation_ids(tokenizer, messages, response, max_length + 1)) > max_length
+    prompt = "\n".join(message.content for message in messages)
+    return len(tokenizer(prompt, response.text, verbose=False)["input_ids"]) > max_length
+
+
 def room(model: Any, tokenizer: Any) -> float:
     """Tokens that the model can place."""
     limit = float(getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf)

@@ -500,6 +500,40 @@ def test_an_encoder_reads_as_many_tokens_as_it_has_places_for(kind: str, tiny: M
     assert {said.abstained for said in judged_again(tmp_path / "out", long)} == {"truncated"}
 
 
+def too_long(prompts: int) -> list[Preference]:
+    """Every second prompt fills 64 tokens by itself; of the others the better answer ends beyond them."""
+    return [
+        preference_of(
+            prompt_of(f"{n}" + " long" * (20 * (n % 2))), response_of("Yes " * 20), response_of("No", index=1)
+        )
+        for n in range(prompts)
+    ]
+
+
+def test_pairs_that_are_the_same_within_max_length_are_left_out_and_told(tiny: ModelConfig, tmp_path: Path) -> None:
+    files = trained(tmp_path, config(tiny, max_length=64, max_steps=2), too_long(8))
+    summary = json.loads(files["summary.json"])
+    assert summary["preferences"] == 4
+    assert facts(files)["held_out"]["pairs"] + summary["examples"] == 4
+    assert summary["alarms"] == [
+        "4 of 8 pairs have answers that are the same within max_length (64 tokens): left out.",
+        # Eight of the long prompts, and the four long answers to short ones.
+        "12 of 16 answers do not fit into max_length (64 tokens): cut there.",
+    ]
+
+
+def test_prompts_that_all_fill_max_length_are_an_error_that_names_it(tiny: ModelConfig, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"8 of 8 pairs .* max_length \(8 tokens\); raise max_length"):
+        trained(tmp_path, config(tiny, max_length=8), too_long(8))
+
+
+def test_an_encoder_counts_the_answers_that_it_cuts(tiny: ModelConfig, encoder: ModelConfig, tmp_path: Path) -> None:
+    long = [preference_of(prompt_of(f"{n}?"), response_of("yes " * 60), response_of("no", index=1)) for n in range(4)]
+    options = {"base": encoder.model_dump(), "max_length": 32, "max_steps": 1}
+    summary = json.loads(trained(tmp_path, config(tiny, **options), long)["summary.json"])
+    assert summary["alarms"] == ["4 of 8 answers do not fit into max_length (32 tokens): cut there."]
+
+
 # ---- the same bytes
 
 
