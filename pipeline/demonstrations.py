@@ -120,6 +120,10 @@ def _fields(row: dict[str, Any], text_field: str) -> dict[str, Any]:
         return {"messages": (*_said(row["prompt"], "user"), *_said(row["completion"], "assistant"))}
     if isinstance(row.get(text_field), str):
         return {"text": row[text_field]}
+    both = ("prompt", "completion")
+    there = both if all(name in row for name in both) else ("messages", "conversations")
+    if empty := [f"{name} is empty" for name in there if name in row and not row[name]]:
+        raise ValueError(" and ".join(empty))
     raise ValueError(
         f"the columns are {', '.join(row) or 'none'}; needs messages, prompt and completion, or {text_field} "
         "(dataset_text_field)"

@@ -90,12 +90,14 @@ class Config(PolicyConfig):
         if apart:
             self._check_encoder([*shown, *tested])
         examples = self.encoded(shown, setting.tokenizer, apart=apart)
-        rows, tests = self.fitting(examples), self.fitting(self.encoded(tested, setting.tokenizer, apart=apart))
-        if not rows:
-            raise TrainingError(
-                f"{run.step}: none of {len(shown)} demonstrations has a token to learn within "
-                f"max_length ({self.max_length}); raise it"
-            )
+        test_examples = self.encoded(tested, setting.tokenizer, apart=apart)
+        rows, tests = self.fitting(examples), self.fitting(test_examples)
+        for given, fitting, what in ((shown, rows, "demonstrations"), (tested, tests, "test rows (data.test)")):
+            if given and not fitting:
+                raise TrainingError(
+                    f"{run.step}: none of {len(given)} {what} has a token to learn within "
+                    f"max_length ({self.max_length}); raise it"
+                )
         trainer: Any = self.sft_trainer(rows, tests, setting)
         # accelerate takes a model that was evaluated for one that it has prepared: DDP would not wrap it, and each
         # process would learn from its own rows alone. DeepSpeed divides the model only when training begins.
@@ -116,7 +118,12 @@ class Config(PolicyConfig):
             summary["held_out"] = {
                 "examples": len(tests), "loss_before": metrics[0]["eval_loss"], "loss_after": metrics[-1]["eval_loss"],
             }  # fmt: skip
-        alarms = [*self._cut(examples), *repeated(trainer, run.launch.world), *self.alarms(metrics)]
+        alarms = [
+            *self._cut(examples),
+            *self._cut(test_examples, "test examples"),
+            *repeated(trainer, run.launch.world),
+            *self.alarms(metrics),
+        ]
         if alarms:
             summary["alarms"] = alarms
         run.publish(self, trainer.model, metrics, summary, start=setting.start)
@@ -214,17 +221,15 @@ class Config(PolicyConfig):
             "eval_steps": self.eval_steps or None,
         }
 
-    def _cut(self, examples: Sequence[Example]) -> list[str]:
+    def _cut(self, examples: Sequence[Example], what: str = "examples") -> list[str]:
         learned = [each for each in examples if self._learns(each)]
         cut = sum(len(each.ids) > self.max_length for each in learned)
         found = []
         if cut:
-            found.append(
-                f"{cut} of {len(examples)} examples are longer than max_length ({self.max_length}): cut there."
-            )
+            found.append(f"{cut} of {len(examples)} {what} are longer than max_length ({self.max_length}): cut there.")
         if len(learned) < len(examples):
             left_out = len(examples) - len(learned)
-            found.append(f"{left_out} of {len(examples)} examples were left out: nothing to learn within max_length.")
+            found.append(f"{left_out} of {len(examples)} {what} were left out: nothing to learn within max_length.")
         return found
 
 

@@ -65,6 +65,11 @@ def test_the_column_of_texts_may_have_another_name(tmp_path: Path) -> None:
         ({"messages": "Hi?"}, "messages are text here"),
         ({"text": "  "}, "the text is empty"),
         ({"prompt": "Hi?"}, "the columns are prompt; needs"),
+        ({"prompt": "Hi?", "completion": ""}, "completion is empty"),
+        ({"prompt": None, "completion": "Hello."}, "prompt is empty"),
+        ({"prompt": [], "completion": [], "text": None}, "prompt is empty and completion is empty"),
+        ({"messages": []}, "messages is empty"),
+        ({"conversations": None, "id": 7}, "conversations is empty"),
     ],
 )  # fmt: skip
 def test_a_row_that_is_no_demonstration_is_told_with_its_place(tmp_path: Path, row: Any, told: str) -> None:

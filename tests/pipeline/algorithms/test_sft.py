@@ -228,3 +228,27 @@ def test_without_files_the_chosen_answers_are_learned(tiny: ModelConfig, tmp_pat
 def test_nothing_that_fits_is_an_error_before_a_step(tiny: ModelConfig, tmp_path: Path, data: dict[str, Any]) -> None:
     with pytest.raises(TrainingError, match=r"none of 16 demonstrations .* max_length \(8\); raise it"):
         finished(tmp_path, tiny, sft.Config(data=data, max_length=8))
+
+
+@pytest.mark.parametrize("eval_steps", [0, 1])
+def test_test_rows_that_do_not_fit_are_an_error_if_none_does_and_told_if_some_do_not(
+    eval_steps: int, tiny: ModelConfig, tmp_path: Path, data: dict[str, Any]
+) -> None:
+    def rows(*prompts: str) -> dict[str, Any]:
+        path = tmp_path / f"test{len(prompts)}.jsonl"
+        path.write_text("".join(json.dumps({"prompt": each, "completion": "Yes. " * 4}) + "\n" for each in prompts))
+        return {**data, "test": str(path)}
+
+    # A prompt of n bytes is n + 19 tokens with its template, the answer 21: of 48 the short one needs 46, the middle
+    # one 57, and the long one leaves nothing.
+    short, long = "Is it?", "Is it? " * 10
+    options: dict[str, Any] = {"max_length": 48, "max_steps": 1, "eval_steps": eval_steps}
+    with pytest.raises(TrainingError, match=r"^train\.sft: none of 1 test rows .* max_length \(48\); raise it"):
+        finished(tmp_path / "none", tiny, sft.Config(data=rows(long), **options))
+    some = sft.Config(data=rows(short, short + " Yes or no?", long), **options)
+    summary = store.read_json(finished(tmp_path / "some", tiny, some) / "summary.json")
+    assert summary["held_out"]["examples"] == 2
+    assert summary["alarms"] == [
+        "1 of 3 test examples are longer than max_length (48): cut there.",
+        "1 of 3 test examples were left out: nothing to learn within max_length.",
+    ]
