@@ -246,8 +246,9 @@ def load_scorer(config: ModelConfig, *, seed: int, training: bool = False, divid
     set_seed(seed)
     quantized = quantization(config, divided=divided)
     if quantized is not None:
-        # The head is trained whole, which its quantised weights could not be.
-        quantized.llm_int8_skip_modules = ["score", "classifier", "pooler", *read_past(told)]
+        # The head is trained whole, which its quantised weights could not be, and so is a pooler that is drawn. Names
+        # are matched from their beginning or at their end, and BERT's is called bert.pooler.dense.
+        quantized.llm_int8_skip_modules = ["score", "classifier", ".*pooler", *read_past(told)]
     model = _loaded(
         AutoModelForSequenceClassification, config, training=training, quantization_config=quantized, num_labels=1
     )

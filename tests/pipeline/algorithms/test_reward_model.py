@@ -453,6 +453,23 @@ def test_an_encoder_is_a_reward_model_of_its_own(tiny: ModelConfig, encoder: Mod
     assert better > worse
 
 
+@pytest.mark.parametrize("quantization", KINDS[1:])
+def test_an_encoder_that_was_saved_without_a_pooler_is_trained_on_a_quantised_base_with_its_pooler_in_full(
+    quantization: Any, tiny: ModelConfig, encoder: ModelConfig, tmp_path: Path
+) -> None:
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from safetensors.torch import load
+
+    base = encoder.model_copy(update={"quantization": quantization})
+    modules = dict(load_scorer(base, seed=0, training=True).named_modules())
+    quantised = {name for name, module in modules.items() if isinstance(module, Linear4bit | Linear8bitLt)}
+    assert len(quantised) == 2 * 6  # two layers of four projections and two of the feed-forward part
+    assert not {name for name in quantised if "pooler" in name or "classifier" in name}
+    files = trained(tmp_path, config(tiny, base=base.model_dump()))
+    assert lines(files)[-1]["loss"] < lines(files)[0]["loss"]
+    assert load(files["adapter_model.safetensors"])["base_model.model.bert.pooler.dense.weight"].shape == (32, 32)
+
+
 def judged_again(folder: Path, preferences: list[Preference]) -> list[Verdict]:
     """What the judge `reward_model` says of pairs from the folder of a train step; `a` is the answer preferred."""
     from judges.base import Session
