@@ -218,6 +218,11 @@ def test_a_loss_that_is_no_number_is_an_error_that_names_the_update(loss: float,
         checkpoints.check({name: loss, "step": 2}, "train.dpo")
 
 
+def test_a_loss_that_is_no_number_before_anything_is_learned_is_not_blamed_on_the_learning_rate() -> None:
+    with pytest.raises(TrainingError, match=r"the eval_loss is nan at update 0; set model\.dtype to bf16 or fp32"):
+        checkpoints.check({"eval_loss": math.nan, "step": 0}, "train.sft")
+
+
 @pytest.mark.parametrize("algorithm", ["sft", "dpo"])
 def test_a_training_whose_loss_becomes_nan_stops_at_that_update_and_leaves_nothing_to_publish(
     algorithm: str, tiny: ModelConfig, tmp_path: Path
