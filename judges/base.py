@@ -13,7 +13,7 @@ What is left out: which pairs are asked, in what order, and where verdicts are k
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
@@ -180,6 +180,17 @@ def sigmoid(z: float) -> float:
     if z >= 0:
         return 1.0 / (1.0 + math.exp(-z))
     return math.exp(z) / (1.0 + math.exp(z))
+
+
+def judges_in(block: Config) -> Iterator[JudgeConfig]:
+    """The judge that this block is, if it is one, and every judge that stands in it, however deep."""
+    if isinstance(block, JudgeConfig):
+        yield block
+    for name in type(block).model_fields:
+        value = getattr(block, name)
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(each, Config):
+                yield from judges_in(each)
 
 
 def judge_names(judges: Sequence[JudgeConfig]) -> list[str]:

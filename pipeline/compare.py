@@ -6,17 +6,18 @@ Comparing is generating and labelling again with the checkpoints as the sources,
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import Field
 
-from judges.base import AnyJudge, JudgeConfig, judge_names
+from judges.base import AnyJudge, JudgeConfig, judge_names, judges_in
 from judges.grading import ExamReport
 from pipeline import adjustments, crowd, doctor, generate, label, measure, people, provenance, store
 from pipeline.agreement import AgreementReport, Rater, agree
+from pipeline.algorithms.base import AlgorithmConfig
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.algorithms.scoring import FACTS
 from pipeline.findings import Finding
@@ -25,8 +26,10 @@ from pipeline.measure import Measures
 from pipeline.phases import Phases
 from pipeline.plugins import Config
 from pipeline.ratings import (
+    DID,
     Checkpoint,
     Comparison,
+    How,
     JudgeInfo,
     Results,
     RewardScore,
@@ -48,7 +51,7 @@ from pipeline.statistics import bradley_terry
 from pipeline.statistics.win_rate import excludes_half
 from pipeline.worker import Job
 
-VERSION = 4
+VERSION = 5
 """Raised when a change of this file changes what comes out."""
 
 DOCTORS = ("doctor", "doctor.labels")
@@ -81,14 +84,33 @@ class Comparing(Config):
 
     seed: int
     judges: tuple[AnyJudge, ...]
-    labelled: tuple[str, ...]
-    """Fingerprints of the judges that labelled what any of the checkpoints learned. None: people did, or nobody."""
+    labelled: dict[str, How]
+    """What judges had to do with what any of the checkpoints learned, by their fingerprints (`taught`). None: people
+    labelled, or nobody."""
     labelled_by: str | None
     """What the report calls who labelled. None: nobody, there are no labels."""
     confidence: float
     checkpoints: tuple[tuple[str, str], ...]
     """Name and algorithm of each, in the order of the report."""
     budget_usd: float | None = None
+
+
+def taught(labelled_by: Iterable[JudgeConfig], trained: Iterable[AlgorithmConfig]) -> dict[str, How]:
+    """What judges had to do with training, by their fingerprints: those that labelled, those that stand in them, and
+    those that stand in a train step, whose reward they are."""
+    labelling = list(labelled_by)
+    rewarded: dict[str, How] = {
+        judge.fingerprint(): "rewarded" for algorithm in trained for judge in judges_in(algorithm)
+    }
+    parts: dict[str, How] = {judge.fingerprint(): "labelled in part" for each in labelling for judge in judges_in(each)}
+    return {**rewarded, **parts, **{judge.fingerprint(): "labelled" for judge in labelling}}
+
+
+def _how(judge: JudgeConfig, labelled: Mapping[str, How]) -> How | None:
+    """What a comparing judge had to do with training, itself or by a judge that stands in it; None: nothing."""
+    own = labelled.get(judge.fingerprint())
+    inner = {labelled[found] for each in judges_in(judge) if (found := each.fingerprint()) in labelled}
+    return own or ("rewarded" if inner == {"rewarded"} else "labelled in part" if inner else None)
 
 
 class Origin(Config):
@@ -186,7 +208,7 @@ def _results(
         by_id = {verdict.pair_id: verdict for verdict in verdicts[fingerprint]}
         in_order = [by_id[pair.id] for pair in pairs]
         judges.append(
-            describe_judge(name, fingerprint, labelled=fingerprint in config.labelled, pairs=pairs, verdicts=in_order)
+            describe_judge(name, fingerprint, how=_how(judge, config.labelled), pairs=pairs, verdicts=in_order)
         )
         for other, one in itertools.combinations(described, 2):
             rows = list(_rows(pairs, by_id, one.name, other.name))
@@ -461,11 +483,12 @@ def _exam_alarms(learned: Mapping[str, Job]) -> Iterator[str]:
 def _warnings(results: Results, examined: bool) -> Iterator[str]:
     if not examined and results.labelling_judge not in (None, crowd.NAME):
         yield f"{results.labelling_judge} was not examined before it labelled."
-    if any(judge.labelled for judge in results.judges):
-        name = next(judge.name for judge in results.judges if judge.labelled)
-        yield f"{name} labelled the training data and also compares: trust it less than a judge that did not."
-    if all(judge.labelled for judge in results.judges):
-        yield "Every comparing judge labelled the training data: the policy is graded by what it was trained on."
+    did = {judge.name: DID[judge.how] for judge in results.judges if judge.labelled}
+    for name, what in did.items():
+        yield f"{name} {what} and also compares: trust it less than a judge that did not."
+    if did and len(did) == len(results.judges):
+        what = " or ".join(dict.fromkeys(did.values()))
+        yield f"Every comparing judge {what}: the policy is graded by what it was trained on."
     for found in results.comparisons:
         if found.decisive and not excludes_half(found.bounds_low, found.bounds_high):
             yield (

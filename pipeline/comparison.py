@@ -20,8 +20,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 from rich.console import Console
 
-from judges.base import judge_names
-from pipeline import compare, crowd, doctor_data, fitting, generate, label, measure, plan, recipe, sources, weights
+from pipeline import compare, doctor_data, fitting, generate, label, measure, plan, recipe, sources, weights
 from pipeline.errors import DataError
 from pipeline.models import ModelConfig
 from pipeline.plugins import Config
@@ -337,14 +336,12 @@ def _measures(config: ComparisonConfig, runs: Sequence[OpenRun], made: Sequence[
 def _compare(
     config: ComparisonConfig, runs: Sequence[OpenRun], made: Sequence[Made], measures: Sequence[str]
 ) -> Step:  # fmt: skip
-    judged = list({each.recipe.judge.fingerprint(): each.recipe.judge for each in runs if each.recipe.judge}.items())
-    people = [crowd.NAME] if any(each.recipe.annotations for each in runs) else []
-    who = [*(name for name in judge_names([judge for _, judge in judged])), *people]
+    labelled, labelled_by = plan.who_labelled([each.recipe for each in runs])
     comparing = compare.Comparing(
         seed=config.seed,
         judges=config.compare.judges,
-        labelled=tuple(fingerprint for fingerprint, _ in judged),
-        labelled_by=" and ".join(who) or None,
+        labelled=labelled,
+        labelled_by=labelled_by,
         confidence=config.compare.confidence,
         checkpoints=tuple((each.name, each.algorithm) for each in made),
         budget_usd=config.budget_usd,

@@ -296,15 +296,14 @@ def sampler_of(recipe: Recipe) -> AnySampler:
 
 
 def _comparison(recipe: Recipe, number: int) -> list[Step]:
-    judged = [recipe.judge] if recipe.judge else []
-    return comparison(recipe, contenders(recipe, number), rewards(recipe, number), judged, number)
+    return comparison(recipe, contenders(recipe, number), rewards(recipe, number), [recipe], number)
 
 
 def comparison(
     recipe: Recipe,
     who: Sequence[Contender],
     reward_models: Mapping[str, str],
-    labelled_by: Sequence[JudgeConfig],
+    learned: Sequence[Recipe],
     number: int = 1,
 ) -> list[Step]:
     """The steps that compare policies on held-out prompts, without the report.
@@ -312,11 +311,11 @@ def comparison(
     Args:
         who: what is compared, in the order of the report.
         reward_models: the steps whose reward models score the answers, and what these are called.
-        labelled_by: the judges that labelled what any of the policies learned.
+        learned: the recipes by which they learned.
         number: the round.
     """
     measures = [_measure(recipe, who, reward_models, number)] if recipe.compare.perplexity or reward_models else []
-    compared = _compare(recipe, who, labelled_by, [step.name for step in measures], number)
+    compared = _compare(recipe, who, learned, [step.name for step in measures], number)
     return [_answers(recipe, who, number), *measures, compared]
 
 
@@ -375,14 +374,14 @@ def _measure(recipe: Recipe, who: Sequence[Contender], reward_models: Mapping[st
 
 
 def _compare(
-    recipe: Recipe, who: Sequence[Contender], labelled_by: Sequence[JudgeConfig], measures: Sequence[str], number: int
+    recipe: Recipe, who: Sequence[Contender], learned: Sequence[Recipe], measures: Sequence[str], number: int
 ) -> Step:
-    people = [crowd.NAME] if recipe.annotations else []
+    labelled, labelled_by = who_labelled(learned)
     config = compare.Comparing(
         seed=recipe.seed,
         judges=recipe.compare.judges,
-        labelled=tuple(judge.fingerprint() for judge in labelled_by),
-        labelled_by=" and ".join([*judge_names(labelled_by), *people]) or None,
+        labelled=labelled,
+        labelled_by=labelled_by,
         confidence=recipe.compare.confidence,
         checkpoints=tuple((each.name, each.algorithm) for each in who),
         budget_usd=recipe.budget_usd,
@@ -396,6 +395,14 @@ def _compare(
         finish="pipeline.compare:compare_finish",
         processes=judging(recipe.compare.judges, recipe.compare.processes),
     )
+
+
+def who_labelled(learned: Sequence[Recipe]) -> tuple[dict[str, compare.How], str | None]:
+    """`labelled` and `labelled_by` of `compare.Comparing`, for policies that learned by these recipes."""
+    judges = list({each.judge.fingerprint(): each.judge for each in learned if each.judge}.values())
+    people = [crowd.NAME] if any(each.annotations for each in learned) else []
+    trained = itertools.chain.from_iterable(each.train.values() for each in learned)
+    return compare.taught(judges, trained), " and ".join([*judge_names(judges), *people]) or None
 
 
 def report(

@@ -9,7 +9,7 @@ picture (`pipeline.report`).
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -20,6 +20,17 @@ from pipeline.statistics.bradley_terry import Strengths
 from pipeline.statistics.judge_error import Corrected
 from pipeline.statistics.length_control import LengthCoefficient, LengthControlled
 from pipeline.statistics.win_rate import Estimate, WinRate, clustered_mean, excludes_half, holm, ratio, share, win_rate
+
+How = Literal["labelled", "labelled in part", "rewarded"]
+"""How policies come to be trained to please a judge. In part: it stands in the judge that labelled, as a member of a
+panel or the one that people leave the rest to, or a judge that labelled stands in it."""
+
+DID: dict[How, str] = {
+    "labelled": "labelled the training data",
+    "labelled in part": "had a part in labelling the training data",
+    "rewarded": "rewarded policies in training",
+}
+"""The same in words that follow its name."""
 
 
 class Comparison(WinRate):
@@ -129,7 +140,9 @@ class JudgeInfo(Record):
     name: str
     fingerprint: str
     labelled: bool
-    """It also labelled the training data, so policies were trained to please it."""
+    """Policies were trained to please it, as `how` says."""
+    how: How | None = None
+    """What it had to do with the training. None: nothing."""
     asked: int
     ties: int
     abstained: dict[str, int]
@@ -138,6 +151,12 @@ class JudgeInfo(Record):
     """Share of decided pairs of unequal length (in characters) that the longer answer won."""
     position_a: float | None
     """Share of decided verdicts for side a. Sides are drawn by hash, so a fair judge is near one half."""
+
+    @property
+    def tag(self) -> How | None:
+        """What it had to do with the training; None: nothing."""
+        # Results of before there was a `how` say only that it labelled.
+        return (self.how or "labelled") if self.labelled else None
 
 
 class Results(Record):
@@ -196,8 +215,12 @@ class Results(Record):
         return next(named, self.comparisons[0].other if self.comparisons else None)
 
     def labelled(self, judge: str) -> bool:
-        """Whether this comparing judge also labelled the training data."""
-        return any(each.labelled for each in self.judges if each.name == judge)
+        """Whether policies were trained to please this comparing judge."""
+        return self.tag(judge) is not None
+
+    def tag(self, judge: str) -> How | None:
+        """What this comparing judge had to do with the training; None: nothing."""
+        return next((each.tag for each in self.judges if each.name == judge), None)
 
     def between(self, one: str, other: str | None) -> tuple[Comparison, ...]:
         """Every judge's comparison of the two, in the order of `judges`, seen from `one`."""
@@ -385,9 +408,13 @@ def repetition(words: Sequence[str], n: int = 4) -> float:
 
 
 def describe_judge(
-    name: str, fingerprint: str, *, labelled: bool, pairs: Sequence[Pair], verdicts: Sequence[Verdict]
+    name: str, fingerprint: str, *, how: How | None, pairs: Sequence[Pair], verdicts: Sequence[Verdict]
 ) -> JudgeInfo:
-    """One judge over the pairs it was asked about and its verdicts, in the same order."""
+    """One judge over the pairs it was asked about and its verdicts, in the same order.
+
+    Args:
+        how: what it had to do with the training. None: nothing.
+    """
     decided = [
         (pair, verdict.p_a > 0.5)
         for pair, verdict in zip(pairs, verdicts, strict=True)
@@ -397,7 +424,8 @@ def describe_judge(
     return JudgeInfo(
         name=name,
         fingerprint=fingerprint,
-        labelled=labelled,
+        labelled=how is not None,
+        how=how,
         asked=len(verdicts),
         ties=sum(verdict.is_tie for verdict in verdicts),
         abstained=dict(sorted(Counter(str(v.abstained) for v in verdicts if v.abstained is not None).items())),
@@ -431,7 +459,7 @@ def interval(low: float, high: float) -> str:
 def _ranked(results: Results) -> list[str]:
     """Checkpoints that were compared with the base, best first.
 
-    By the first judge that did not label the training data: what a policy was trained to please cannot rank it.
+    By the first judge that had nothing to do with the training: what a policy was trained to please cannot rank it.
     """
     rates = {}
     for checkpoint in results.checkpoints:
@@ -470,10 +498,10 @@ def _stated(comparison: Comparison, *, of_prompts: bool) -> str:
 
 
 def _role(results: Results, comparison: Comparison, *, short: bool) -> str:
+    if how := results.tag(comparison.judge):
+        return f", which also {DID[how]}"
     if results.labelling_judge is None:
         return ""
-    if results.labelled(comparison.judge):
-        return ", which also labelled the training data"
     return ", which did not" if short else ", which did not label the training data"
 
 

@@ -346,10 +346,11 @@ def directory_of(path: Path, config: SweepConfig) -> Path:
 
 def _steps(variants: Sequence[Variant], title: str) -> list[Step]:
     made, first = graph(variants), variants[0].recipe
-    judges = {each.recipe.judge.fingerprint(): each.recipe.judge for each in variants if each.recipe.judge}
     steps = [
         *made.steps,
-        *plan.comparison(first, _contenders(variants, made), _reward_models(variants, made), list(judges.values())),
+        *plan.comparison(
+            first, _contenders(variants, made), _reward_models(variants, made), [each.recipe for each in variants]
+        ),
     ]
     keys = list(variants[0].values)
     told = {label(each.values, keys) or "all": names for each, names in zip(variants, made.names, strict=True)}

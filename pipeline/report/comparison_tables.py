@@ -15,7 +15,7 @@ from pipeline.statistics.length_control import LengthControlled
 
 def summary_sheet(results: Results) -> Sheet:
     """A line a checkpoint: what every judge makes of it against the base, and how it answers."""
-    judges = [f"{judge.name} (labelled)" if judge.labelled else judge.name for judge in results.judges]
+    judges = [f"{judge.name} ({judge.tag})" if judge.tag else judge.name for judge in results.judges]
     rows = []
     for one in results.checkpoints:
         found = {each.judge: each for each in results.between(one.name, results.base)}

@@ -41,7 +41,7 @@ def scatters(results: Results) -> list[dict[str, Any]]:
             points = [{**each, "name": _shortened(called.get(each["name"], each["name"]))} for each in points]
             told = "; ".join(_told(found, known[found.one]) for found in own)
             drawn.append({"title": f"Win rate by {judge.name}", "upward": "win rate in percent", "half": upward.up(0.5),
-                          "labelled": judge.labelled, "x": across, "y": upward, "points": labelled(points),
+                          "labelled": judge.tag, "x": across, "y": upward, "points": labelled(points),
                           "told": told})  # fmt: skip
     return drawn
 
@@ -78,7 +78,7 @@ def rewards(results: Results) -> list[dict[str, Any]]:
                   for (name, kl, _), height in zip(own, heights, strict=True)]  # fmt: skip
         told = "; ".join(f"{name} {short(score.value)} at {kl.value:.1f} nats" for name, kl, score in own)
         drawn.append({"title": f"Score by {model}", "upward": "standard deviations of the base’s answers",
-                      "half": None, "labelled": False, "x": across, "y": upward, "points": labelled(points),
+                      "half": None, "labelled": None, "x": across, "y": upward, "points": labelled(points),
                       "told": told})  # fmt: skip
     return drawn
 

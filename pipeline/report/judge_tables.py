@@ -8,9 +8,17 @@ from collections.abc import Iterable
 from judges.grading import ExamReport, GoldReport, Position, shown, wanted
 from pipeline.agreement import AgreementReport
 from pipeline.crowd import People
-from pipeline.ratings import JudgeInfo, percent
+from pipeline.ratings import How, JudgeInfo, percent
 from pipeline.report.data import Labels
 from pipeline.report.sheet import NOTHING, Sheet, between, estimate, kappa, number, p_value, reasons, share
+
+LABELLED: dict[How | None, str] = {
+    "labelled": "yes",
+    "labelled in part": "in part",
+    "rewarded": "no, but rewarded policies",
+    None: "no",
+}
+"""Whether a judge labelled the training data."""
 
 
 def judge_sheet(judges: Iterable[JudgeInfo]) -> Sheet:
@@ -18,7 +26,7 @@ def judge_sheet(judges: Iterable[JudgeInfo]) -> Sheet:
     rows = tuple(
         (
             judge.name,
-            "yes" if judge.labelled else "no",
+            LABELLED[judge.tag],
             str(judge.asked),
             str(judge.ties),
             reasons(judge.abstained),

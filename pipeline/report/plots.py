@@ -35,7 +35,7 @@ def forest(results: Results) -> dict[str, Any]:
 def _forest_row(found: Comparison, results: Results, scale: Axis) -> dict[str, Any]:
     return {
         "judge": found.judge,
-        "labelled": results.labelled(found.judge),
+        "labelled": results.tag(found.judge),
         "low": scale.at(found.low),
         "value": scale.at(found.win_rate),
         "high": scale.at(found.high),

@@ -47,7 +47,7 @@ def _matrix(judge: JudgeInfo, names: list[str], results: Results) -> dict[str, A
     seen = {(found.one, found.other): found for both in own for found in (both, both.swap())}
     return {
         "judge": judge.name,
-        "labelled": judge.labelled,
+        "labelled": judge.tag,
         "names": names,
         "numbered": len(names) > ROOMY,
         "rows": [[_cell(one, other, seen.get((one, other)), len(names)) for other in names] for one in names],
@@ -74,11 +74,10 @@ def ladders(results: Results) -> dict[str, Any] | None:
         return None
     ends = [_elo(end) for found in results.strengths for one in found.strengths for end in (one.low, one.high)]
     scale = axis([1000.0, *ends])
-    labelled = {judge.name for judge in results.judges if judge.labelled}
     groups = [
         {
             "judge": found.judge,
-            "labelled": found.judge in labelled,
+            "labelled": results.tag(found.judge),
             "rows": [
                 {
                     "name": one.name,

@@ -88,7 +88,7 @@ def comparing(*judges: Any, names: tuple[str, ...] = ("base", "dpo")) -> Compari
     return Comparing(
         seed=1,
         judges=judges,
-        labelled=(Length().fingerprint(),),
+        labelled={Length().fingerprint(): "labelled"},
         labelled_by="length",
         confidence=0.95,
         checkpoints=tuple((name, name) for name in names),
@@ -249,6 +249,24 @@ def test_reward_scores_and_perplexity_are_those_of_the_measure_step_with_the_bas
     assert base.perplexity is not None and dpo.perplexity is not None
     assert (base.perplexity.value, base.perplexity.n) == (pytest.approx(math.exp(6 / 3)), 3)
     assert dpo.perplexity.value == pytest.approx(math.e)
+
+
+# ---- what the report warns of
+
+
+def test_every_judge_that_policies_were_trained_to_please_is_warned_of_for_what_it_did(tmp_path: Path) -> None:
+    scripted, long = Scripted(), Length()
+    config = comparing(long, scripted).model_copy(
+        update={"labelled": {long.fingerprint(): "labelled in part", scripted.fingerprint(): "rewarded"}}
+    )
+    told = list(compare._warnings(results_of(run(tmp_path, config, chatty(3))), examined=True))
+    less = "and also compares: trust it less than a judge that did not."
+    assert told[:3] == [
+        f"length had a part in labelling the training data {less}",
+        f"scripted.judge rewarded policies in training {less}",
+        "Every comparing judge had a part in labelling the training data or rewarded policies in training: the policy "
+        "is graded by what it was trained on.",
+    ]
 
 
 # ---- what the report is told of training

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from pipeline import plan
-from pipeline.recipe import load
+from pipeline.compare import Comparing, _how
+from pipeline.recipe import Recipe, load
 
 RECIPE = """\
 model: smollm2-135m-instruct
@@ -77,3 +80,51 @@ def test_a_later_rounds_checkpoints_are_scored_by_the_reward_models_of_that_roun
     found = inputs(tmp_path, "rounds=2", "carry=dpo", recipe=recipe)
     assert found["round2.measure"] == ("round2.answers", "round2.train.scorer")
     assert found["round2.compare"] == ("round2.answers", "round2.measure")
+
+
+LLM = "{name: llm, model: m, base_url: 'http://localhost:1/v1', price: {input: 0, output: 0}}"
+
+
+@pytest.mark.parametrize(
+    ("labelling", "comparing", "how"),
+    [
+        ("likelihood", "likelihood", "labelled"),
+        ("likelihood", "length", None),
+        ("{name: length, prefer: shorter}", "length", None),
+        ("{name: cascade, cheap: likelihood, dear: rules}", "likelihood", "labelled in part"),
+        ("{name: cascade, cheap: likelihood, dear: rules}", "rules", "labelled in part"),
+        ("{name: panel, of: [{judge: likelihood, weight: 1}, {judge: rules, weight: 1}]}", "rules", "labelled in part"),
+        ("rules", "{name: panel, of: [{judge: likelihood, weight: 1}, {judge: rules, weight: 1}]}", "labelled in part"),
+        (f"{{name: cascade, cheap: length, dear: {{name: both_orders, of: {LLM}}}}}",
+         f"{{name: both_orders, of: {LLM}}}", "labelled in part"),
+        (f"{{name: cascade, cheap: length, dear: {{name: both_orders, of: {LLM}}}}}",
+         f"{{name: both_orders, of: {LLM.replace('model: m', 'model: another')}}}", None),
+    ],
+)  # fmt: skip
+def test_a_comparing_judge_that_had_any_part_in_the_labels_is_known(
+    tmp_path: Path, labelling: str, comparing: str, how: str | None
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    found = load(tmp_path / "recipe.yaml", [f"judge={labelling}", f"compare.judges=[{comparing}]"])
+    assert had(found) == [how]
+
+
+def test_whom_people_leave_the_rest_to_has_labelled_in_part() -> None:
+    found = load(Path(__file__).parents[2] / "recipes" / "hybrid.yaml", ["judge.votes.files=votes.csv"])
+    assert [judge.name for judge in found.compare.judges] == ["likelihood", "rules"]
+    assert had(found) == ["labelled in part", None]
+
+
+def test_a_judge_that_rewarded_a_policy_is_known_too_and_to_have_labelled_is_more(tmp_path: Path) -> None:
+    rloo = "train.rloo={reward: {judge: length}}"
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    for labelling, how in (("likelihood", "rewarded"), ("length", "labelled")):
+        found = load(tmp_path / "recipe.yaml", [f"judge={labelling}", rloo, "compare.judges=[length, rules]"])
+        assert had(found) == [how, None]
+
+
+def had(recipe: Recipe) -> list[str | None]:
+    """What the compare step of a recipe knows of each of its judges."""
+    options = next(step.options for step in plan.steps(recipe, "title") if step.name == "compare")
+    config = Comparing.model_validate(options["config"])
+    return [_how(judge, config.labelled) for judge in config.judges]

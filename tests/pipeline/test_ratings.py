@@ -232,14 +232,14 @@ def test_what_a_judge_prefers_is_counted_over_what_it_decided() -> None:
         Verdict.model_validate({"pair_id": pair.id, "judge": "j", "fingerprint": "f", **said})
         for pair, said in zip(pairs, given, strict=True)
     ]
-    found = describe_judge("j", "f", labelled=True, pairs=pairs, verdicts=verdicts)
+    found = describe_judge("j", "f", how="labelled", pairs=pairs, verdicts=verdicts)
     assert (found.asked, found.ties, found.abstained) == (5, 1, {"refused": 1})
     assert found.prefers_longer == 0.5  # the longer won the first, lost the second; the third has no longer
     assert found.position_a == 1.0
 
 
 def test_a_judge_that_decided_nothing_prefers_nothing() -> None:
-    found = describe_judge("j", "f", labelled=False, pairs=[], verdicts=[])
+    found = describe_judge("j", "f", how=None, pairs=[], verdicts=[])
     assert (found.asked, found.prefers_longer, found.position_a) == (0, None, None)
 
 
@@ -274,6 +274,19 @@ def test_the_headline_names_the_winner_the_numbers_and_who_labelled() -> None:
         f"which also labelled the training data; 57.0 % [{100 * other.low:.1f}, {100 * other.high:.1f}] by rules, "
         "which did not."
     )
+
+
+def test_the_headline_says_which_part_a_judge_had_in_the_training() -> None:
+    found = results_of({("likelihood", "dpo", "base"): 0.63, ("rules", "dpo", "base"): 0.57})
+    for how, told in (
+        ("labelled in part", "by likelihood, which also had a part in labelling the training data;"),
+        ("rewarded", "by likelihood, which also rewarded policies in training;"),
+    ):
+        judges = (judge("likelihood", True).model_copy(update={"how": how}), judge("rules"))
+        for labelling in ("human", None):
+            said = headline(found.model_copy(update={"judges": judges, "labelling_judge": labelling}))
+            assert told in said
+            assert said.endswith("by rules, which did not." if labelling else "by rules.")
 
 
 def test_the_headline_says_not_decisive_and_what_could_have_been_seen() -> None:
