@@ -10,7 +10,7 @@ What is left out: which questions are asked (`judges.exam`), and reading the ver
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,13 @@ LABELS = ("a", "b", "tie")
 TARGETS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 """The p that says the same."""
 
+PEOPLE = "people"
+"""What they are called among raters."""
+
 TIE = 0.05
 """Distance from one half within which a probability says `tie`."""
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of this file changes how far judges are said to agree."""
 
 FOLDS = 5
@@ -295,6 +298,8 @@ class Rater(Record):
     p: dict[str, float]
     """Pair id -> probability that `a` is better, where there was an answer."""
     asked: int
+    fingerprint: str | None = None
+    """Of the judge. None: people, or it is not known."""
 
 
 class Couple(Record):
@@ -320,6 +325,31 @@ class AgreementReport(Record):
     """Rater -> share of the pairs that people decided in which it preferred their answer."""
     trust: dict[str, Estimate] = Field(default_factory=dict)
     """Rater -> mean probability that it gave to that answer; for `statistics.judge_error`, as a win rate is a mean."""
+    fingerprints: dict[str, str] = Field(default_factory=dict)
+    """Rater -> fingerprint, of those that are judges: every judge that is asked in both orders has the same name."""
+
+    def of(self, judges: Mapping[str, str]) -> Self:
+        """What is said of these judges, under other names: nothing is known of a judge by another's name.
+
+        Args:
+            judges: fingerprint -> name.
+        """
+        known = {name: judges[found] for name, found in self.fingerprints.items() if found in judges}
+        names = {**known, PEOPLE: PEOPLE}
+        return self.model_copy(
+            update={
+                "couples": tuple(
+                    couple.model_copy(update={"one": names[couple.one], "other": names[couple.other]})
+                    for couple in self.couples
+                    if {couple.one, couple.other} <= names.keys()
+                ),
+                # Of all raters together it says nothing of some of them.
+                "alpha": self.alpha if known.keys() == self.fingerprints.keys() else None,
+                "accuracy": {known[name]: found for name, found in self.accuracy.items() if name in known},
+                "trust": {known[name]: found for name, found in self.trust.items() if name in known},
+                "fingerprints": {known[name]: found for name, found in self.fingerprints.items() if name in known},
+            }
+        )
 
 
 def agree(
@@ -329,13 +359,13 @@ def agree(
 
     Args:
         prompts: pair id -> prompt id, for the intervals.
-        people: pair id -> a, b or tie. They are one more rater, called `people`.
+        people: pair id -> a, b or tie. They are one more rater, called `PEOPLE`.
     """
     people = people or {}
     everybody = list(raters)
     if people:
         known = {pair: TARGETS[label] for pair, label in people.items()}
-        everybody.append(Rater(name="people", p=known, asked=len(known)))
+        everybody.append(Rater(name=PEOPLE, p=known, asked=len(known)))
     found = (_couple(one, other, prompts, people, seed) for one, other in itertools.combinations(everybody, 2))
     units = {pair: [says(each.p[pair]) for each in everybody if pair in each.p] for pair in prompts}
     shared = [pair for pair, given in units.items() if len(given) > 1]
@@ -346,6 +376,7 @@ def agree(
         ),
         accuracy=dict(_right(raters, prompts, people, credit, seed)),
         trust=dict(_right(raters, prompts, people, given, seed)),
+        fingerprints={each.name: each.fingerprint for each in raters if each.fingerprint is not None},
     )
 
 
@@ -359,7 +390,7 @@ def _couple(
     agreement = clustered(mean_rows(same), clusters, mean_of, seed=seed)
     if agreement is None:
         return None
-    judged = [pair for pair in both if people.get(pair, "tie") != "tie" and "people" not in (one.name, other.name)]
+    judged = [pair for pair in both if people.get(pair, "tie") != "tie" and PEOPLE not in (one.name, other.name)]
     errors = [[1 - credit(rater.p[pair], people[pair]) for pair in judged] for rater in (one, other)]
     return Couple(
         one=one.name,

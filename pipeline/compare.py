@@ -339,7 +339,7 @@ def report_finish(job: Job) -> None:
     background = _with_inputs_of(next(iter(others.values()), last), last)
     # Labels and exam of one run can be shown as they are; of several only what is wrong with them is told.
     shown = last if len(others) > 1 else background
-    exam, against_people = label.examined(shown), people.agreement_of(shown)
+    exam, against_people = label.examined(shown), people.agreement_of(shown, results[-1].judges)
     results[-1] = adjustments.adjusted(background, results[-1], exam, against_people)
     trained = {**dict(_trained(job, config.steps)), **_trained_elsewhere(config.origins)}
     results = [_with_costs(each, trained) for each in results]

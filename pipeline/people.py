@@ -10,7 +10,7 @@ What is left out: formats (`pipeline.importers`) and what votes amount to (`pipe
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from judges.base import AnyJudge, judge_names
@@ -21,6 +21,7 @@ from pipeline.errors import JudgeError
 from pipeline.importers.base import Aggregate
 from pipeline.importers.collect import Collected
 from pipeline.plugins import Config
+from pipeline.ratings import JudgeInfo
 from pipeline.recipe import AnnotationsConfig, LabelConfig
 from pipeline.records import Pair, Record, Thumb, Vote, seed_of
 from pipeline.worker import Job
@@ -137,7 +138,7 @@ def check_finish(job: Job) -> None:
     for judge, name in zip(config.judges, judge_names(config.judges), strict=True):
         verdicts = list(label.judge_all(judge, pairs, job, config.budget_usd))
         p = {verdict.pair_id: verdict.p_a for verdict in verdicts if verdict.p_a is not None}
-        raters.append(Rater(name=name, p=p, asked=len(pairs)))
+        raters.append(Rater(name=name, p=p, asked=len(pairs), fingerprint=judge.fingerprint()))
     prompts = {pair.id: pair.prompt.id for pair in pairs}
     report = agree(raters, prompts, {each.pair.id: crowd.says(each.p_a) for each in asked}, seed=config.seed)
     store.write_json(job.out / "agreement.json", report.model_dump(mode="json"))
@@ -189,8 +190,9 @@ def of(job: Job) -> People | None:
     return People.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def agreement_of(job: Job) -> AgreementReport | None:
-    """How far the comparing judges agree with people; None: it was not asked."""
+def agreement_of(job: Job, judges: Iterable[JudgeInfo]) -> AgreementReport | None:
+    """How far the comparing judges agree with people, as far as it was these that were asked; None: none was."""
     if "people" not in job.inputs:
         return None
-    return AgreementReport.model_validate_json((job.inputs["people"] / "agreement.json").read_text(encoding="utf-8"))
+    text = (job.inputs["people"] / "agreement.json").read_text(encoding="utf-8")
+    return AgreementReport.model_validate_json(text).of({judge.fingerprint: judge.name for judge in judges})

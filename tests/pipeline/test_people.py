@@ -1,18 +1,24 @@
 """From a file of votes to what training reads, through real steps in processes of their own; and people as a judge."""
 
 import csv
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tiny import job_of, prompt_of, response_of
 
-from judges.base import Session
+from judges.base import Session, judge_names
+from judges.both_orders import Config as BothOrders
 from judges.human import Config as Human
+from judges.length import Config as Length
 from pipeline import compare, plan, recipe, store
-from pipeline.agreement import Rater, agree
+from pipeline.agreement import AgreementReport, Rater, agree
 from pipeline.errors import RecipeError, StepFailedError
-from pipeline.people import HeldOut
+from pipeline.people import Checking, HeldOut, agreement_of, check_finish, check_work
+from pipeline.ratings import describe_judge
 from pipeline.records import Message, Pair, Preference, Prompt, Response, Thumb, Verdict
 
 PROMPTS = 20
@@ -185,3 +191,38 @@ def test_a_judge_that_agrees_with_people_no_better_than_chance_is_warned_of() ->
     ]
     (warning,) = compare._against_people(agree(raters, {name: name for name in people}, people))
     assert warning.startswith("coin is right in 50.0") and "not better than chance" in warning
+
+
+def test_what_is_known_of_a_judge_is_known_by_its_fingerprint_and_not_by_a_name_that_another_has(
+    tmp_path: Path,
+) -> None:
+    # People like the longer of two answers on every prompt.
+    longer, shorter = (BothOrders(of=Length(prefer=which)) for which in ("longer", "shorter"))
+    pairs = [Pair.of(prompt_of(f"q{n}"), response_of("long answer"), response_of("short", index=1)) for n in range(30)]
+    known = [HeldOut(pair=each, p_a=float(each.a.text == "long answer")) for each in pairs]
+    store.make_dirs(tmp_path / "generate")
+    store.write_jsonl(tmp_path / "generate" / "held_out.jsonl", known)
+    job = job_of(tmp_path, Checking(seed=1, judges=(longer,)), inputs={"generate": tmp_path / "generate"})
+    check_work(job)
+    check_finish(job)
+
+    def told(*judges: BothOrders) -> AgreementReport | None:
+        described = [
+            describe_judge(name, judge.fingerprint(), how=None, pairs=(), verdicts=())
+            for judge, name in zip(judges, judge_names(judges), strict=True)
+        ]
+        return agreement_of(replace(job, inputs={"people": job.out}), described)
+
+    same, another, both = told(longer), told(shorter), told(shorter, longer)
+    assert same is not None and another is not None and both is not None
+    assert [*same.trust] == ["both_orders"]
+    assert same.trust["both_orders"].value == pytest.approx(1 / (1 + math.exp(-8)))  # the most that one call can say
+    assert [(couple.one, couple.other) for couple in same.couples] == [("both_orders", "people")]
+    assert (another.trust, another.accuracy, another.couples) == ({}, {}, ())
+    assert list(compare._against_people(another)) == []
+    # Under the name that it has there.
+    assert (both.trust, both.accuracy) == (
+        {"both_orders 2": same.trust["both_orders"]},
+        {"both_orders 2": same.accuracy["both_orders"]},
+    )
+    assert [(couple.one, couple.other) for couple in both.couples] == [("both_orders 2", "people")]
