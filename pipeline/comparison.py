@@ -151,9 +151,18 @@ def _runs(found: Sequence[Found]) -> list[OpenRun]:
         DataError: two have one name.
     """
     runs: dict[Path, OpenRun] = {}
+    called: dict[str, Found] = {}
     for each in found:
-        if each.run is not None:
-            runs.setdefault(each.run.directory.resolve(), each.run)
+        if each.run is None or each.run.directory.resolve() in runs:
+            continue
+        # What their labels, exams and reward models are told by.
+        first = called.setdefault(each.run.label, each)
+        if first is not each:
+            raise DataError(
+                f"{first.source} and {each.source}: both runs would be called {each.run.label!r}; "
+                f"give one another name: other={each.source}"
+            )
+        runs[each.run.directory.resolve()] = each.run
     return list(runs.values())
 
 

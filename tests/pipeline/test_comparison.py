@@ -1,5 +1,6 @@
 """Checkpoints of several runs, and from elsewhere, are compared as those of one run are, and nothing is paid twice."""
 
+import re
 import shutil
 import sqlite3
 from pathlib import Path
@@ -10,6 +11,7 @@ from scripted_run import here, prepare
 
 from pipeline import comparison, plan, sources
 from pipeline import run as engine
+from pipeline.errors import DataError
 from pipeline.ratings import Results
 from pipeline.recipe import load
 
@@ -81,3 +83,19 @@ def test_two_runs_are_compared_in_one_report_and_nothing_that_they_paid_for_is_p
     assert all(state.done for state in opened("runs/short", "runs/long").states())
     assert all(state.done for state in comparison.reopen(run.directory).states())
     assert not (run.directory / "recipe.yaml").exists()
+
+
+def test_two_runs_whose_directories_have_one_name_are_told_apart_or_refused(top: Path) -> None:
+    shutil.copytree("runs/long", "elsewhere/short")
+    words = ("runs/short:walk", "elsewhere/short:run")
+    told = "runs/short:walk and elsewhere/short:run: both runs would be called 'short'; give one another name: "
+    with pytest.raises(DataError, match=f"^{re.escape(told)}other=elsewhere/short:run$"):
+        opened(*words)
+    run = opened(words[0], f"other={words[1]}")
+    assert names(run) == ["short/walk", "other"]
+    origins = next(step for step in run.steps if step.name == "report").options["config"]["origins"]
+    folders = {(each["run"], each["step"]): each["folder"] for each in origins}
+    assert folders["short", "train.score"] != folders["other", "train.score"]
+    assert {"short/score", "other/score"} <= {each["name"] for each in origins}
+    # One run is one run, however it is written.
+    assert names(opened("runs/short:walk", f"{top}/runs/short:run")) == ["short/walk", "short/run"]
