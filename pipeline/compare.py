@@ -20,6 +20,7 @@ from pipeline.agreement import AgreementReport, Rater, agree
 from pipeline.algorithms.base import AlgorithmConfig
 from pipeline.algorithms.held_out import HeldOut
 from pipeline.algorithms.scoring import FACTS
+from pipeline.errors import JudgeError
 from pipeline.findings import Finding
 from pipeline.generate import Answer, Elsewhere, Policy, Sampling
 from pipeline.measure import Measures
@@ -210,11 +211,7 @@ def _results(
         judges.append(
             describe_judge(name, fingerprint, how=_how(judge, config.labelled), pairs=pairs, verdicts=in_order)
         )
-        for other, one in itertools.combinations(described, 2):
-            rows = list(_rows(pairs, by_id, one.name, other.name))
-            comparisons.append(
-                compare_checkpoints(name, one, other, rows, confidence=config.confidence, seed=config.seed)
-            )
+        comparisons += _comparisons(name, described, pairs, by_id, config)
     return Results.of(
         strengths=tuple(_strengths(config, pairs, verdicts)),
         checkpoints=described,
@@ -224,6 +221,31 @@ def _results(
         confidence=config.confidence,
         labelling_judge=config.labelled_by,
     )
+
+
+def _comparisons(
+    judge: str,
+    described: Sequence[Checkpoint],
+    pairs: Sequence[Pair],
+    by_id: dict[str, Verdict],
+    config: Comparing,
+) -> list[Comparison]:
+    """One judge's, of every two checkpoints of which it decided anything: people may have voted on some only.
+
+    Raises:
+        JudgeError: it decided nothing at all.
+    """
+    found = []
+    for other, one in itertools.combinations(described, 2):
+        rows = list(_rows(pairs, by_id, one.name, other.name))
+        if any(p is not None for _, p in rows):
+            found.append(compare_checkpoints(judge, one, other, rows, confidence=config.confidence, seed=config.seed))
+    if not found:
+        raise JudgeError(
+            f"judge {judge!r}: it abstained on all {len(pairs)} verdicts, so there is nothing to compare; read the "
+            "reasons in its verdicts, or compare with another judge"
+        )
+    return found
 
 
 def _strengths(
@@ -489,6 +511,11 @@ def _warnings(results: Results, examined: bool) -> Iterator[str]:
     if did and len(did) == len(results.judges):
         what = " or ".join(dict.fromkeys(did.values()))
         yield f"Every comparing judge {what}: the policy is graded by what it was trained on."
+    for name, couples in _undecided(results).items():
+        yield (
+            f"{name} left everything open between {' and between '.join(couples)}: these it does not compare, and they "
+            "are in no table of its own."
+        )
     for found in results.comparisons:
         if found.decisive and not excludes_half(found.bounds_low, found.bounds_high):
             yield (
@@ -496,6 +523,18 @@ def _warnings(results: Results, examined: bool) -> Iterator[str]:
                 f"verdicts that it left open: with them, whatever they were, the rate is somewhere in "
                 f"{interval(found.bounds_low, found.bounds_high)}."
             )
+
+
+def _undecided(results: Results) -> dict[str, list[str]]:
+    """Judge -> every two checkpoints of which it decided nothing, of those where there are any."""
+    names = [checkpoint.name for checkpoint in results.checkpoints]
+    done = {(found.judge, frozenset((found.one, found.other))) for found in results.comparisons}
+    found: dict[str, list[str]] = {}
+    for judge in results.judges:
+        for other, one in itertools.combinations(names, 2):
+            if (judge.name, frozenset((one, other))) not in done:
+                found.setdefault(judge.name, []).append(f"{one} and {other}")
+    return found
 
 
 def _against_people(found: AgreementReport | None) -> Iterator[str]:

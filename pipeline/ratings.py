@@ -212,7 +212,7 @@ class Results(Record):
     def base(self) -> str | None:
         """The checkpoint that the others are measured against."""
         named = (checkpoint.name for checkpoint in self.checkpoints if checkpoint.algorithm == "base")
-        return next(named, self.comparisons[0].other if self.comparisons else None)
+        return next(named, self.checkpoints[0].name if self.comparisons else None)
 
     def labelled(self, judge: str) -> bool:
         """Whether policies were trained to please this comparing judge."""
@@ -459,15 +459,17 @@ def interval(low: float, high: float) -> str:
 def _ranked(results: Results) -> list[str]:
     """Checkpoints that were compared with the base, best first.
 
-    By the first judge that had nothing to do with the training: what a policy was trained to please cannot rank it.
+    By one judge that had nothing to do with the training, because what a policy was trained to please cannot rank it:
+    by the first of those that compared the most of them. What it did not compare comes last.
     """
-    rates = {}
-    for checkpoint in results.checkpoints:
-        found = results.between(checkpoint.name, results.base)
-        if found:
-            independent = [comparison for comparison in found if not results.labelled(comparison.judge)]
-            rates[checkpoint.name] = (independent or found)[0].win_rate
-    return sorted(rates, key=lambda name: -rates[name])
+    found = {each.name: results.between(each.name, results.base) for each in results.checkpoints}
+    rates: dict[str, dict[str, float]] = {judge.name: {} for judge in results.judges}
+    for name, comparisons in found.items():
+        for each in comparisons:
+            rates.setdefault(each.judge, {})[name] = each.win_rate
+    independent = {judge: own for judge, own in rates.items() if own and not results.labelled(judge)}
+    by = max((independent or rates).values(), key=len, default={})
+    return sorted((name for name in found if found[name]), key=lambda name: -by.get(name, -math.inf))
 
 
 def _sentence(results: Results, found: Sequence[Comparison], *, first: bool) -> str:

@@ -1,5 +1,7 @@
 """Checkpoints of several runs, and from elsewhere, are compared as those of one run are, and nothing is paid twice."""
 
+import csv
+import json
 import re
 import shutil
 import sqlite3
@@ -7,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from scripted_run import here, prepare
 
-from pipeline import comparison, plan, sources
+from pipeline import comparison, plan, sources, store
 from pipeline import run as engine
-from pipeline.errors import DataError
-from pipeline.ratings import Results
+from pipeline.errors import DataError, JudgeError
+from pipeline.generate import Answer
+from pipeline.ratings import Results, schema
 from pipeline.recipe import load
+from pipeline.records import Prompt
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +104,35 @@ def test_two_runs_whose_directories_have_one_name_are_told_apart_or_refused(top:
     assert {"short/score", "other/score"} <= {each["name"] for each in origins}
     # One run is one run, however it is written.
     assert names(opened("runs/short:walk", f"{top}/runs/short:run")) == ["short/walk", "short/run"]
+
+
+def test_where_people_voted_on_some_of_the_policies_only_the_others_are_compared_by_the_other_judges(top: Path) -> None:
+    answers = next(Path("runs/short/steps/answers").glob("*/answers.jsonl"))
+    prompts = {
+        each.id: each.messages[-1].content for each in store.read_jsonl(answers.parent / "prompts.jsonl", Prompt)
+    }
+    texts = {(each.prompt_id, each.response.source): each.response.text for each in store.read_jsonl(answers, Answer)}
+    # Both policies against the base, and nothing on one against the other.
+    votes = [(asked, texts[name, who], texts[name, "base"], "ana", "a") for name, asked in prompts.items()
+             for who in ("walk", "run")]  # fmt: skip
+    with open("votes.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("prompt", "response_a", "response_b", "rater", "choice"), *votes])
+    judges = "compare.judges=[{name: human, votes: {files: votes.csv}}, length]"
+    run = opened("runs/short", judges)
+    run.execute()
+    told = json.loads((run.directory / "results.json").read_text())
+    Draft202012Validator(schema()).validate(told)
+    results = Results.model_validate(told)
+    by = {judge: [(each.one, each.other) for each in results.comparisons if each.judge == judge]
+          for judge in ("human", "length")}  # fmt: skip
+    every = [("short/walk", "base"), ("short/run", "base"), ("short/run", "short/walk")]
+    assert by == {"human": every[:2], "length": every}
+    # One prompt after the other was won: 2 to the power of 1 - 5, twice under Holm for two comparisons, not three.
+    assert [each.p_holm for each in results.comparisons if each.judge == "human"] == [2 / 16, 2 / 16]
+    warning = "human left everything open between short/run and short/walk: these it does not compare"
+    for page in ("report.md", "report.html"):
+        assert warning in (run.directory / page).read_text()
+    # Votes on other answers than these decide nothing, and that is no comparison.
+    Path("votes.csv").write_text("prompt,response_a,response_b,rater,choice\nWhy?,x,y,ana,a\n")
+    with pytest.raises(JudgeError, match=r"judge 'human': it abstained on all 15 verdicts"):
+        opened("runs/short", judges).execute()

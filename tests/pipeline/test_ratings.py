@@ -317,6 +317,23 @@ def test_the_best_is_chosen_by_a_judge_that_did_not_label() -> None:
     assert results_of(rates).headline.startswith("kto beats base")
 
 
+def test_a_judge_that_compared_only_some_does_not_choose_where_another_compared_all() -> None:
+    some = {("people", "dpo", "base"): 0.8, ("likelihood", "dpo", "base"): 0.6, ("likelihood", "kto", "base"): 0.7}
+    by_all = {("rules", "dpo", "base"): 0.55, ("rules", "kto", "base"): 0.65}
+    assert results_of({**some, **by_all}).headline.startswith("kto beats base")
+    # If only a judge that labelled compared the other, that one is not called the best for it.
+    first, second = results_of(some).headline.split(". kto ")
+    assert first.startswith("dpo beats base")
+    assert second.startswith("beats base: 70.0 %")
+
+
+def test_without_a_base_the_first_checkpoint_is_what_others_are_measured_against_though_a_judge_left_it_out() -> None:
+    rates = {("people", "kto", "dpo"): 0.6, ("rules", "dpo", "sft"): 0.6, ("rules", "kto", "sft"): 0.7}
+    found = results_of(rates)
+    trained = [each.model_copy(update={"algorithm": "sft"}) for each in (checkpoint("sft"), *found.checkpoints[:2])]
+    assert found.model_copy(update={"checkpoints": tuple(trained)}).base == "sft"
+
+
 def test_the_second_sentence_compares_the_best_two_directly_and_without_repeating_roles() -> None:
     rates = {("rules", "dpo", "base"): 0.6, ("rules", "kto", "base"): 0.7, ("rules", "dpo", "kto"): 0.4}
     first, second = results_of(rates).headline.split(". kto ")

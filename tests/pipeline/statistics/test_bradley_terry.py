@@ -150,3 +150,13 @@ def test_prompts_and_not_verdicts_are_resampled() -> None:
     assert (few.n_clusters, many.n_clusters, twice.n_clusters) == (12, 170, 170)
     width, doubled = (found.strengths[1].high - found.strengths[1].low for found in (many, twice))
     assert doubled == pytest.approx(width, rel=0.02)
+
+
+def test_two_that_never_met_are_on_one_scale_through_a_third() -> None:
+    # a beats b in 3 of 4, and c in 1 of 4; b and c never met. Without ties the fit of a tree is exact: log 3 apart.
+    rows = [("p1", "a", "b", 1.0)] * 3 + [("p1", "a", "b", 0.0)] + [("p2", "a", "c", 0.0)] * 3 + [("p2", "a", "c", 1.0)]
+    rows += [(f"q{number}", b, a, 1 - p) for number, (_, a, b, p) in enumerate(rows * 20)]
+    found = strengths("j", ["a", "b", "c"], "a", rows * 20)
+    assert found is not None
+    assert [one.value for one in found.strengths] == pytest.approx([0, -math.log(3), math.log(3)], abs=0.02)
+    assert found.largest_misfit < 0.01
