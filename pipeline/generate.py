@@ -293,13 +293,15 @@ def read_prompts(config: PromptsConfig) -> list[Prompt]:
     """The prompts of a recipe, with its system message if they have none of their own.
 
     Raises:
-        DataError: a file is missing or has a bad line, or two prompts have one id.
+        DataError: a file is missing or has a bad line, none has a prompt, or two prompts have one id.
     """
     every = itertools.chain.from_iterable(store.read_jsonl(path, Prompt) for path in config.files)
     prompts = list(itertools.islice(every, config.limit))
+    files = ", ".join(str(path) for path in config.files)
+    if not prompts:
+        raise DataError(f'{files}: no prompt is there; write one a line, such as {{"id": "1", "prompt": "Why?"}}')
     twice = [name for name, times in Counter(prompt.id for prompt in prompts).items() if times > 1]
     if twice:
-        files = ", ".join(str(path) for path in config.files)
         raise DataError(f"{files}: {len(twice)} ids are there more than once, such as {twice[0]!r}; make them unique")
     return [_with_system(prompt, config.system) for prompt in prompts]
 

@@ -405,6 +405,19 @@ def test_held_out_answers_whose_kl_cannot_be_told_are_a_finding(
     assert [(each.level, each.where) for each in found] == [("info", "generate.sampler")] * count
 
 
+@pytest.mark.slow
+def test_a_run_whose_held_out_prompts_are_an_empty_file_stops_before_it_generates(
+    tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(tmp_path, tiny_folder)
+    (tmp_path / "heldout.jsonl").write_text("")
+    assert cli.main(["run", str(recipe), "--run", str(tmp_path / "run")]) != 0
+    told = capfd.readouterr().err
+    assert f"{tmp_path}/heldout.jsonl: no prompt is there" in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "run" / "steps" / "generate").exists()
+
+
 def test_a_tokenizer_without_a_template_is_a_finding_and_no_traceback(tmp_path: Path) -> None:
     make_model(tmp_path / "model")
     make_tokenizer(tmp_path / "model", template=None)

@@ -114,6 +114,15 @@ def test_a_prompt_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         generate.read_prompts(PromptsConfig(files=(tmp_path / "none.jsonl",)))
 
 
+def test_files_without_any_prompt_are_named_and_one_that_is_empty_beside_another_is_not(tmp_path: Path) -> None:
+    empty, full = tmp_path / "empty.jsonl", tmp_path / "full.jsonl"
+    empty.write_text("\n")
+    full.write_text('{"id": "1", "prompt": "Why?"}\n')
+    with pytest.raises(DataError, match=r"^[^,]*empty\.jsonl: no prompt is there; write one a line, such as \{\"id\""):
+        generate.read_prompts(PromptsConfig(files=(empty,)))
+    assert [each.id for each in generate.read_prompts(PromptsConfig(files=(empty, full)))] == ["1"]
+
+
 # ---- the work
 
 
