@@ -195,7 +195,8 @@ def answer(config: Sampling, job: Job, policies: Mapping[str, Policy]) -> None:
         for model, group in _by_model(mine, policies).items():
             with phases("loading"):
                 built = _sampler(config, model, policies, {item.source for item in group})
-            asked = [(item.batch, BASE if policies[item.source].whole else item.source) for item in group]
+            # Whatever the base is called here, to a sampler it is the base, and so is a whole model.
+            asked = [(item.batch, item.source if policies[item.source].folder else BASE) for item in group]
             with phases("generation"):
                 for number, responses in built.sample_all(asked):
                     kept.put_many(KIND, {group[number].key: [each.model_dump(mode="json") for each in responses]})

@@ -22,7 +22,7 @@ from pipeline.generate import Answer, Elsewhere, policy_called
 from pipeline.models import ModelConfig, has_encoder, load_model, load_tokenizer, padded_logprobs
 from pipeline.plugins import Config
 from pipeline.progress import Bar
-from pipeline.recipe import PerplexityConfig
+from pipeline.recipe import BASE, PerplexityConfig
 from pipeline.records import Prompt, Record, digest
 from pipeline.worker import Job
 
@@ -250,7 +250,7 @@ def _on_one_base(
             yield item, _scores(rewards[item.who], item)
         else:
             assert config.perplexity is not None  # or there would be no such item
-            with role(model, roles.get(item.who, item.who)):
+            with role(model, roles.get(item.who, BASE)):
                 yield item, nll_of(model, tokenizer, item.rows, config.perplexity.max_length)
 
 

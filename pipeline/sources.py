@@ -358,6 +358,8 @@ def _name_of(source: Source) -> str:
 def _check_names(made: Sequence[Made]) -> None:
     first: dict[str, Made] = {}
     for each in made:
+        if each.name == BASE and each.kind != "base":
+            raise DataError(f"{each.source}: would be called {BASE!r}, as the base is; name it: other={each.source}")
         if each.name not in first:
             first[each.name] = each
             continue

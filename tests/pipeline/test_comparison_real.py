@@ -139,6 +139,42 @@ def test_a_comparison_that_is_killed_goes_on_to_the_same_results(top: Path, monk
     assert set(manifest["steps"]["compare"]["phases"]) == {"judging by rules", "statistics"}
 
 
+def test_the_base_under_another_name_answers_is_measured_and_is_kept_as_the_base(
+    top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_run_workers", here)
+    journal, cold = top / "runs" / ".cache" / "journal.sqlite", "compare.sampler.temperature=0.5"
+    run = opened("before=base", "runs/run:dpo", TEXT, cold)
+    run.execute()
+    asked = _answers(journal)
+    before, dpo = results_of(run.directory).checkpoints
+    plain = opened("base", "runs/run:dpo", TEXT, cold)
+    plain.execute()
+    assert _answers(journal) == asked
+    base, same = results_of(plain.directory).checkpoints
+    assert (before.name, before.algorithm) == ("before", "base")
+    assert before.kl is not None and before.kl.value == 0
+    # Only the seeds of the bootstrap know the name.
+    told = [[each.perplexity and each.perplexity.value, each.words_mean, each.rewards[0].score.value]
+            for each in (before, base, dpo, same)]  # fmt: skip
+    assert told[0] == told[1] != told[2] == told[3]
+    assert told[0][0] is not None
+    assert results_of(run.directory).base == "before"
+
+
+def test_nothing_but_the_base_is_called_base(top: Path) -> None:
+    shutil.copytree("elsewhere/v0.3", "elsewhere/base")
+    told = "^elsewhere/base: would be called 'base', as the base is; name it: other=elsewhere/base$"
+    with pytest.raises(DataError, match=told):
+        opened("before=base", "elsewhere/base", "runs/run:dpo")
+    assert names_of(opened("before=base", "other=elsewhere/base", "runs/run:dpo")) == ["before", "other", "run/dpo"]
+
+
+def names_of(run: Any) -> list[str]:
+    config = next(step for step in run.steps if step.name == "answers").options["config"]
+    return list(config["checkpoints"])
+
+
 def _answers(path: Path) -> int:
     """Batches of answers that are kept."""
     with sqlite3.connect(path) as journal:
