@@ -19,7 +19,17 @@ from pipeline.records import Pair, Record, Response, Verdict, seed_of
 from pipeline.statistics.bradley_terry import Strengths
 from pipeline.statistics.judge_error import Corrected
 from pipeline.statistics.length_control import LengthCoefficient, LengthControlled
-from pipeline.statistics.win_rate import Estimate, WinRate, clustered_mean, excludes_half, holm, ratio, share, win_rate
+from pipeline.statistics.win_rate import (
+    Estimate,
+    WinRate,
+    clustered_mean,
+    detectable,
+    excludes_half,
+    holm,
+    ratio,
+    share,
+    win_rate,
+)
 
 How = Literal["labelled", "labelled in part", "rewarded"]
 """How policies come to be trained to please a judge. In part: it stands in the judge that labelled, as a member of a
@@ -54,7 +64,8 @@ class Comparison(WinRate):
     tokens_ratio: float | None
     """Mean tokens of an answer by `one` over those by `other`: how much of a win may be length."""
     p_holm: float
-    """`p_value` after Holm's correction over all comparisons of this judge in the same results."""
+    """`p_value` after Holm's correction over all comparisons of this judge in the same results. `smallest_detectable`
+    is under that correction too."""
 
     def swap(self) -> Self:
         """The same comparison seen from the other side."""
@@ -287,16 +298,21 @@ def _had(rows: Sequence[tuple[str, float | None]], instead: float, confidence: f
 
 
 def corrected(comparisons: Sequence[Comparison], *, confidence: float) -> tuple[Comparison, ...]:
-    """The comparisons with `p_holm` over those of the same judge, and `decisive` by it."""
+    """The comparisons with `p_holm` over those of the same judge, and `decisive` and `smallest_detectable` by it."""
     adjusted: dict[int, float] = {}
+    together: dict[str, int] = {}
     for judge in {found.judge for found in comparisons}:
         places = [place for place, found in enumerate(comparisons) if found.judge == judge]
+        together[judge] = len(places)
         p_values = holm([comparisons[place].p_value for place in places])
         adjusted.update(zip(places, p_values, strict=True))
     return tuple(
         found.model_copy(
             update={
                 "p_holm": adjusted[place],
+                "smallest_detectable": detectable(
+                    found.standard_error, found.n_clusters - 1, confidence, together[found.judge]
+                ),
                 "decisive": excludes_half(found.low, found.high) and adjusted[place] < 1 - confidence,
             }
         )

@@ -100,7 +100,7 @@ def win_rate(scores: Sequence[float], clusters: Sequence[str], *, confidence: fl
         n=len(scores),
         n_clusters=groups,
         p_value=p_value,
-        smallest_detectable=(t_quantile((1 + confidence) / 2, groups - 1) + t_quantile(POWER, groups - 1)) * error,
+        smallest_detectable=detectable(error, groups - 1, confidence),
         decisive=excludes_half(low, high) and p_value < 1 - confidence,
         bootstrap_low=bootstrap_low,
         bootstrap_high=bootstrap_high,
@@ -179,6 +179,16 @@ def sign_flip_p(deviations: Floats) -> float:
     one, other = _signed_sums(moving[:half]), np.sort(_signed_sums(moving[half:]))
     as_large = len(other) * len(one) - np.searchsorted(other, observed - ROUNDING - one, side="left").sum()
     return float(min(1.0, 2 * as_large / (len(one) * len(other))))
+
+
+def detectable(error: float, degrees: float, confidence: float = 0.95, comparisons: int = 1) -> float:
+    """Distance from one half that is called decisive `POWER` of the time, with this standard error.
+
+    Among several comparisons it is that of the first step of Holm's correction, where the level is shared by all: the
+    only step that does not hang on what the others show.
+    """
+    level = (1 - confidence) / comparisons
+    return (t_quantile(1 - level / 2, degrees) + t_quantile(POWER, degrees)) * error
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

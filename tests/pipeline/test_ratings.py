@@ -109,6 +109,19 @@ def test_one_judges_comparisons_are_corrected_together_and_another_judges_apart(
     assert [one.decisive for one in found] == [True, False, False, True]
 
 
+@pytest.mark.parametrize(("comparisons", "deviations"), [(1, 1.959964), (10, 2.807034)])
+def test_the_smallest_detectable_difference_is_at_the_level_that_one_of_several_comparisons_has(
+    comparisons: int, deviations: float
+) -> None:
+    # Normal deviates of 0.975 and, a tenth of the 5 % being for each, of 0.9975; 0.841621 is that of 0.8, the power.
+    rows = [(f"p{place}", float(place % 2)) for place in range(100_000)]
+    one = compare_checkpoints("rules", checkpoint("dpo"), checkpoint("base"), rows)
+    several = [one.model_copy(update={"other": f"base{place}"}) for place in range(comparisons)]
+    error = 0.5 / math.sqrt(100_000)
+    for found in corrected([*several, one.model_copy(update={"judge": "other"})], confidence=0.95)[:-1]:
+        assert found.smallest_detectable == pytest.approx((deviations + 0.841621) * error, rel=1e-4)
+
+
 # --- checkpoints
 
 
