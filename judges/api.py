@@ -150,7 +150,7 @@ class Endpoint:
         for lacking in config.lacks():
             raise JudgeError(f"judge {config.name}: {lacking}")
         self.config = config
-        ledger = Ledger(session.journal, session.run, session.step, config.name, session.budget_usd)
+        ledger = Ledger(session.journal, session.run, session.step, config.name, session.budget_usd, session.making)
         key = os.environ[config.api_key_env] if config.api_key_env else None
         told = (config.base_url, key, config.limits, config.prices, ledger, session.processes)
         self.client = Client(*told) if config.batch is None else BatchClient(*told, batch=config.batch)

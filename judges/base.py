@@ -56,6 +56,8 @@ class Session:
     """The account that calls are charged to: the run's name."""
     step: str = ""
     """The step that asks, for the ledger."""
+    making: str = ""
+    """Which of the times that the step is made: its name and its fingerprint. Another judge makes it another time."""
     budget_usd: float | None = None
     """What the account may ever be charged. None: no limit."""
     processes: int = 1

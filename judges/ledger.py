@@ -39,6 +39,7 @@ SCHEMA = (
     " reserved INTEGER NOT NULL, outcome TEXT, charged INTEGER, tokens_in INTEGER, tokens_out INTEGER, seconds REAL)",
     "CREATE INDEX IF NOT EXISTS calls_by_key ON calls (key)",
     "CREATE INDEX IF NOT EXISTS calls_without_an_end ON calls (account) WHERE outcome IS NULL",
+    "CREATE TABLE IF NOT EXISTS makings (call INTEGER PRIMARY KEY, making TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS batches (account TEXT NOT NULL, key TEXT NOT NULL, call INTEGER NOT NULL,"
     " batch TEXT, PRIMARY KEY (account, key))",
@@ -77,16 +78,25 @@ class Spent(NamedTuple):
 class Ledger:
     """The books of one account, in the journal's file; several processes may keep them at once."""
 
-    def __init__(self, path: Path | None, account: str, step: str = "", judge: str = "", budget: float | None = None):
+    def __init__(
+        self,
+        path: Path | None,
+        account: str,
+        step: str = "",
+        judge: str = "",
+        budget: float | None = None,
+        making: str = "",
+    ):
         """Args:
         path: the journal. None: a file that is gone when this is.
         account: who pays.
         step, judge: for whom, on the bill.
         budget: US dollars. None: no limit.
+        making: which of the times that the step is made, by this judge and then by another (`bill`).
         """
         self._temporary = tempfile.TemporaryDirectory() if path is None else None
         self.path = path or Path(str(self._temporary.name if self._temporary else "")) / "ledger.sqlite"
-        self.account, self.step, self.judge = account, step, judge
+        self.account, self.step, self.judge, self.making = account, step, judge, making
         self.budget = None if budget is None else math.floor(budget * NANO)
         self._reader: sqlite3.Connection | None = None
         self._writes: queue.SimpleQueue[tuple[Write, asyncio.Future[Any]] | None] = queue.SimpleQueue()
@@ -149,11 +159,14 @@ class Ledger:
             update = f"UPDATE accounts SET charged = charged + ? WHERE name = ?{enough}"
             if connection.execute(update, (amount, self.account)).rowcount == 0:
                 return None
-            return connection.execute(
+            call = connection.execute(
                 "INSERT INTO calls (account, step, judge, key, attempt, created, reserved)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (self.account, self.step, self.judge, key, attempt, time.time(), amount),
             ).lastrowid
+            # Not a column of calls: the journals that there are have none.
+            connection.execute("INSERT INTO makings VALUES (?, ?)", (call, self.making))
+            return call
 
         found: int | None = await self._written(write)
         return found
@@ -263,8 +276,11 @@ def connect(path: Path) -> sqlite3.Connection:
     return store.open_database(path, SCHEMA, threads=True)
 
 
-def bill(path: Path, account: str) -> list[Spent]:
+def bill(path: Path, account: str, making: str | None = None) -> list[Spent]:
     """What an account was charged, by step and judge.
+
+    Args:
+        making: of a step. None: of all.
 
     Raises:
         DataError: the file cannot be read.
@@ -274,9 +290,10 @@ def bill(path: Path, account: str) -> list[Spent]:
     with _explained(path), contextlib.closing(connect(path)) as connection:
         rows = connection.execute(
             "SELECT step, judge, count(*), sum(outcome IS NULL OR outcome != 'ok'), sum(coalesce(tokens_in, 0)),"
-            " sum(coalesce(tokens_out, 0)), sum(coalesce(charged, reserved)) FROM calls WHERE account = ?"
+            " sum(coalesce(tokens_out, 0)), sum(coalesce(charged, reserved)) FROM calls WHERE account = ?1"
+            " AND (?2 IS NULL OR id IN (SELECT call FROM makings WHERE making = ?2))"
             " GROUP BY step, judge ORDER BY min(id)",
-            (account,),
+            (account, making),
         ).fetchall()
     return [
         Spent(step, judge, calls, failed, tokens_in, tokens_out, nano / NANO)

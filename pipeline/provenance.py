@@ -50,9 +50,14 @@ def cost(folder: Path) -> TrainingCost | None:
         peak_memory_bytes=own["peak_memory_bytes"],
         upstream=tuple(before),
         upstream_seconds=_sum(seconds.values()),
-        labelling_seconds=_sum(took for name, took in seconds.items() if place_of(name)[1] in LABELLING),
+        labelling_seconds=_sum(took for name, took in seconds.items() if _plain(name) in LABELLING),
         judge_usd=round(sum(each.usd for made in (*before.values(), folder) for each in spending(made)), 9),
     )
+
+
+def _plain(name: str) -> str:
+    """What a run of one round and one variant calls this step: without `round2.`, and without a sweep's values."""
+    return place_of(name)[1].partition("[")[0]
 
 
 def _seconds(folder: Path) -> float:

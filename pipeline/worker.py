@@ -54,6 +54,11 @@ class Job:
     part: Path | None = None
     """Where a task of a job array keeps what it finds out (`pipeline.parts`). None: in the journal, with the others."""
 
+    @property
+    def making(self) -> str:
+        """Which of the times that the step is made: where it is, which the engine calls by its name and fingerprint."""
+        return self.work_dir.parent.name
+
 
 def told(job: Job) -> dict[str, Any]:
     """What the step has left for its provenance so far."""

@@ -55,6 +55,14 @@ def test_labels_of_a_later_round_are_labels(tmp_path: Path) -> None:
     assert found.labelling_seconds == 7
 
 
+def test_labels_of_a_variant_of_a_sweep_are_labels(tmp_path: Path) -> None:
+    exam = publish(tmp_path, "exam[judge=length]", seconds=3)
+    label = publish(tmp_path, "label[judge=length]", exam, seconds=7)
+    found = provenance.cost(publish(tmp_path, "train.dpo[judge=length]", label, seconds=100))
+    assert found is not None
+    assert (found.labelling_seconds, found.upstream_seconds) == (10, 10)
+
+
 @pytest.mark.parametrize("unknown", ["label", "train.dpo"])
 def test_unknown_times_are_no_cost(unknown: str, tmp_path: Path) -> None:
     label = publish(tmp_path, "label", seconds=None if unknown == "label" else 1)

@@ -4,13 +4,20 @@ import json
 import os
 import re
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from servers import judge_server
+from tiny import job_of, prompt_of, response_of
 
+from judges.llm import Config as Llm
 from pipeline import cli, store
+from pipeline.label import Labelling, judge_share, tell_spending
+from pipeline.recipe import LabelConfig
 from pipeline.records import Pair
+from pipeline.worker import told
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,3 +89,29 @@ def test_what_was_spent_is_in_the_manifest_and_stops_at_the_budget(
     assert "greatest length" not in told
     (folder,) = (tmp_path / "run" / "steps" / "generate").glob("*/pairs.jsonl")
     assert costs(told)["label"][1] == str(len(list(store.read_jsonl(folder, Pair))))
+
+
+def test_labels_cost_what_their_own_judge_was_charged_and_not_what_the_one_before_it_was(tmp_path: Path) -> None:
+    pairs = [Pair.of(prompt_of(f"{n}?"), response_of("yes"), response_of("no", index=1)) for n in range(3)]
+
+    def labelled(url: str, model: str, asked: list[Pair]) -> dict[str, Any]:
+        """The bill of a label step of one run, whose every making has a folder of its own."""
+        judge = Llm(model=model, base_url=url, price={"input": 0.4, "output": 1.6})  # type: ignore[arg-type]
+        config = Labelling(judge=judge, label=LabelConfig(), pairing="all")
+        made = job_of(tmp_path / f"label-{judge.fingerprint()}", config, step="label")
+        job = replace(made, cache=tmp_path / "cache", run="run")
+        judge_share(judge, asked, job, None)
+        tell_spending(job)
+        (spent,) = told(job)["spending"]
+        return dict(spent)
+
+    with judge_server() as server:
+        first = labelled(server.url, "one", pairs[:2])
+        billed = server.tell("stats")["bill"] / 1e9
+        assert (first["step"], first["judge"], first["usd"]) == ("label", "llm", pytest.approx(billed))
+        second = labelled(server.url, "two", pairs)
+        assert second["usd"] == pytest.approx(server.tell("stats")["bill"] / 1e9 - billed)
+        # Whoever goes on with the first one after that adds to its own.
+        again = labelled(server.url, "one", pairs)
+        assert again["calls"] > first["calls"]
+        assert first["usd"] < again["usd"] == pytest.approx(server.tell("stats")["bill"] / 1e9 - second["usd"])
