@@ -505,7 +505,7 @@ def _exam_alarms(learned: Mapping[str, Job]) -> Iterator[str]:
 def _warnings(results: Results, examined: bool) -> Iterator[str]:
     if not examined and results.labelling_judge not in (None, crowd.NAME):
         yield f"{results.labelling_judge} was not examined before it labelled."
-    did = {judge.name: DID[judge.how] for judge in results.judges if judge.labelled}
+    did = {judge.name: DID[how] for judge in results.judges if (how := judge.tag)}
     for name, what in did.items():
         yield f"{name} {what} and also compares: trust it less than a judge that did not."
     if did and len(did) == len(results.judges):

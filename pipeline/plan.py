@@ -31,6 +31,7 @@ from pipeline.algorithms.base import AlgorithmConfig
 from pipeline.launch import HERE, LaunchConfig
 from pipeline.models import processes_for
 from pipeline.plugins import Config
+from pipeline.ratings import How
 from pipeline.recipe import BASE, AnnotationsConfig, AnySampler, GenerateConfig, Recipe, dump, policies
 from pipeline.run import Run, Step
 
@@ -397,7 +398,7 @@ def _compare(
     )
 
 
-def who_labelled(learned: Sequence[Recipe]) -> tuple[dict[str, compare.How], str | None]:
+def who_labelled(learned: Sequence[Recipe]) -> tuple[dict[str, How], str | None]:
     """`labelled` and `labelled_by` of `compare.Comparing`, for policies that learned by these recipes."""
     judges = list({each.judge.fingerprint(): each.judge for each in learned if each.judge}.values())
     people = [crowd.NAME] if any(each.annotations for each in learned) else []

@@ -30,6 +30,7 @@ from pipeline.statistics.win_rate import RESAMPLES, Estimate, cluster_index, tai
 RIDGE = 0.01
 """Weight of |parameters|^2 / 2 against the log-likelihood: keeps finite who never lost in a resample."""
 
+_CHUNK = 100  # resamples drawn at once: bounds memory at 100 x prompts
 _STEPS = 100
 _LONGEST = 2.0  # step of one iteration in any direction: Newton's own overshoot where somebody never lost
 
@@ -100,9 +101,7 @@ def strengths(
     place, groups = names.index(anchor), len(verdicts.counts_GC3)
     design_CP = design(verdicts, len(names), place)
     point_P = fit(total_C3, design_CP)
-    weights_RG = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=resamples)
-    resampled_RC3 = np.tensordot(weights_RG.astype(np.float64), verdicts.counts_GC3, axes=1)
-    drawn_RP = fit(resampled_RC3, design_CP, start=point_P)
+    drawn_RP = fit(_resampled(verdicts.counts_GC3, resamples, seed), design_CP, start=point_P)
     low_P, high_P = np.quantile(drawn_RP[:, :-1], tails(confidence, groups), axis=0)
     where = itertools.count()  # the anchor has no column: it is 0
     theta = [None if name == anchor else next(where) for name in names]
@@ -129,6 +128,17 @@ def strengths(
         n=len(rows),
         n_clusters=groups,
     )
+
+
+def _resampled(counts_GC3: Floats, resamples: int, seed: int) -> Floats:
+    """The counts of so many resamples of the prompts, (R, C, 3)."""
+    random, groups = np.random.default_rng(seed), len(counts_GC3)
+    found_RC3 = np.empty((resamples, *counts_GC3.shape[1:]))
+    for start in range(0, resamples, _CHUNK):
+        size = min(_CHUNK, resamples - start)
+        weights_RG = random.multinomial(groups, np.full(groups, 1 / groups), size=size)
+        found_RC3[start : start + size] = np.tensordot(weights_RG.astype(np.float64), counts_GC3, axes=1)
+    return found_RC3
 
 
 def fit(counts_C3: Floats, design_CP: Floats, *, start: Floats | None = None, ridge: float = RIDGE) -> Floats:

@@ -2,13 +2,14 @@
 
 import itertools
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from pipeline.statistics.bradley_terry import comparable, counted, design, fit, strengths
+from pipeline.statistics.bradley_terry import _resampled, comparable, counted, design, fit, strengths
 
 NAMES = ("base", "dpo", "kto")
 Rows = list[tuple[str, str, str, float]]
@@ -160,3 +161,20 @@ def test_two_that_never_met_are_on_one_scale_through_a_third() -> None:
     assert found is not None
     assert [one.value for one in found.strengths] == pytest.approx([0, -math.log(3), math.log(3)], abs=0.02)
     assert found.largest_misfit < 0.01
+
+
+def test_resamples_are_drawn_in_parts_that_together_are_those_drawn_at_once() -> None:
+    counts_GC3 = np.random.default_rng(1).random((40, 3, 3))
+    weights_RG = np.random.default_rng(7).multinomial(40, np.full(40, 1 / 40), size=250)
+    at_once_RC3 = np.einsum("rg,gco->rco", weights_RG, counts_GC3)
+    np.testing.assert_allclose(_resampled(counts_GC3, 250, seed=7), at_once_RC3, rtol=1e-12)
+
+
+def test_ten_thousand_prompts_take_a_few_megabytes() -> None:
+    counts_GC3 = np.ones((10_000, 2, 3))
+    tracemalloc.start()
+    _resampled(counts_GC3, 300, seed=0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # 100 resamples of 10,000 prompts in 8 bytes are 8 MB, as whole numbers and as others; 300 at once would be 48.
+    assert peak < 25e6
