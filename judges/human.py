@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 from judges import cached
 from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask
 from pipeline.importers.base import Source
-from pipeline.records import Message, Pair, Sample, Verdict, Vote, digest
+from pipeline.records import Message, Pair, Sample, Verdict, digest
 from pipeline.store import sha256_file
 
 NAME = "people"
@@ -139,14 +139,8 @@ def _said(source: Source) -> dict[str, Said]:
         mark, a_first = _mark(pair)
         p_a = p[pair.id]
         assert p_a is not None
-        said[mark] = Said(p_a if a_first else 1.0 - p_a, _sample(cast))
+        said[mark] = Said(p_a if a_first else 1.0 - p_a, crowd.sample(cast))
     return said
-
-
-def _sample(cast: Iterable[Vote]) -> Sample | None:
-    """`unsure` where no vote came about otherwise; what one of them says of a random draw holds for the pair."""
-    found = {vote.sample for vote in cast}
-    return "control" if "control" in found else "unsure" if found == {"unsure"} else None
 
 
 def _mark(pair: Pair) -> tuple[str, bool]:

@@ -9,7 +9,7 @@ What is left out: which questions are asked (`judges.exam`), and reading the ver
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -31,7 +31,7 @@ PEOPLE = "people"
 TIE = 0.05
 """Distance from one half within which a probability says `tie`."""
 
-VERSION = 2
+VERSION = 3
 """Raised when a change of this file changes how far judges are said to agree."""
 
 FOLDS = 5
@@ -353,13 +353,20 @@ class AgreementReport(Record):
 
 
 def agree(
-    raters: Sequence[Rater], prompts: Mapping[str, str], people: Mapping[str, str] | None = None, *, seed: int = 0
+    raters: Sequence[Rater],
+    prompts: Mapping[str, str],
+    people: Mapping[str, str] | None = None,
+    *,
+    doubted: Collection[str] = (),
+    seed: int = 0,
 ) -> AgreementReport:
     """How far raters agree with each other, and with people.
 
     Args:
         prompts: pair id -> prompt id, for the intervals.
         people: pair id -> a, b or tie. They are one more rater, called `PEOPLE`.
+        doubted: ids of the pairs that people were shown because a judge was unsure of them. How far a judge is to be
+            trusted is not seen on those.
     """
     people = people or {}
     everybody = list(raters)
@@ -369,13 +376,14 @@ def agree(
     found = (_couple(one, other, prompts, people, seed) for one, other in itertools.combinations(everybody, 2))
     units = {pair: [says(each.p[pair]) for each in everybody if pair in each.p] for pair in prompts}
     shared = [pair for pair, given in units.items() if len(given) > 1]
+    drawn = {pair: label for pair, label in people.items() if pair not in doubted}
     return AgreementReport(
         couples=tuple(couple for couple in found if couple is not None),
         alpha=clustered(
             alpha_rows([units[pair] for pair in shared]), [prompts[pair] for pair in shared], alpha_of, seed=seed
         ),
         accuracy=dict(_right(raters, prompts, people, credit, seed)),
-        trust=dict(_right(raters, prompts, people, given, seed)),
+        trust=dict(_right(raters, prompts, drawn, given, seed)),
         fingerprints={each.name: each.fingerprint for each in raters if each.fingerprint is not None},
     )
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.agreement import LABELS, alpha_of, alpha_rows, clustered
 from pipeline.importers.base import NOBODY, Aggregate, Choice
-from pipeline.records import Record, Verdict, Vote, digest
+from pipeline.records import Record, Sample, Verdict, Vote, digest
 from pipeline.statistics.win_rate import Estimate
 
 VERSION = 1
@@ -124,6 +124,13 @@ def verdicts(votes: Iterable[Vote], rule: Aggregate) -> Iterator[Verdict]:
     for pair, cast in by_pair.items():
         counts = {label: n for label in LABELS if (n := sum(vote.choice == label for vote in cast))}
         yield Verdict(pair_id=pair, judge=NAME, fingerprint=fingerprint, p_a=p[pair], evidence={"votes": counts})
+
+
+def sample(votes: Iterable[Vote]) -> Sample | None:
+    """How the pair of these votes came to be shown: `unsure` where no vote came about otherwise, for what one of them
+    says of a random draw holds for the pair. None: it is not known."""
+    found = {vote.sample for vote in votes}
+    return "control" if "control" in found else "unsure" if found == {"unsure"} else None
 
 
 def says(p_a: float) -> Choice:

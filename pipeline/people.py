@@ -23,10 +23,10 @@ from pipeline.importers.collect import Collected
 from pipeline.plugins import Config
 from pipeline.ratings import JudgeInfo
 from pipeline.recipe import AnnotationsConfig, LabelConfig
-from pipeline.records import Pair, Record, Thumb, Vote, seed_of
+from pipeline.records import Pair, Record, Sample, Thumb, Vote, seed_of
 from pipeline.worker import Job
 
-VERSION = 2
+VERSION = 3
 """Raised when a change of this file changes what comes out."""
 
 
@@ -60,6 +60,8 @@ class HeldOut(Record):
     pair: Pair
     p_a: float
     """Probability that people find `a` better; 0.5 is a tie."""
+    sample: Sample | None = None
+    """How the pair came to be shown to them, where that is known."""
 
 
 # ---- generate
@@ -104,8 +106,11 @@ def held_out_pairs(annotations: AnnotationsConfig, seed: int) -> list[Pair]:
 
 def _held_out(found: Collected, prompts: Sequence[str], rule: Aggregate) -> list[HeldOut]:
     verdicts = {verdict.pair_id: verdict.p_a for verdict in crowd.verdicts(found.votes(), rule)}
+    samples = {pair.id: crowd.sample(cast) for pair, cast in found.judgements()}
     pairs = (Pair.model_validate_json(line) for line in found.lines(prompts))
-    return [HeldOut(pair=pair, p_a=p) for pair in pairs if (p := verdicts[pair.id]) is not None]
+    return [
+        HeldOut(pair=pair, p_a=p, sample=samples[pair.id]) for pair in pairs if (p := verdicts[pair.id]) is not None
+    ]
 
 
 def _summary(found: Collected, trained: Sequence[str], held_out: Sequence[str]) -> dict[str, object]:
@@ -140,7 +145,9 @@ def check_finish(job: Job) -> None:
         p = {verdict.pair_id: verdict.p_a for verdict in verdicts if verdict.p_a is not None}
         raters.append(Rater(name=name, p=p, asked=len(pairs), fingerprint=judge.fingerprint()))
     prompts = {pair.id: pair.prompt.id for pair in pairs}
-    report = agree(raters, prompts, {each.pair.id: crowd.says(each.p_a) for each in asked}, seed=config.seed)
+    said = {each.pair.id: crowd.says(each.p_a) for each in asked}
+    doubted = {each.pair.id for each in asked if each.sample == "unsure"}
+    report = agree(raters, prompts, said, doubted=doubted, seed=config.seed)
     store.write_json(job.out / "agreement.json", report.model_dump(mode="json"))
     right = {name: found.value for name, found in report.accuracy.items()}
     store.write_json(job.out / "summary.json", {"pairs": len(pairs), "right": right})

@@ -8,6 +8,8 @@ from scipy import optimize, stats
 
 from pipeline.agreement import (
     HOTTEST,
+    Rater,
+    agree,
     alpha_of,
     alpha_rows,
     auroc,
@@ -164,6 +166,20 @@ def test_a_boastful_judges_temperature_is_how_much_it_boasts() -> None:
     z = random.normal(scale=5, size=2000)
     t = (random.uniform(size=2000) < 1 / (1 + np.exp(-z / 3))).astype(float)
     assert fit_temperature(z.tolist(), t.tolist()) == pytest.approx(3, rel=0.1)
+
+
+def test_how_far_a_judge_is_to_be_trusted_is_not_seen_on_pairs_that_people_were_shown_for_its_doubt() -> None:
+    # Of four pairs the judge is sure and right in two, which were drawn at random, and unsure of the other two.
+    p = {"1": 0.9, "2": 0.1, "3": 0.5, "4": 0.5}
+    people = {"1": "a", "2": "b", "3": "a", "4": "b"}
+    prompts = {name: name for name in p}
+    rater = Rater(name="judge", p=p, asked=4)
+    everything = agree([rater], prompts, people)
+    drawn = agree([rater], prompts, people, doubted={"3", "4"})
+    assert everything.trust["judge"].value == pytest.approx((0.9 + 0.9 + 0.5 + 0.5) / 4)
+    assert drawn.trust["judge"].value == pytest.approx(0.9)
+    assert drawn.accuracy == everything.accuracy
+    assert agree([rater], prompts, people, doubted=set(p)).trust == {}
 
 
 def test_a_judge_that_is_wrong_more_often_than_right_is_made_as_unsure_as_can_be() -> None:
