@@ -59,8 +59,9 @@ class Config(Options):
             trainer.roles.model,
             [line for line in metrics if line["step"] % self.logging_steps == 0],
             {
-                "examples": trainer.episodes * trainer.total,
-                "updates": trainer.total,
+                "examples": trainer.episodes * trainer.progress.update,
+                "updates": trainer.progress.update,
+                **({"stopped_by": f"kl_budget={self.kl_budget:g}"} if trainer.progress.update < trainer.total else {}),
                 "prompts": len(trainer.tasks),
                 "prompts_held_out": len(trainer.heldout),
                 "prompts_too_long": len(run.prompts()) - len(trainer.tasks) - len(trainer.heldout),

@@ -74,6 +74,9 @@ class Options(AlgorithmConfig):
     """Price of a nat of divergence, in deviations of the score."""
     target_kl_per_sequence: float | None = Field(default=None, gt=0)
     """Adapt `kl_coef` to keep this divergence of a whole answer, in nats (Ziegler et al. 2019: 6). None: fixed."""
+    kl_budget: float | None = Field(default=None, gt=0)
+    """End the training once the answers of three updates are on average this far from the reference, in nats: what a
+    policy gains is a matter of its divergence (Gao et al. 2022, arXiv:2210.10760). None: all updates are made."""
     kl_horizon: int = Field(default=10_000, ge=1)
     """Answers over which the adaptive coefficient reacts."""
 

@@ -120,7 +120,7 @@ class PPOTrainer:
             self._begin()
         with Bar(self.step, total=self.total) as bar:
             bar.at(self.progress.update)
-            while self.progress.update < self.total:
+            while self.progress.update < self.total and not self.spent():
                 line = self.update()
                 bar.at(self.progress.update, ppo_metrics.note(line, self.seconds))
                 if self.ranks.rank == 0:
@@ -129,6 +129,12 @@ class PPOTrainer:
                 if self.progress.update % self.config.save_steps == 0 and self.progress.update < self.total:
                     self._save()
         return self.progress.metrics
+
+    def spent(self) -> bool:
+        """Whether the budget of divergence is; one update is too noisy to say."""
+        latest = self.progress.metrics[-3:]
+        budget = self.config.kl_budget
+        return budget is not None and len(latest) == 3 and sum(line["kl"] for line in latest) / 3 >= budget
 
     def update(self) -> Line:
         """One update of the policy and the critic; a line of metrics.

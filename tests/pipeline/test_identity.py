@@ -281,6 +281,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "kl_estimator": "identity",
         "kl_coef": "identity",
         "target_kl_per_sequence": "identity",
+        "kl_budget": "identity",
         "kl_horizon": "identity",
         "gamma": "identity",
         "lam": "identity",

@@ -243,6 +243,23 @@ def test_an_answer_that_was_cut_is_penalised_and_scores_are_normalised_and_clipp
 # ---- options that steer
 
 
+def test_a_training_ends_when_three_updates_have_spent_the_budget_of_divergence(
+    tiny: ModelConfig, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"learning_rate": 1e-2, "kl_coef": 0.0, "max_steps": 8}
+    whole = trained(tmp_path / "whole", config(tiny, **options))
+    kl = [line["kl"] for line in lines(whole)]
+    means = [sum(kl[place - 3 : place]) / 3 for place in range(3, 9)]
+    # The first time that the mean is above that of updates 1 to 3.
+    last = 3 + next(place for place, mean in enumerate(means) if mean > means[0])
+    budget = means[last - 3] - 1e-9
+    spent = trained(tmp_path / "spent", config(tiny, **options, kl_budget=budget))
+    assert [line["kl"] for line in lines(spent)] == kl[:last]
+    told, before = (json.loads(files["summary.json"]) for files in (spent, whole))
+    assert (told["updates"], told["examples"], told["stopped_by"]) == (last, 8 * last, f"kl_budget={budget:g}")
+    assert (before["updates"], "stopped_by" in before) == (8, False)
+
+
 def test_the_adaptive_coefficient_moves_towards_the_target(tiny: ModelConfig, tmp_path: Path) -> None:
     training = config(tiny, target_kl_per_sequence=1e-3, kl_horizon=80, learning_rate=1e-2)
     coefs = [line["kl_coef"] for line in lines(trained(tmp_path, training))]
