@@ -143,12 +143,13 @@ def test_the_base_under_another_name_answers_is_measured_and_is_kept_as_the_base
     top: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "_run_workers", here)
-    journal, cold = top / "runs" / ".cache" / "journal.sqlite", "compare.sampler.temperature=0.5"
-    run = opened("before=base", "runs/run:dpo", TEXT, cold)
+    # Answers that no test before has asked for.
+    journal, longer = top / "runs" / ".cache" / "journal.sqlite", "compare.sampler.max_new_tokens=7"
+    run = opened("before=base", "runs/run:dpo", TEXT, longer)
     run.execute()
     asked = _answers(journal)
     before, dpo = results_of(run.directory).checkpoints
-    plain = opened("base", "runs/run:dpo", TEXT, cold)
+    plain = opened("base", "runs/run:dpo", TEXT, longer)
     plain.execute()
     assert _answers(journal) == asked
     base, same = results_of(plain.directory).checkpoints
