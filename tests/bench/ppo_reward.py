@@ -122,8 +122,9 @@ def prompts() -> list[Prompt]:
 
 def outcome(name: str, metrics: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
     """How far the score rose, in deviations of the untrained policy's, at which divergence."""
-    last = metrics[-LAST:]
     score, kl = ("score", "kl") if name == "ppo" else ("reward", "kl")
+    # TRL tells of answers where it draws them, and not at each step that learns from them.
+    last = [line for line in metrics if score in line][-LAST:]
     start = summary.get("start") or start_of_ppo()
     rise = sum(line[score] for line in last) / len(last) - start["score"]
     tokens = 1.0 if name == "ppo" else sum(line["completions/mean_length"] for line in last) / len(last)

@@ -34,6 +34,13 @@ def test_the_contrived_reward_is_a_share_of_letters() -> None:
     assert ppo_reward.share_of_e([], answers) == [2 / 3, 1.0, 0.0, 0.0]
 
 
+def test_the_rise_is_that_of_the_lines_that_tell_of_answers() -> None:
+    drawn = {"kl": 0.1, "completions/mean_length": 10.0}
+    metrics = [line for reward in (9.0, 1.0, 2.0, 3.0) for line in ({"loss": 1.0}, {"reward": reward, **drawn})]
+    found = ppo_reward.outcome("rloo", [*metrics, {"loss": 1.0}], {"start": {"score": 1.0, "score_deviation": 0.5}})
+    assert (found["rise_in_sd"], found["kl"]) == (2.0, 1.0)
+
+
 def test_the_benchmark_has_its_prompts_and_our_side_names_options_that_there_are(tiny_tokenizer: object) -> None:
     assert len(prompts(tiny_tokenizer)) == PROMPTS
     calls = [node for node in ast.walk(ast.parse((HERE / "ppo_ours.py").read_text())) if isinstance(node, ast.Call)]
