@@ -159,17 +159,11 @@ class Config(PolicyConfig):
         trainer: Trainer = _softened_trainer()(
             **self.policy(setting, reference=True),
             args=arguments,
-            train_dataset=Dataset.from_list(self._encoded(rows, setting.tokenizer)),
+            train_dataset=Dataset.from_list(tokens.paired_rows(rows, setting.tokenizer, self.max_length)),
             processing_class=setting.tokenizer,
             data_collator=Softened(collator, self.label_smoothing),
         )
         return self.ready(trainer, setting)
-
-    def _encoded(self, rows: Sequence[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
-        encoded = tokens.paired_rows(rows, tokenizer, self.max_length)
-        if not encoded:
-            raise TrainingError(tokens.no_room(len(rows), self.max_length))
-        return encoded
 
     def _seq2seq_trainer(self, rows: Sequence[dict[str, Any]], setting: Setting) -> "Trainer":
         from pipeline.algorithms import seq2seq
@@ -178,7 +172,7 @@ class Config(PolicyConfig):
         if unknown:
             known = _list(seq2seq.LOSSES)
             raise TrainingError(f"loss_type: an encoder-decoder is trained with {known}; leave out {_list(unknown)}")
-        encoded = self._encoded(rows, setting.tokenizer)
+        encoded = tokens.paired_rows(rows, setting.tokenizer, self.max_length)
         weights = self.loss_weights or (1.0,) * len(self.loss_type)
         return seq2seq.dpo_trainer(
             self,

@@ -100,8 +100,6 @@ class Config(PolicyConfig):
             **self.policy_arguments(setting), beta=self.beta, desirable_weight=desirable, undesirable_weight=undesirable
         )
         encoded = tokens.single_rows(rows, setting.tokenizer, self.max_length, arguments.per_device_train_batch_size)
-        if not encoded:
-            raise TrainingError(tokens.no_room(len(rows), self.max_length))
         # Prompts that fill max_length are left out, and the batches shift.
         _check([tuple(row["prompt_ids"]) for row in encoded], self.per_device_train_batch_size)
         collator = DataCollatorForUnpairedPreference(

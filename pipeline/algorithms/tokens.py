@@ -9,6 +9,7 @@ its trainers are given ids, as those of the other algorithms are. What is left o
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from pipeline.errors import TrainingError
 from pipeline.models import answer_ids, chat_ids
 from pipeline.records import Message
 
@@ -31,6 +32,9 @@ def paired_rows(rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: int)
     """The rows of `views.paired` as `prompt_ids`, `chosen_ids`, `rejected_ids` and `confidence`.
 
     A row whose prompt leaves no room for an answer is left out.
+
+    Raises:
+        TrainingError: that is so of all.
     """
     found = []
     for row in rows:
@@ -38,6 +42,7 @@ def paired_rows(rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: int)
         if chosen and rejected:
             ids = {"prompt_ids": chosen.prompt, "chosen_ids": chosen.answer, "rejected_ids": rejected.answer}
             found.append({**ids, "confidence": row["confidence"]})
+    _check_room(found, len(rows), max_length)
     return found
 
 
@@ -49,9 +54,13 @@ def single_rows(rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: int,
 
     Args:
         batch: rows a forward pass.
+
+    Raises:
+        TrainingError: no prompt leaves room.
     """
     encoded = ((_side(row, "completion", tokenizer, max_length), row["label"]) for row in rows)
     kept = [(found, label) for found, label in encoded if found]
+    _check_room(kept, len(rows), max_length)
     groups = [kept[start : start + batch] for start in range(0, len(kept), batch)]
     return [
         {
@@ -70,9 +79,11 @@ def _side(row: dict[str, Any], name: str, tokenizer: Any, max_length: int) -> Si
     return sides(tokenizer, turns, row[name][0]["content"], f"{name}_ids" not in row["cut"], max_length)
 
 
-def no_room(rows: int, max_length: int) -> str:
-    """What is wrong where no row is left."""
-    return f"of all {rows} examples the prompt alone has max_length ({max_length}) tokens or more; raise max_length"
+def _check_room(kept: Sequence[Any], rows: int, max_length: int) -> None:
+    if not kept:
+        raise TrainingError(
+            f"of all {rows} examples the prompt alone has max_length ({max_length}) tokens or more; raise max_length"
+        )
 
 
 def given_ids(trainer: Any) -> Any:

@@ -92,6 +92,15 @@ def test_ktos_batches_end_the_answers_that_ended_and_no_others_the_mismatched_on
         assert batch["label"].tolist() == ["Good" in answer for _, answer, _ in own]
 
 
+@pytest.mark.parametrize("config", [dpo.Config(max_length=8), kto.Config(max_length=8)], ids=["dpo", "kto"])
+def test_prompts_that_leave_no_room_for_any_answer_are_an_error(
+    config: AlgorithmConfig, tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    rows = config.rows(mixed())
+    with pytest.raises(TrainingError, match=rf"of all {len(rows)} examples the prompt alone has max_length \(8\)"):
+        config.trainer(rows, setting_of(tiny, tiny_tokenizer, tmp_path))
+
+
 # ---- rows
 
 
