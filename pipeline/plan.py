@@ -32,7 +32,8 @@ from pipeline.launch import HERE, LaunchConfig
 from pipeline.models import processes_for
 from pipeline.plugins import Config
 from pipeline.ratings import How
-from pipeline.recipe import BASE, AnnotationsConfig, AnySampler, GenerateConfig, Recipe, dump, policies
+from pipeline.recipe import BASE, AnnotationsConfig, AnySampler, GenerateConfig, Recipe, dump
+from pipeline.recipe_steps import policies
 from pipeline.run import Run, Step
 
 

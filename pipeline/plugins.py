@@ -73,6 +73,9 @@ class Config(BaseModel):
     ONE_OF: ClassVar[frozenset[str]] = frozenset()
     """Names of the fields of which a block has exactly one: a recipe that names another takes the first back."""
 
+    FILE_KEYS: ClassVar[tuple[str, ...]] = ()
+    """Keys of a file that holds such a block which are no options of it."""
+
     def identity(self) -> dict[str, Any]:
         """The options that can change the outcome, JSON-ready, nested blocks included: what fingerprints hash."""
         return {name: _identity(getattr(self, name)) for name in type(self).model_fields if name not in self.RUNTIME}
@@ -145,7 +148,7 @@ def parse(kind: str, value: Any) -> Config:
 
     Raises:
         PydanticCustomError: `plugin_name` if no plugin is named by it. `plugin` for mistakes inside the block: its
-            context carries all of them with their paths, so that `recipe.explain` can print each by its own.
+            context carries all of them with their paths, so that `recipe_mistakes.explain` can print each by its own.
     """
     if isinstance(value, Config):
         return value

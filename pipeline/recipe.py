@@ -1,4 +1,4 @@
-"""The recipe: one experiment as one YAML file. What may be in it, how it is read, and how its mistakes are told.
+"""The recipe: one experiment as one YAML file. What may be in it, and how it is read.
 
     recipe = load("recipes/rlaif.yaml", ["train.dpo.beta=0.05", "judge=length"])
 
@@ -8,35 +8,48 @@ option of the old judge lingers. All mistakes are raised together, each by its k
 
 What is left out, on purpose: variables, reading of the environment, and anything else that would make the meaning of
 a recipe depend on more than its files. `${HOME}` is six characters and `_target_` an unknown option. Nothing here
-imports torch, and no plugin is imported that the recipe does not name.
+imports torch, and no plugin is imported that the recipe does not name. In files of their own: YAML itself
+(`recipe_yaml.py`), one recipe over another (`recipe_merge.py`), what train steps must be to each other
+(`recipe_steps.py`), and how mistakes are told (`recipe_mistakes.py`).
 """
 
-import contextlib
-import difflib
 import importlib.util
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
-from pydantic.fields import FieldInfo
 from pydantic.json_schema import models_json_schema
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from judges.base import AnyJudge, JudgeConfig
 from judges.exam import ExamConfig, GoldPair
-from pipeline import rounds as iterated
-from pipeline.algorithms.base import AlgorithmConfig, Need
+from pipeline.algorithms.base import AlgorithmConfig
 from pipeline.errors import RecipeError
 from pipeline.importers.base import Source
 from pipeline.launch import HERE, LaunchConfig
 from pipeline.models import ModelConfig
 from pipeline.plugins import FOLDERS, Config, Files, Plugin, config_class, names
-from pipeline.recipe_yaml import Dumper, parse, text_of
+from pipeline.recipe_merge import over, overridden, preset, tree_of
+from pipeline.recipe_mistakes import all_of, explain, hint
+from pipeline.recipe_steps import (
+    mistake,
+    not_served,
+    policies,
+    unserved,
+    with_names,
+    without_answers,
+    wrong_carry,
+    wrong_launches,
+    wrong_needs,
+    wrong_policy,
+    wrong_starts,
+    wrong_tuning,
+)
+from pipeline.recipe_yaml import Dumper
 from pipeline.sampling.base import SamplerConfig
 from pipeline.store import read_jsonl
 
@@ -173,6 +186,7 @@ class Recipe(Config):
 
     RUNTIME: ClassVar[frozenset[str]] = frozenset({"launch", "budget_usd", "allow_inexact_resume"})
     ONE_OF: ClassVar[frozenset[str]] = frozenset({"generate", "annotations"})
+    FILE_KEYS: ClassVar[tuple[str, ...]] = ("extends",)
 
     seed: int = Field(default=1, ge=0, lt=2**63)
     """Every random choice is a function of this and of what it is about, never of time or order."""
@@ -229,20 +243,20 @@ class Recipe(Config):
     @field_validator("train", mode="before")
     @classmethod
     def _steps_are_named_by_their_key(cls, steps: Any) -> Any:
-        return _named(steps)
+        return with_names(steps)
 
     @field_validator("train", mode="after")
     @classmethod
     def _steps_have_what_they_read(
         cls, steps: dict[str, AnyAlgorithm], info: ValidationInfo
     ) -> dict[str, AnyAlgorithm]:
-        mistakes = [*_wrong_needs(steps), *_wrong_starts(steps)]
+        mistakes = [*wrong_needs(steps), *wrong_starts(steps)]
         if info.data.get("generate", True) is None and info.data.get("annotations", True) is None:
-            mistakes += _without_answers(steps)
+            mistakes += without_answers(steps)
         if "model" in info.data:
-            mistakes += _wrong_tuning(steps, info.data["model"])
+            mistakes += wrong_tuning(steps, info.data["model"])
         if "launch" in info.data:
-            mistakes += _wrong_launches(steps, info.data["launch"], info.data.get("model"))
+            mistakes += wrong_launches(steps, info.data["launch"], info.data.get("model"))
         if mistakes:
             raise ValidationError.from_exception_data("train", mistakes)
         return steps
@@ -253,9 +267,9 @@ class Recipe(Config):
         cls, steps: dict[str, AnyAlgorithm], info: ValidationInfo
     ) -> dict[str, AnyAlgorithm]:
         generate = info.data.get("generate")
-        mistakes = list(_wrong_policy(generate.policy, steps)) if generate and generate.policy else []
+        mistakes = list(wrong_policy(generate.policy, steps)) if generate and generate.policy else []
         if generate and not mistakes:
-            mistakes = list(_unserved(generate.sampler, [generate.policy] if generate.policy else [], steps))
+            mistakes = list(unserved(generate.sampler, [generate.policy] if generate.policy else [], steps))
         if mistakes:
             raise ValidationError.from_exception_data("train", mistakes)
         return steps
@@ -275,8 +289,8 @@ class Recipe(Config):
     def _is_gone_on_with(cls, carry: str | None, info: ValidationInfo) -> str | None:
         if "train" in info.data:
             steps, generate = info.data["train"], info.data.get("generate")
-            mistakes = list(_wrong_carry(carry, steps, info.data.get("rounds", 1)))
-            if carry and carry in steps and generate and (why := _not_served(generate.sampler, carry, steps)):
+            mistakes = list(wrong_carry(carry, steps, info.data.get("rounds", 1)))
+            if carry and carry in steps and generate and (why := not_served(generate.sampler, carry, steps)):
                 mistakes.append(why)
             if mistakes:
                 raise PydanticCustomError("recipe", "{what}", {"what": "; and ".join(mistakes)})
@@ -298,130 +312,10 @@ class Recipe(Config):
         if info.data.get("generate") is not None:
             mistakes += _trained_on(compare, info.data["generate"])
         if info.data.get("generate", True) is None and compare.sampler is None:
-            mistakes.append(_mistake(("sampler",), "missing; there is no generate.sampler to take"))
+            mistakes.append(mistake(("sampler",), "missing; there is no generate.sampler to take"))
         if mistakes:
             raise ValidationError.from_exception_data("compare", mistakes)
         return compare
-
-
-def policies(steps: Mapping[str, AlgorithmConfig]) -> list[str]:
-    """The train steps that make a policy, which can be compared."""
-    return [name for name, step in steps.items() if step.MAKES == "policy"]
-
-
-def _wrong_needs(steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDetails]:
-    names = list(steps)
-    for index, (name, algorithm) in enumerate(steps.items()):
-        for need in algorithm.needs():
-            earlier = [each for each in names[:index] if need.makes == steps[each].MAKES]
-            remedy = _hint(need.step, earlier) if earlier else f"; put a step that makes a {need.makes} before {name!r}"
-            if need.step in names[index:]:
-                problem = f"{need.step!r} does not come before {name!r}; put it first under train"
-            elif need.step not in names:
-                problem = f"no earlier step is called {need.step!r}{remedy}"
-            elif need.step not in earlier:
-                problem = f"{need.step!r} makes a {steps[need.step].MAKES}, and a {need.makes} is needed{remedy}"
-            else:
-                continue
-            yield _mistake((name, *need.option.split(".")), problem)
-
-
-def _without_answers(steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDetails]:
-    learned = {"label": "labels", "generate": "prompts"}
-    for name, algorithm in steps.items():
-        read = [learned[stage] for stage in algorithm.reads()]
-        if read:
-            what = f"learns from {' and '.join(read)}, and nothing makes them; add generate and judge, or annotations"
-            yield _mistake((name,), what)
-
-
-def _wrong_tuning(steps: Mapping[str, AlgorithmConfig], model: ModelConfig) -> Iterator[InitErrorDetails]:
-    for name, algorithm in steps.items():
-        if algorithm.trains_base() and model.quantization != "none":
-            what = "trains weights themselves, which cannot be quantised; set model.quantization to none "
-            yield _mistake((name, "tune"), f"{what}(it is {model.quantization}), or tune to lora")
-
-
-SHAPE = ("r", "lora_alpha", "target_modules", "use_dora")
-"""What an adapter that is gone on with has from the step before."""
-
-
-def _wrong_starts(steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDetails]:
-    """Starts whose kind of weights a step cannot go on with, or whose adapter is of another shape than its own."""
-    for name, algorithm in steps.items():
-        for need in algorithm.needs():
-            start = steps.get(need.step)
-            if start is not None and need.makes == start.MAKES == "policy":
-                wrong = _wrong_start(steps, algorithm, need)
-                if wrong:
-                    yield _mistake((name, *wrong[0].split(".")), wrong[1])
-
-
-def _wrong_start(
-    steps: Mapping[str, AlgorithmConfig], algorithm: AlgorithmConfig, need: Need
-) -> tuple[str, str] | None:
-    """The option and what is wrong with it."""
-    start = steps[need.step]
-    if need.adapter and _changes_base(steps, need.step):
-        what = (
-            f"{need.step!r} has trained weights of the base itself, and {algorithm.name} goes on with an adapter alone"
-        )
-        return need.option, f"{what}; start from a step with tune: lora"
-    if algorithm.trains_base() and not start.trains_base():
-        what = f"{need.step!r} has trained an adapter, which is not gone on with by training the base"
-        return need.option, f"{what}; set tune to lora here, or in {need.step} to what it is here"
-    if algorithm.trains_base() or start.trains_base():
-        return None
-    for each in SHAPE:
-        own, theirs = getattr(algorithm.lora, each), getattr(start.lora, each)
-        if own != theirs:
-            what = f"{own!r} found, and the adapter of {need.step!r}, which it goes on with, has {theirs!r}"
-            return f"lora.{each}", f"{what}; make them the same"
-    return None
-
-
-def _changes_base(steps: Mapping[str, AlgorithmConfig], name: str) -> bool:
-    """Whether a step's policy has other weights than the base below its adapter, if it has one."""
-    earlier = list(steps)[: list(steps).index(name)]
-    starts = [need.step for need in steps[name].needs() if need.makes == "policy" and need.step in earlier]
-    return steps[name].trains_base() or any(_changes_base(steps, start) for start in starts)
-
-
-def _wrong_launches(
-    steps: Mapping[str, AlgorithmConfig], launch: LaunchConfig, model: ModelConfig | None
-) -> Iterator[InitErrorDetails]:
-    for name, algorithm in steps.items():
-        own = algorithm.launch or launch
-        for problem in algorithm.refusals(own):
-            yield _mistake((name,), problem)
-        base = getattr(algorithm, "base", None) or model
-        if own.zero == 3 and base is not None and base.quantization == "int8":
-            problem = "launch.zero=3 cannot divide weights in int8; set model.quantization to nf4 or none, or zero to 2"
-            yield _mistake((name,), problem)
-
-
-def _wrong_policy(policy: str, steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDetails]:
-    """What is wrong with the train step whose policy should answer the prompts."""
-    if policy not in steps:
-        yield _mistake((), f"no step is called {policy!r}, as generate.policy has it{_near(policy, policies(steps))}")
-    elif steps[policy].MAKES != "policy":
-        yield _mistake((policy,), f"makes a {steps[policy].MAKES}, and generate.policy names it as who answers")
-    else:
-        for name in iterated.before_generate(steps, policy):
-            if steps[name].reads():
-                read = " and ".join(steps[name].reads())
-                yield _mistake(
-                    (name,), f"learns from {read}, which come of generate, and generate.policy needs it first"
-                )
-
-
-def _unserved(
-    sampler: SamplerConfig, names: Sequence[str], steps: Mapping[str, AlgorithmConfig]
-) -> Iterator[InitErrorDetails]:
-    """The train steps among these whose policy the sampler's servers cannot be given."""
-    for name in names:
-        if why := _not_served(sampler, name, steps):
-            yield _mistake((name,), why)
 
 
 def _unserved_checkpoints(
@@ -429,55 +323,8 @@ def _unserved_checkpoints(
 ) -> Iterator[InitErrorDetails]:
     sampler = compare.sampler or (generate and generate.sampler)
     for name in compare.checkpoints or policies(steps):
-        if sampler and name in steps and (why := _not_served(sampler, name, steps)):
-            yield _mistake(("sampler",), why)
-
-
-def _not_served(sampler: SamplerConfig, name: str, steps: Mapping[str, AlgorithmConfig]) -> str | None:
-    if not sampler.REMOTE:
-        return None
-    remedy = f"sample with {{name: local}}, or leave {name!r} out"
-    if _changes_base(steps, name):
-        return f"{sampler.name}'s servers take adapters, and {name!r} trains weights of the base itself; {remedy}"
-    if (lora := getattr(steps[name], "lora", None)) and lora.use_dora:
-        return f"{sampler.name}'s servers take plain LoRA, and {name!r} trains a DoRA; {remedy}"
-    return None
-
-
-def _wrong_carry(carry: str | None, steps: Mapping[str, AlgorithmConfig], rounds: int) -> Iterator[str]:
-    """What keeps a later round from going on with this step's policy, a sentence each."""
-    again = iterated.repeated(steps)
-    known = [name for name in policies(steps) if name in again]
-    if carry is None:
-        if rounds > 1:
-            yield f"missing; name the train step whose policy the next round goes on with: {', '.join(known) or 'none'}"
-        return
-    if carry not in steps:
-        yield f"no step is called {carry!r}{_hint(carry, known)}"
-    elif steps[carry].MAKES != "policy":
-        yield f"{carry!r} makes a {steps[carry].MAKES}, which answers no prompts; those that do: {', '.join(known)}"
-    elif carry not in again:
-        yield f"{carry!r} learns from nothing that another round brings; those that do: {', '.join(known)}"
-    if rounds == 1:
-        return
-    for name in again:
-        algorithm = steps[name]
-        if iterated.LATER.match(name):
-            yield f"{name!r} is called as a policy of a later round is; call it something else"
-        if not iterated.goes_on(algorithm, again):
-            continue
-        if "start_from" not in type(algorithm).model_fields:
-            yield f"{name!r} ({algorithm.name}) cannot start from another policy, and so has no second round"
-        elif carry in known:
-            try:
-                later = iterated.in_later(algorithm, carry, again)
-            except ValidationError as error:
-                told = "; ".join(problem for _, problem, _ in _mistakes(error.errors(), type(algorithm)))
-                yield f"{name!r} cannot go on with {carry!r}: {told}"
-            else:
-                starts = (need for need in later.needs() if need.option == "start_from")
-                for wrong in filter(None, (_wrong_start(steps, later, need) for need in starts)):
-                    yield f"train.{name}.{wrong[0]}: {wrong[1]}"
+        if sampler and name in steps and (why := not_served(sampler, name, steps)):
+            yield mistake(("sampler",), why)
 
 
 def _wrong_checkpoints(compare: CompareConfig, steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDetails]:
@@ -485,13 +332,13 @@ def _wrong_checkpoints(compare: CompareConfig, steps: Mapping[str, AlgorithmConf
     named = compare.checkpoints or ()
     for index, name in enumerate(named):
         if name in steps and name not in known:
-            yield _mistake(("checkpoints", index), f"{name!r} makes no policy; those that do: {', '.join(known)}")
+            yield mistake(("checkpoints", index), f"{name!r} makes no policy; those that do: {', '.join(known)}")
         elif name not in known:
-            yield _mistake(("checkpoints", index), f"no step is called {name!r}{_hint(name, known)}")
+            yield mistake(("checkpoints", index), f"no step is called {name!r}{hint(name, known)}")
         elif name in named[:index]:
-            yield _mistake(("checkpoints", index), f"{name!r} is there twice")
+            yield mistake(("checkpoints", index), f"{name!r} is there twice")
     if len(known) == 1:
-        yield _mistake(("checkpoints",), "no step makes a policy; add one that does, such as dpo, under train")
+        yield mistake(("checkpoints",), "no step makes a policy; add one that does, such as dpo, under train")
 
 
 def _trained_on(compare: CompareConfig, generate: GenerateConfig) -> Iterator[InitErrorDetails]:
@@ -499,7 +346,7 @@ def _trained_on(compare: CompareConfig, generate: GenerateConfig) -> Iterator[In
     for index, file in enumerate(compare.prompts.files):
         if os.path.realpath(file) in trained_on:
             what = f"{str(file)!r} is in generate.prompts too; comparing needs prompts that were not trained on"
-            yield _mistake(("prompts", "files", index), what)
+            yield mistake(("prompts", "files", index), what)
 
 
 def _learned(compare: CompareConfig, steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDetails]:
@@ -514,34 +361,11 @@ def _learned(compare: CompareConfig, steps: Mapping[str, AlgorithmConfig]) -> It
     for index, file in enumerate(compare.perplexity.files if compare.perplexity else ()):
         if os.path.realpath(file) in learned:
             what = f"{str(file)!r} is what train.{learned[os.path.realpath(file)]} learns; name text that none did"
-            yield _mistake(("perplexity", "files", index), what)
+            yield mistake(("perplexity", "files", index), what)
 
 
 def _less(identity: dict[str, Any], unsaid: Set[str]) -> dict[str, Any]:
     return {name: value for name, value in identity.items() if name not in unsaid}
-
-
-def _mistake(path: tuple[str | int, ...], what: str) -> InitErrorDetails:
-    return {"type": PydanticCustomError("recipe", "{what}", {"what": what}), "loc": path, "input": None}
-
-
-def _named(steps: Any) -> Any:
-    """The block `train` with every step's algorithm written out: `dpo: {beta: 0.1}` has the name dpo."""
-    if not isinstance(steps, Mapping):
-        return steps
-    blocks = {step: {} if block is None else block for step, block in steps.items()}
-    named = {step: {"name": step, **block} if isinstance(block, Mapping) else block for step, block in blocks.items()}
-    return {step: _shaped(block, named) if isinstance(block, Mapping) else block for step, block in named.items()}
-
-
-def _shaped(block: Mapping[str, Any], steps: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A block that goes on with another's adapter, with the shape of that one where it says nothing of it."""
-    start = steps.get(block["start_from"]) if isinstance(block.get("start_from"), str) else None
-    theirs = start.get("lora") if isinstance(start, Mapping) else None
-    own = block.get("lora", {})
-    if not isinstance(theirs, Mapping) or not isinstance(own, Mapping):
-        return block
-    return {**block, "lora": {**{name: theirs[name] for name in SHAPE if name in theirs}, **own}}
 
 
 # ---------------------------------------------------------------- what others use
@@ -560,13 +384,13 @@ def load(path: str | Path, overrides: Sequence[str] = (), judge: str | None = No
     mistakes: list[str] = []
     tree: dict[str, Any] | None = None
     try:
-        tree = _read(Path(path))
+        tree = tree_of(Path(path), Recipe)
     except RecipeError as error:
         mistakes.append(str(error))
     if judge is not None:
         try:
-            chosen = _preset(judge, [Path(path).parent / PRESETS, RECIPES / PRESETS])
-            tree = None if tree is None else _over(tree, chosen)
+            chosen = preset(judge, [Path(path).parent / PRESETS, RECIPES / PRESETS], Recipe)
+            tree = None if tree is None else over(tree, chosen, Recipe)
         except RecipeError as error:
             mistakes.append(str(error))
     return read(Recipe, tree, overrides, f"{path}: ", mistakes)
@@ -588,7 +412,7 @@ def read(
     mistakes = list(mistakes)
     for override in overrides:
         try:
-            tree = _override(tree, override, kind)
+            tree = overridden(tree, override, kind)
         except RecipeError as error:
             mistakes.append(str(error))
     block = None
@@ -598,7 +422,7 @@ def read(
         except ValidationError as error:
             mistakes += explain(error, kind)
     if block is None or mistakes:
-        raise _all_of(mistakes, where)
+        raise all_of(mistakes, where)
     return block
 
 
@@ -648,7 +472,7 @@ def check_files(recipe: Recipe) -> None:
     if gold is not None and not os.path.isfile(gold):
         mistakes.append(f"exam.gold: there is no file {gold.absolute()}")
     if mistakes:
-        raise _all_of(mistakes, "")
+        raise all_of(mistakes, "")
     if gold is not None:
         for _ in read_jsonl(gold, GoldPair):
             pass
@@ -673,7 +497,7 @@ def check_asked(others: Mapping[str, JudgeConfig | SamplerConfig], compare: Comp
     asked |= {f"compare.judges.{n}": each for n, each in enumerate(compare.judges)}
     mistakes = [f"{path}: {lacking}" for path, each in asked.items() for lacking in each.lacks()]
     if mistakes:
-        raise _all_of(mistakes, "")
+        raise all_of(mistakes, "")
 
 
 def check_launch(recipe: Recipe) -> None:
@@ -703,21 +527,6 @@ def check(recipe: Recipe, *, starts: bool) -> None:
         check_launch(recipe)
 
 
-def explain(error: ValidationError, kind: type[Config] = Recipe) -> list[str]:
-    """Each mistake that pydantic found in a recipe as one line: full key path, what was found, what is allowed."""
-    lines: dict[str, list[str]] = {}
-    for path, problem, remedy in _mistakes(error.errors(), kind):
-        remedies = lines.setdefault(f"{path}: {problem}" if path else problem, [])
-        if remedy not in remedies:  # the alternatives of one option are separate errors to pydantic
-            remedies.append(remedy)
-    return [problem + " or ".join(remedies) for problem, remedies in lines.items()]
-
-
-def _all_of(mistakes: Sequence[str], where: str) -> RecipeError:
-    count = f"{len(mistakes)} mistake" + ("s" if len(mistakes) > 1 else "")
-    return RecipeError("\n  ".join([where + count, *mistakes]))
-
-
 def _with_choices(schema: Any) -> Any:
     """A schema with a reference in the place of each mark that `plugins.Plugin` left."""
     if isinstance(schema, dict):
@@ -725,266 +534,3 @@ def _with_choices(schema: Any) -> Any:
             return {**{key: schema[key] for key in schema if key != "plugin"}, "$ref": f"#/$defs/{schema['plugin']}"}
         return {key: _with_choices(part) for key, part in schema.items()}
     return [_with_choices(part) for part in schema] if isinstance(schema, list) else schema
-
-
-# ---------------------------------------------------------------- how mistakes are told
-
-_NEEDS = {
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "{ge} or more",
-    "less_than": "less than {lt}",
-    "less_than_equal": "{le} or less",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text (in quotes, if it looks like something else)",
-    "path_type": "a path",
-    "literal_error": "{expected}",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "dict_type": "a block of options",
-    "model_type": "a block of options",
-    "is_instance_of": "a {class}",
-    "too_short": "{min_length} or more of them",
-    "none_required": "null",
-}
-"""What pydantic asks for, in the words of a recipe, by its type of error."""
-
-
-def _mistakes(
-    errors: Sequence[ErrorDetails], block: type[Config], above: tuple[str, ...] = ()
-) -> Iterator[tuple[str, str, str]]:
-    """(key path, what was found, what to do) of each error inside `block`, which itself stands at the path `above`."""
-    for error in errors:
-        if error["type"] == "too_short" and any(_within(other["loc"], error["loc"]) for other in errors):
-            continue  # pydantic counts only the items that are right; those that are wrong are told themselves
-        inside, owner = _located(block, error["loc"])
-        path, context = (*above, *inside), error.get("ctx", {})
-        if error["type"] == "plugin":
-            yield from _mistakes(context["errors"], context["model"], path)
-        else:
-            yield ".".join(path), *_told(error, context, owner)
-
-
-def _within(inner: tuple[str | int, ...], outer: tuple[str | int, ...]) -> bool:
-    return len(inner) > len(outer) and inner[: len(outer)] == outer
-
-
-def _told(error: ErrorDetails, context: Mapping[str, Any], owner: type[Config]) -> tuple[str, str]:
-    if error["type"] == "extra_forbidden":
-        return "no such option", _hint(str(error["loc"][-1]), _options(owner))
-    if error["type"] == "missing":
-        plugin = _plugin(_type_under(owner, None, str(error["loc"][-1])))
-        return "missing", f"; one of: {', '.join(names(plugin.kind))}" if plugin else "; it has no default"
-    if error["type"] == "value_error":
-        return str(context["error"]), ""
-    if error["type"] in _NEEDS:
-        return f"{_shown(error['input'])} found; needs to be ", _NEEDS[error["type"]].format(**context)
-    # Only pydantic's own messages have a url; those of a plugin or of this file say what was found.
-    return (f"{_shown(error['input'])} found; " if "url" in error else "") + error["msg"], ""
-
-
-def _located(block: type[Config], location: tuple[str | int, ...]) -> tuple[list[str], type[Config]]:
-    """pydantic's location as a key path, without the alternatives it tried, and the block its last key stands in."""
-    here: Any = block
-    path: list[str] = []
-    owner = block
-    for part in location:
-        alternatives = _alternatives(here)
-        if len(alternatives) > 1:
-            here = next((each for each in alternatives if getattr(each, "__name__", "") == part), Any)
-        elif part != "[key]":
-            owner = _block_class(alternatives[0], None) or owner
-            here = _type_under(here, None, part)
-            path.append(str(part))
-    return path, owner
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    if near := _near(name, known):
-        return near
-    more = f" and {len(known) - 12} more" if len(known) > 12 else ""
-    return f"; there are: {', '.join(known[:12])}{more}"
-
-
-def _options(block: type[Config]) -> list[str]:
-    return [*block.model_fields, *(["extends"] if block is Recipe else [])]
-
-
-def _shown(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-# ---------------------------------------------------------------- one recipe over another
-
-
-def _read(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe file over those that it extends; `within` are the files that were being read when it was named."""
-    if any(os.path.realpath(path) == os.path.realpath(each) for each in within):
-        raise RecipeError(f"extends goes in a circle: {' -> '.join(str(each) for each in [*within, path])}")
-    tree = parse(text_of(path), str(path))
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{path}: needs to be a block of options, `key: value` lines")
-    bases = tree.pop("extends", [])
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str) and "\0" not in base for base in bases):
-        raise RecipeError(f"{path}: extends: {_shown(bases)} found; needs to be a file or a list of files")
-    merged: dict[str, Any] = {}
-    for each in [*(_read(path.parent / base, (*within, path)) for base in bases), tree]:
-        merged = _over(merged, each)
-    return merged
-
-
-def _preset(name: str, folders: Sequence[Path]) -> dict[str, Any]:
-    """The recipe in the preset of this name, the first folder's if there are two, or one that names the judge.
-
-    Raises:
-        RecipeError: there is neither.
-    """
-    presets = {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))}
-    if name in presets:
-        return _read(presets[name])
-    try:
-        config_class("judge", name)
-    except LookupError as error:
-        if "needs the package" in str(error):
-            raise RecipeError(f"--judge: {error}") from error
-        judges = names("judge")
-        near = _near(name, [*presets, *judges]) or "."
-        raise RecipeError(
-            f"--judge: no preset and no judge is called {name!r}{near} There are presets: "
-            f"{', '.join(sorted(presets)) or 'none'}; and judges: {', '.join(judges)}"
-        ) from error
-    return {"judge": {"name": name}}
-
-
-def _override(tree: dict[str, Any] | None, override: str, kind: type[Config]) -> dict[str, Any] | None:
-    """The tree of a block of this kind with `key.path=value` over it; without a tree the override is checked alone."""
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise RecipeError(f"{override!r} is no override; those are key.path=value")
-    value = parse(text, override, lines=False)
-    if tree is None:
-        return None
-    try:
-        return _over(tree, _one_line(keys, value, tree, kind), kind)
-    except IndexError as error:
-        raise RecipeError(f"{override}: {error}") from error
-
-
-def _over(base: dict[str, Any], child: dict[str, Any], kind: type[Config] = Recipe) -> dict[str, Any]:
-    if "train" in base:
-        base = {**base, "train": _named(base["train"])}
-    merged: dict[str, Any] = _merged(base, child, kind)
-    return merged
-
-
-def _merged(base: Any, child: Any, expected: Any) -> Any:
-    """`child` over `base`, where the types of a recipe expect `expected`."""
-    base, child = _spelled_out(base, expected), _spelled_out(child, expected)
-    if not (isinstance(base, dict) and isinstance(child, dict)):
-        return child
-    names_a_plugin = any(_plugin(each) for each in _alternatives(expected))
-    if names_a_plugin and "name" in child and child["name"] != base.get("name"):
-        return child
-    merged = {key: value for key, value in base.items() if key not in _replaced(child, expected)}
-    for key, value in child.items():
-        below = _type_under(expected, base, key)
-        if value is None and isinstance(base.get(key), dict) and NoneType not in get_args(below):
-            del merged[key]  # no value is null here: it takes the block back, to the default if there is one
-        else:
-            merged[key] = _merged(base[key], value, below) if key in base else value
-    return merged
-
-
-def _replaced(child: dict[str, Any], expected: Any) -> frozenset[str]:
-    """Options of a block that has only one of them, where `child` names another."""
-    given = {key for key, value in child.items() if value is not None}
-    blocks = [block for each in _alternatives(expected) if (block := _block_class(each, child))]
-    return frozenset().union(*(block.ONE_OF for block in blocks if block.ONE_OF & given)) - child.keys()
-
-
-def _one_line(keys: Sequence[str], value: Any, base: Any, expected: Any) -> Any:
-    """The recipe that an override of `base` is: `a.b=1` is {a: {b: 1}}. A list is repeated with its one item changed.
-
-    Raises:
-        IndexError: a key does not count an item of its list.
-    """
-    if not keys:
-        return value
-    key = keys[0]
-    below = _type_under(expected, base, key)
-    if not isinstance(base, list):
-        inside = base.get(key) if isinstance(base, dict) else None
-        return {key: _one_line(keys[1:], value, inside, below)}
-    if key not in map(str, range(len(base))):
-        raise IndexError(f"{key!r} is no item of a list that has {len(base)}, counted from 0")
-    item = base[int(key)]
-    changed = _merged(item, _one_line(keys[1:], value, item, below), below)
-    return [*base[: int(key)], changed, *base[int(key) + 1 :]]
-
-
-def _spelled_out(value: Any, expected: Any) -> Any:
-    """The block that a short form stands for, `{name: length}` for `length`, so that keys can be put over it."""
-    if isinstance(value, str):
-        for each in _alternatives(expected):
-            if _plugin(each):
-                return {"name": value}
-            block = _block_class(each, None)
-            if block:
-                with contextlib.suppress(ValidationError):
-                    return block.model_validate(value).model_dump(exclude_unset=True)
-    return value
-
-
-# The types of a recipe, walked along its keys. A type is what stands in an annotation: a Config, an Annotated[...]
-# with a Plugin, a dict, a tuple, or several joined by |.
-
-
-def _type_under(expected: Any, value: Any, key: str | int) -> Any:
-    """The type of what stands at `key` of `value`, itself of type `expected`. Any: the types do not tell."""
-    for each in _alternatives(expected):
-        block = _block_class(each, value)
-        if block is not None and key in block.model_fields:
-            return _annotation(block.model_fields[str(key)])
-        if get_origin(each) in (dict, tuple, list):
-            return get_args(each)[1 if get_origin(each) is dict else 0]
-    return Any
-
-
-def _block_class(expected: Any, value: Any) -> type[Config] | None:
-    """The Config that `value` will be read as; that of a plugin is in the module of its name."""
-    plugin = _plugin(expected)
-    if plugin is not None:
-        name = value.get("name") if isinstance(value, dict) else None
-        try:
-            return config_class(plugin.kind, name) if isinstance(name, str) else None
-        except LookupError:
-            return None  # reading the whole recipe will say so
-    return expected if isinstance(expected, type) and issubclass(expected, Config) else None
-
-
-def _alternatives(expected: Any) -> list[Any]:
-    if get_origin(expected) in (Union, UnionType):
-        return [each for each in get_args(expected) if each is not NoneType]
-    return [expected]
-
-
-def _plugin(expected: Any) -> Plugin | None:
-    return next((mark for mark in getattr(expected, "__metadata__", ()) if isinstance(mark, Plugin)), None)
-
-
-def _annotation(field: FieldInfo) -> Any:
-    marks = [mark for mark in field.metadata if isinstance(mark, Plugin)]
-    return Annotated[field.annotation, marks[0]] if marks else field.annotation

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pipeline import plan, recipe, store, weights
+from pipeline import plan, recipe, recipe_steps, store, weights
 from pipeline.algorithms.scoring import FACTS
 from pipeline.contents import content_of
 from pipeline.errors import DataError, RecipeError
@@ -260,7 +260,7 @@ def policies(run: OpenRun, step: str | None) -> list[plan.Contender]:
     every = [each for number in range(1, run.recipe.rounds + 1) for each in plan.contenders(run.recipe, number)]
     if step is None:
         return list({each.name: each for each in every}.values())
-    known = recipe.policies(run.recipe.train)
+    known = recipe_steps.policies(run.recipe.train)
     made = made_by(run.recipe.train, step)
     if step == BASE:
         return [plan.Contender(BASE, BASE, None)]

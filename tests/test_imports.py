@@ -22,11 +22,10 @@ LAYERS = [
         "pipeline.terminal",
         "pipeline.worker",
         "pipeline.phases",
-        "pipeline.launch",
         "pipeline.architectures",
         "pipeline.parts",
     ],
-    ["pipeline.contents", "pipeline.decoding", "pipeline.weights"],
+    ["pipeline.contents", "pipeline.decoding", "pipeline.packed", "pipeline.weights"],
     [
         "pipeline.models",
         "pipeline.views",
@@ -39,9 +38,17 @@ LAYERS = [
         "pipeline.recipe_yaml",
         "pipeline.memory",
     ],
-    ["pipeline.adapters", "pipeline.crowd", "pipeline.demonstrations", "pipeline.reading", "pipeline.votes"],
+    [
+        "pipeline.adapters",
+        "pipeline.crowd",
+        "pipeline.demonstrations",
+        "pipeline.launch",
+        "pipeline.reading",
+        "pipeline.votes",
+    ],
     ["judges*", "pipeline.sampling*", "pipeline.algorithms*"],
     ["pipeline.rounds"],
+    ["pipeline.recipe_types", "pipeline.recipe_mistakes", "pipeline.recipe_steps", "pipeline.recipe_merge"],
     ["pipeline.recipe"],  # the stages read their blocks of it, so it knows none of them
     [
         f"pipeline.{stage}"
@@ -95,6 +102,10 @@ LIGHT = ["judges*"] + [
         "views",
         "recipe",
         "recipe_yaml",
+        "recipe_types",
+        "recipe_mistakes",
+        "recipe_steps",
+        "recipe_merge",
         "run",
         "launch",
         "cli",

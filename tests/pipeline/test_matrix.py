@@ -13,9 +13,11 @@ import pytest
 import torch
 from tiny import DECODERS, ENCODER_DECODERS, job_of, make_reward_model, preferences_of, prompt_of, said
 
-from pipeline import adapters, models, recipe, store, train
+from pipeline import adapters, models, store, train
 from pipeline.errors import PrefloopError
 from pipeline.models import ModelConfig
+from pipeline.recipe import Recipe
+from pipeline.recipe_mistakes import explain
 from pipeline.records import Pair
 from pipeline.train import Training
 
@@ -135,7 +137,7 @@ def cell(method: str, kind: str, architecture: str, folder: Path) -> Training:
     }
     if method == "reward_model":
         tree["train"]["dpo"] = {}
-    found = recipe.Recipe.model_validate(tree)
+    found = Recipe.model_validate(tree)
     return Training(seed=1, model=found.model, algorithm=found.train[method])
 
 
@@ -150,7 +152,7 @@ def test_a_cell_of_the_matrix(
             _trained(method, kind, architecture, bases, inputs, tmp_path)
         told = str(raised.value)
         if not isinstance(raised.value, PrefloopError):
-            told = "; ".join(recipe.explain(raised.value))  # type: ignore[arg-type]
+            told = "; ".join(explain(raised.value, Recipe))  # type: ignore[arg-type]
         assert re.search(why, told), told
         return
     out = _trained(method, kind, architecture, bases, inputs, tmp_path)

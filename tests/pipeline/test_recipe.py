@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import RecipeError
-from pipeline.recipe import Recipe, check_files, dump, explain, load, policies, schema
+from pipeline.recipe import Recipe, check_files, dump, load, schema
+from pipeline.recipe_mistakes import explain
+from pipeline.recipe_steps import policies
 
 ROOT = Path(__file__).parents[2]
 
@@ -426,7 +428,7 @@ def test_a_judge_whose_package_is_missing_is_not_called_unknown(
 def test_explain_reads_pydantics_error_of_a_recipe_made_in_python() -> None:
     with pytest.raises(ValidationError) as raised:
         Recipe.model_validate({"seed": -1})
-    assert explain(raised.value)[0] == "seed: -1 found; needs to be 0 or more"
+    assert explain(raised.value, Recipe)[0] == "seed: -1 found; needs to be 0 or more"
 
 
 def test_prompt_files_that_are_missing_are_told_together(
