@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -140,6 +140,21 @@ class Features(Record):
     """The smallest bound that it takes."""
 
 
+class Call(NamedTuple):
+    """What an endpoint is asked."""
+
+    messages: Sequence[Mapping[str, str]]
+    max_out: int
+    """Most tokens of the answer; more where the endpoint takes no smaller number."""
+    logprobs: bool = False
+    """Ask how likely the first tokens were."""
+    json_schema: bool = False
+    """Hold the answer to an object with a reason and a verdict that is one of `labels`."""
+    labels: tuple[str, ...] = ()
+    sample: int = 0
+    """Number among several equal calls."""
+
+
 class Endpoint:
     """One model at one address, for one judge, and what it was found to take."""
 
@@ -203,7 +218,8 @@ class Endpoint:
         wanted = dict(zip(("logprobs", "json_schema"), self._wanted, strict=True))
         for _ in range(len(Features.model_fields) + 1):
             trial = {name: wish and getattr(features, name) for name, wish in wanted.items()}
-            reply = await self.client.directly(self._request(features, TRIAL, max_out, labels=("K", "P"), **trial))
+            call = Call(TRIAL, max_out, labels=("K", "P"), **trial)
+            reply = await self.client.directly(self._request(features, call))
             # That is the answer of a model that reasons first, and could not in so few tokens.
             if reply.outcome in ANSWERS or reply.outcome == Outcome.TOO_LONG:
                 silent = trial["logprobs"] and reply.logprobs is None
@@ -217,81 +233,46 @@ class Endpoint:
             f"({reply.outcome.value}: {reply.detail}); check model and base_url"
         )
 
-    async def complete(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        max_out: int,
-        *,
-        logprobs: bool = False,
-        json_schema: bool = False,
-        labels: tuple[str, ...] = (),
-        sample: int = 0,
-    ) -> Reply:
-        """The answer to a question; see `_request`, and `judges.client.Client.complete`.
+    async def complete(self, call: Call) -> Reply:
+        """The answer to a question; see `judges.client.Client.complete`.
 
         Raises:
             JudgeError: it no longer takes what it took when it was tried out.
         """
-        asked = partial(
-            self._request,
-            messages=messages,
-            max_out=max_out,
-            logprobs=logprobs,
-            json_schema=json_schema,
-            labels=labels,
-            sample=sample,
-        )
-        request = asked(self.features)
+        request = self._request(self.features, call)
         reply = await self.client.complete(request)
         if reply.outcome != Outcome.REJECTED:
             return reply
-        await self._learn_again(max_out, logprobs, json_schema)
-        again = asked(self.features)
+        await self._learn_again(call)
+        again = self._request(self.features, call)
         return reply if again.body == request.body else await self.client.complete(again)
 
-    async def _learn_again(self, max_out: int, logprobs: bool, json_schema: bool) -> None:
+    async def _learn_again(self, call: Call) -> None:
         """Try out, once in this process, what the endpoint says of a question that it refused."""
         async with self._learning:
             if not self._learned_again:
                 self._learned_again = True
-                self.features = await self._try_out(Features(least=self.features.least), max_out)
+                self.features = await self._try_out(Features(least=self.features.least), call.max_out)
                 self._remember()
-        for name, wish in (("logprobs", logprobs), ("json_schema", json_schema)):
-            if wish and not getattr(self.features, name):
+        for name in ("logprobs", "json_schema"):
+            if getattr(call, name) and not getattr(self.features, name):
                 raise JudgeError(
                     f"judge {self.config.name}: {self.config.base_url} no longer takes {name}, as it did; it may have "
                     "been restarted with other options. Restore them, or run the same command again: it is then asked "
                     "in the way that it takes now"
                 )
 
-    def _request(
-        self,
-        features: Features,
-        messages: Sequence[Mapping[str, str]],
-        max_out: int,
-        *,
-        logprobs: bool = False,
-        json_schema: bool = False,
-        labels: tuple[str, ...] = (),
-        sample: int = 0,
-    ) -> Request:
-        """The body of a call, with what the endpoint takes.
-
-        Args:
-            max_out: most tokens of the answer; more where the endpoint takes no smaller number.
-            logprobs: ask how likely the first tokens were.
-            json_schema: hold the answer to an object with a reason and a verdict that is one of `labels`.
-            sample: number among several equal calls.
-        """
-        max_out = max(max_out, features.least)
-        body: dict[str, Any] = {"model": self.config.model, "messages": list(messages), features.limit: max_out}
+    def _request(self, features: Features, call: Call) -> Request:
+        """The body of a call, in the words that the endpoint takes."""
+        max_out = max(call.max_out, features.least)
+        body: dict[str, Any] = {"model": self.config.model, "messages": list(call.messages), features.limit: max_out}
         if features.temperature:
             body["temperature"] = self.config.temperature
-        if logprobs:
+        if call.logprobs:
             body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        if json_schema:
-            body["response_format"] = {"type": "json_schema", "json_schema": schema_of(labels)}
-        return Request({**body, **self.config.extra_body}, max_out, sample)
+        if call.json_schema:
+            body["response_format"] = {"type": "json_schema", "json_schema": schema_of(call.labels)}
+        return Request({**body, **self.config.extra_body}, max_out, call.sample)
 
 
 TRIAL = (

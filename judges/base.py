@@ -168,6 +168,18 @@ def ask(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
     return verdicts
 
 
+def unheard(*verdicts: Verdict) -> dict[str, list[str]]:
+    """What the evidence of a verdict made of others says of those that said nothing: why, theirs included.
+
+    Such a verdict stands on fewer than it was meant to; where the reason may pass, it is not kept (`judges.cached`).
+    """
+    reasons: list[str] = []
+    for verdict in verdicts:
+        reasons += [verdict.abstained] if verdict.abstained is not None else []
+        reasons += verdict.evidence.get("unheard", ())
+    return {"unheard": reasons} if reasons else {}
+
+
 def logit(p: float) -> float:
     """log(p / (1 - p)), clipped to +-MAX_LOGIT so that 0 and 1 stay finite."""
     if p <= 0.0:

@@ -15,7 +15,7 @@ What is left out: a bias that depends on the texts, which no exchange of sides c
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask, logit, sigmoid
+from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask, logit, sigmoid, unheard
 from pipeline.records import ABSTENTIONS, Pair, Verdict
 
 
@@ -64,7 +64,7 @@ class BothOrdersJudge:
         return [self._combine(*both) for both in zip(forward, reverse, strict=True)]
 
     def _combine(self, forward: Verdict, reverse: Verdict) -> Verdict:
-        evidence: dict[str, Any] = {"forward": _kept(forward), "reverse": _kept(reverse)}
+        evidence: dict[str, Any] = {"forward": _kept(forward), "reverse": _kept(reverse), **unheard(forward, reverse)}
         p_a: float | None = None
         if forward.p_a is not None and reverse.p_a is not None:
             z_forward, z_reverse = logit(forward.p_a), logit(reverse.p_a)

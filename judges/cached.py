@@ -8,8 +8,7 @@ that a pair and its exchange are two questions and a judge with a position bias 
 What is left out: who pays for a call that was under way when the process died (the client's journal rows do that).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from judges.base import Judge, JudgeConfig, Session, ask
 from pipeline.records import Pair, Verdict, digest
@@ -20,7 +19,8 @@ KIND = "verdict"
 
 TRANSIENT = frozenset({"failed", "refused", "filtered"})
 """Abstentions that asking again may mend. They are not stored: a server that was down would else be down for ever.
-Nor is a panel's verdict that lacks a member for such a reason."""
+Nor is a verdict made of several, such as a
+panel's, that lacks one for such a reason (`judges.base.unheard`)."""
 
 AT_A_SERVER = TRANSIENT | {"truncated"}
 """The same of a judge that is not in this process: a server's context may be raised, and nothing here would change."""
@@ -91,7 +91,7 @@ class Cached:
         lasting = {
             key: verdict
             for key, verdict in fresh.items()
-            if verdict.abstained not in self.passing and self.passing.isdisjoint(_silent(verdict.evidence))
+            if self.passing.isdisjoint([verdict.abstained, *verdict.evidence.get("unheard", ())])
         }
         self.journal.put_many(KIND, {key: verdict.model_dump(mode="json") for key, verdict in lasting.items()})
         # Read back: where another process answered the same question first, its answer is the one everybody sees.
@@ -100,15 +100,3 @@ class Cached:
     def _read(self, keys: Sequence[str]) -> dict[str, Verdict]:
         rows = self.journal.get_many(KIND, keys)
         return {key: Verdict.model_validate(row) for key, row in rows.items()}
-
-
-def _silent(evidence: Mapping[str, Any]) -> Iterator[str]:
-    """Why members of a panel said nothing where the others were enough, in either order."""
-    members = evidence.get("members")
-    for each in members if isinstance(members, list) else ():
-        if isinstance(each, Mapping) and isinstance(each.get("abstained"), str):
-            yield each["abstained"]
-    for order in ("forward", "reverse"):
-        kept = evidence.get(order)
-        if isinstance(kept, Mapping) and isinstance(kept.get("evidence"), Mapping):
-            yield from _silent(kept["evidence"])

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from judges import cached
-from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask, logit, sigmoid
+from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask, logit, sigmoid, unheard
 from pipeline.records import Pair, Verdict
 
 
@@ -104,7 +104,8 @@ class CascadeJudge:
             p_a=p_a,
             abstained=None if dear is None else dear.abstained,
             evidence={"decided_by": None if p_a is None else list(asked)[-1]}
-            | {name: _kept(verdict) for name, verdict in asked.items()},
+            | {name: _kept(verdict) for name, verdict in asked.items()}
+            | unheard(dear or cheap),
             tokens_in=sum(verdict.tokens_in for verdict in asked.values()),
             tokens_out=sum(verdict.tokens_out for verdict in asked.values()),
             cost_usd=sum(verdict.cost_usd for verdict in asked.values()),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from judges import cached
-from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask
+from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask, unheard
 from pipeline.importers.base import Source
 from pipeline.records import Message, Pair, Sample, Verdict, digest
 from pipeline.store import sha256_file
@@ -112,7 +112,7 @@ class HumanJudge:
         if other is not None:
             evidence["otherwise"] = {"judge": other.judge, "p_a": other.p_a, "abstained": other.abstained}
             if p is None:
-                evidence["decided_by"] = other.judge
+                evidence |= {"decided_by": other.judge, **unheard(other)}
         decided = other.p_a if p is None and other is not None else p
         reason = "no_vote" if other is None else other.abstained
         return Verdict(

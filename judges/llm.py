@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from judges.api import ApiConfig, Endpoint, Features
+from judges.api import ApiConfig, Call, Endpoint, Features
 from judges.base import Cost, Session
 from judges.ledger import NANO
 from judges.pairwise import PairwiseConfig, PairwiseJudge, Question, Reading
@@ -140,14 +140,12 @@ class ApiModel:
             if self._unreadable(said):
                 said = await asked.for_label(asked.again(question.contracts["label"]))
             return asked.reading(said)
-        votes: list[str] = []
-        said = Said()
+        heard: list[Said] = []
         for sample in range(self.config.samples):
-            said = await self._vote(asked, sample)
-            if said.logprobs is not None:
-                return asked.reading(said)
-            votes += [said.label] if said.label else []
-        return asked.reading(said, votes)
+            heard.append(await self._vote(asked, sample))
+            if heard[-1].logprobs is not None:
+                break
+        return asked.reading(*heard)
 
     async def _vote(self, asked: "Asked", sample: int) -> Said:
         said = await asked.for_words(sample)
@@ -220,14 +218,19 @@ class Asked:
 
     async def _ask(self, more: Sequence[Mapping[str, str]], *, max_out: int, **options: Any) -> Reply:
         turns = [*self.turns, *more]
-        self.replies.append(await self.model.endpoint.complete(turns, max_out, labels=self.model.labels, **options))
+        call = Call(turns, max_out, labels=self.model.labels, **options)
+        self.replies.append(await self.model.endpoint.complete(call))
         return self.replies[-1]
 
-    def reading(self, said: Said, votes: Sequence[str] = ()) -> Reading:
-        """What the judge makes its verdict of."""
+    def reading(self, *heard: Said) -> Reading:
+        """What the judge makes its verdict of: the last one's probabilities, or the votes of all."""
+        last, votes = heard[-1], [said.label for said in heard if said.label]
         counts = tuple(votes.count(label) for label in self.model.labels)
         evidence: dict[str, Any] = {"mode": self.model.mode, "said": [reply.text for reply in self.replies]}
-        abstained = None if said.logprobs or votes else said.abstained
+        silent = [said.abstained for said in heard if said.abstained]
+        if silent and votes:
+            evidence["unheard"] = silent  # see `judges.base.unheard`
+        abstained = None if last.logprobs or votes else last.abstained
         details = [reply.detail for reply in self.replies if reply.detail]
         if abstained == "unreadable" and self.cut:
             abstained = "truncated"
@@ -235,7 +238,7 @@ class Asked:
         if details:
             evidence["trouble"] = details
         return Reading(
-            logprobs=said.logprobs,
+            logprobs=last.logprobs,
             votes=(counts[0], counts[1]) if votes else None,
             abstained=abstained,
             evidence=evidence,

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from judges import cached
-from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask, logit, sigmoid
+from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask, logit, sigmoid, unheard
 from pipeline.plugins import Config as Block
 from pipeline.records import ABSTENTIONS, Pair, Verdict
 
@@ -132,7 +132,7 @@ class PanelJudge:
             fingerprint=self.fingerprint,
             p_a=sigmoid(z) if enough else None,
             abstained=None if enough else min(reasons, key=ABSTENTIONS.index),
-            evidence={"members": [_kept(*each) for each in zip(self.config.of, votes, strict=True)]},
+            evidence={"members": [_kept(*each) for each in zip(self.config.of, votes, strict=True)], **unheard(*votes)},
             tokens_in=sum(vote.tokens_in for vote in votes),
             tokens_out=sum(vote.tokens_out for vote in votes),
             cost_usd=sum(vote.cost_usd for vote in votes),

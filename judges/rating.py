@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from judges.api import ApiConfig, Endpoint
+from judges.api import ApiConfig, Call, Endpoint
 from judges.base import Cost, Session, sigmoid
 from judges.ledger import NANO
 from judges.llm import ABSTAINED, THOUGHT_ONLY, thought_only
@@ -129,7 +129,7 @@ class RatingJudge:
     async def _rating(self, prompt: Prompt, text: str) -> Rating:
         turns = self.writer.turns(prompt, text)
         max_out = 1 if self.features.logprobs else 8
-        reply = await self.endpoint.complete(turns, max_out, logprobs=self.features.logprobs)
+        reply = await self.endpoint.complete(Call(turns, max_out, logprobs=self.features.logprobs))
         if reply.outcome != Outcome.OK:
             return Rating(reply, abstained=ABSTAINED.get(reply.outcome, "failed"))
         if thought_only(reply) and not reply.logprobs:

@@ -1,12 +1,21 @@
 """A question is asked once, an exchanged pair is another question, and a failure is asked again."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from judges.both_orders import BothOrdersJudge
+from judges.both_orders import Config as BothOrders
 from judges.cached import Cached
+from judges.cascade import CascadeJudge
+from judges.cascade import Config as Cascade
+from judges.human import Config as Human
+from judges.human import HumanJudge
+from judges.panel import Config as Panel
+from judges.panel import PanelJudge
 from pipeline.errors import JudgeError
 from pipeline.records import Pair, Prompt, Response, Verdict
 from pipeline.store import Journal
@@ -76,18 +85,35 @@ def test_a_lasting_abstention_is_stored(journal: Journal, reason: str) -> None:
     assert Cached(Scripted(), "f", journal).judge([PAIR])[0].abstained == reason
 
 
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("around", [None, "both_orders", "panel", "cascade", "human"])
 @pytest.mark.parametrize(("reason", "stored"), [("failed", False), ("filtered", False), ("unreadable", True)])
-def test_a_panel_whose_member_has_a_passing_trouble_is_asked_again(
-    reason: str, stored: bool, nested: bool, journal: Journal
+def test_a_verdict_that_lacks_a_panels_member_in_passing_is_not_stored_whoever_asked_the_panel(
+    reason: str, stored: bool, around: str | None, journal: Journal, tmp_path: Path
 ) -> None:
-    one = {"judge": "x", "fingerprint": "f", "weight": 1.0}
-    evidence: dict[str, Any] = {"members": [{**one, "p_a": 0.9, "abstained": None}, {**one, "p_a": None}]}
-    evidence["members"][1]["abstained"] = reason
-    if nested:
-        evidence = {order: {"p_a": 0.9, "abstained": None, "evidence": evidence} for order in ("forward", "reverse")}
-    Cached(Scripted(p_a=0.9, evidence=evidence), "f", journal).judge([PAIR])
-    assert Cached(Scripted(p_a=0.2), "f", journal).judge([PAIR])[0].p_a == (0.9 if stored else 0.2)
+    row = {"prompt": "Another?", "response_a": "one", "response_b": "two", "rater": "ana", "choice": "a"}
+    (tmp_path / "votes.jsonl").write_text(json.dumps(row), encoding="utf-8")
+
+    def wrapped(one: Scripted, other: Scripted) -> Any:
+        of = [{"judge": "rules", "weight": 1.0}, {"judge": "length", "weight": 1.0}]
+        config = Panel.model_validate({"of": of, "quorum": 1})
+        panel = PanelJudge(config, [one, other])
+        if around == "both_orders":
+            return BothOrdersJudge(BothOrders.model_validate({"of": "rules"}), panel)
+        if around == "panel":
+            return PanelJudge(config, [panel, Scripted(p_a=0.9)])
+        if around == "cascade":
+            return CascadeJudge(
+                Cascade.model_validate({"cheap": "rules", "dear": "length"}), Scripted(abstained="unreadable"), panel
+            )
+        if around == "human":
+            votes = {"files": [tmp_path / "votes.jsonl"]}
+            return HumanJudge(Human.model_validate({"votes": votes, "otherwise": "rules"}), panel)
+        return panel
+
+    first = Cached(wrapped(Scripted(p_a=0.9), Scripted(abstained=reason)), "f", journal).judge([PAIR])[0]
+    assert first.p_a is not None
+    again = Cached(wrapped(Scripted(p_a=0.9), Scripted(p_a=0.8)), "f", journal).judge([PAIR])[0]
+    assert (again == first) == stored
 
 
 def test_what_was_too_long_is_asked_again_of_a_server_and_not_of_a_model_in_this_process(journal: Journal) -> None:

@@ -223,6 +223,20 @@ def test_an_outage_between_a_reply_and_the_question_for_its_verdict_alone_is_a_f
         assert cached.member(judge, session).judge(pairs)[0].p_a is not None
 
 
+def test_a_verdict_of_fewer_samples_than_asked_for_is_not_kept_if_the_others_failed_in_passing(tmp_path: Path) -> None:
+    session = Session(journal=tmp_path / "journal.sqlite", run="run")
+    votes = {"mode": "json", "samples": 3, "temperature": 1.0, "limits": {"attempts": 1}}
+    with judge_server(broken_after=2, broken_status=500) as server:  # a trial, and one of the three
+        judge = config(server, **votes)
+        (verdict,) = cached.member(judge, session).judge(PAIRS[:1])
+        # One vote of one, drawn to a tie by one: 1.5 / 2.
+        assert verdict.p_a in (0.75, 0.25) and verdict.evidence["unheard"] == ["failed", "failed"]
+    with judge_server(port=port_of(server)) as server:
+        (again,) = cached.member(judge, session).judge(PAIRS[:1])
+        assert again.p_a in (0.875, 0.125) and "unheard" not in again.evidence
+        assert server.tell("stats")["calls"] == 2  # what was answered is asked no second time
+
+
 @pytest.mark.parametrize("mode", ["json", "reason"])
 def test_an_answer_that_was_cut_before_its_verdict_is_truncated_and_says_what_to_raise(mode: str) -> None:
     with judge_server(only="no content", faults=1.0, no_logprobs=True) as server:
