@@ -17,6 +17,7 @@ from pipeline.importers.base import (
     Judged,
     Options,
     Row,
+    Skip,
     assistant,
     last_turn,
     messages_of,
@@ -45,7 +46,9 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
         other, b = last_turn(_turns(row, "conversation_b"), "conversation_b")
         if one != other:
             raise BadRow("the conversations part before the last answer: the answers are not to one prompt")
-        choice = _winner(row.get("winner"))
+        if row.get("winner") in (None, ""):
+            raise Skip("no vote")
+        choice = _winner(row["winner"])
     else:
         one, a, b = _table(row)
         choice = _flag(row)

@@ -22,9 +22,9 @@ from pipeline.importers.base import (
     cell,
     choice_of,
     column,
-    messages_of,
     part,
     person,
+    prompt_of,
     shown,
     turns,
 )
@@ -61,7 +61,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
     if not votes:
         raise Skip(f"no submitted answer{f' ({skipped[0]})' if skipped else ''}")
     a, b = (answer_of(_chat(cell(fields, side, options)), names[side]) for side in ("a", "b"))
-    yield Judged(messages_of(cell(fields, "prompt", options)), a, b, tuple(votes), skipped=tuple(skipped))
+    yield Judged(prompt_of(fields, options), a, b, tuple(votes), skipped=tuple(skipped))
 
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:

@@ -217,6 +217,15 @@ def same_prompt(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> t
     return chosen
 
 
+def prompt_of(row: Row, options: Options) -> tuple[Message, ...]:
+    """The conversation in a row's prompt column, after its `system` message if it has one.
+
+    Raises:
+        BadRow: there is none, or it is no conversation.
+    """
+    return with_system(row, messages_of(cell(row, "prompt", options)))
+
+
 def with_system(row: Row, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
     """The prompt after the row's `system` message, if it has one and the prompt none of its own.
 

@@ -21,9 +21,9 @@ from pipeline.importers.base import (
     Skip,
     answer_of,
     cell,
-    messages_of,
     packed,
     part,
+    prompt_of,
     shown,
 )
 
@@ -58,7 +58,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
     if not votes:
         raise Skip(skipped[0] if skipped else "no annotation")
     a, b = (answer_of(cell(fields, side, options), side) for side in ("a", "b"))
-    yield Judged(messages_of(cell(fields, "prompt", options)), a, b, tuple(votes), skipped=tuple(skipped))
+    yield Judged(prompt_of(fields, options), a, b, tuple(votes), skipped=tuple(skipped))
 
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:

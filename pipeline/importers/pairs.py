@@ -18,13 +18,12 @@ from pipeline.importers.base import (
     Row,
     Skip,
     answers,
-    cell,
     choice_of,
     column,
-    messages_of,
     number,
     packed,
     part,
+    prompt_of,
     shown,
     vote_of,
 )
@@ -45,7 +44,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
     votes = tuple(_votes(row, options))
     if not votes:
         raise Skip("no vote")
-    yield Judged(messages_of(cell(row, "prompt", options)), *answers(row, options), votes)
+    yield Judged(prompt_of(row, options), *answers(row, options), votes)
 
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.importers.base import BadRow, Ballot, Judged, Options, Row, cell, messages_of, person, share, shown, turns
+from pipeline.importers.base import BadRow, Ballot, Judged, Options, Row, person, prompt_of, share, shown, turns
 
 CARRIES = frozenset({"ties", "votes", "annotators"})
 
@@ -24,7 +24,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
     if not isinstance(answers, list | tuple) or not all(isinstance(each, str) for each in answers):
         raise BadRow(f"responses: {shown(answers)} found; needs a list of texts")
     level = _levels(order, len(answers))
-    prompt = messages_of(cell(row, "prompt", options))
+    prompt = prompt_of(row, options)
     who = person(row.get("annotator"))
     for one, other in itertools.combinations(sorted(level), 2):
         if answers[one] == answers[other]:

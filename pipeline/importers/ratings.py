@@ -17,11 +17,10 @@ from pipeline.importers.base import (
     Options,
     Row,
     Skip,
-    cell,
-    messages_of,
     number,
     packed,
     part,
+    prompt_of,
     shown,
     text,
 )
@@ -39,7 +38,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
     completions = row.get("completions")
     if not isinstance(completions, list | tuple) or not all(isinstance(each, dict) for each in completions):
         raise BadRow(f"completions: {shown(completions)} found; needs a list of answers")
-    prompt = messages_of(cell(row, "prompt", options))
+    prompt = prompt_of(row, options)
     scored = [(each, score) for each in completions if (score := _score(each)) is not None]
     if len(scored) < 2:
         raise Skip("fewer than two rated answers")

@@ -15,9 +15,8 @@ from pipeline.importers.base import (
     Thumbed,
     answer_of,
     assistant,
-    cell,
-    messages_of,
     part,
+    prompt_of,
     shown,
     turns,
 )
@@ -47,9 +46,7 @@ def read(row: Row, options: Options) -> Iterator[Thumbed]:
     votes = row.get("votes")
     if votes is not None and (not str(votes).isdigit() or int(votes) < 1):
         raise BadRow(f"votes: {shown(votes)} found; needs a whole number above 0")
-    yield Thumbed(
-        messages_of(cell(row, "prompt", options)), answer_of(row[answer], answer), good, int(votes) if votes else 1
-    )
+    yield Thumbed(prompt_of(row, options), answer_of(row[answer], answer), good, int(votes) if votes else 1)
 
 
 def write(item: Thumbed) -> Iterator[dict[str, Any]]:

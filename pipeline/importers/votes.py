@@ -18,12 +18,11 @@ from pipeline.importers.base import (
     Row,
     Skip,
     answers,
-    cell,
     column,
-    messages_of,
     number,
     packed,
     part,
+    prompt_of,
     shown,
     vote_of,
 )
@@ -58,7 +57,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
         at=str(row.get("at") or row.get("ts") or ""),
     )
     sources = (str(row.get("source_a") or IMPORTED), str(row.get("source_b") or IMPORTED))
-    yield Judged(messages_of(cell(row, "prompt", options)), *answers(row, options), (vote,), sources)
+    yield Judged(prompt_of(row, options), *answers(row, options), (vote,), sources)
 
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:

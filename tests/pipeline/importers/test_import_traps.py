@@ -124,6 +124,46 @@ def test_a_system_column_is_the_first_message_of_the_prompt(tmp_path: Path, opti
     assert [len(prompt) for prompt in prompts] == [2, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("votes", {**AB, "rater": "ana", "choice": "a"}),
+        ("pairs", {**AB, "votes_a": 2, "votes_b": 1}),
+        ("rankings", {"prompt": "P?", "responses": ["one", "two"], "ranking": [0, 1]}),
+        (
+            "ratings",
+            {"prompt": "P?", "completions": [{"response": "one", "score": 2}, {"response": "two", "score": 1}]},
+        ),
+        ("argilla", {**AB, "preference.responses": ["response_a"], "preference.responses.status": ["submitted"]}),
+        (
+            "label_studio",
+            {"data": AB, "annotations": [{"result": [{"type": "pairwise", "value": {"selected": "left"}}]}]},
+        ),
+    ],
+)
+def test_a_system_column_counts_in_every_format_that_has_prompts(
+    name: str, row: dict[str, Any], tmp_path: Path
+) -> None:
+    told = {**row.get("data", row), "system": "You are terse."}
+    found = read(tmp_path, [{**row, "data": told} if "data" in row else told], name=name, max_bad=0)
+    ((pair, _),) = found.judgements()
+    assert [message.content for message in pair.prompt.messages] == ["You are terse.", "P?"]
+
+
+def test_a_system_column_of_thumbs_counts(tmp_path: Path) -> None:
+    rows = [{"system": "You are terse.", "prompt": "P?", "completion": "one", "label": True}]
+    (thumb,) = read(tmp_path, rows, max_bad=0).thumbs
+    assert [message.content for message in thumb.prompt.messages] == ["You are terse.", "P?"]
+
+
+def test_an_arena_row_that_nobody_judged_is_no_vote_and_not_a_bad_one(tmp_path: Path) -> None:
+    sides = {f"conversation_{side}": [{"role": "user", "content": "P?"}, {"role": "assistant", "content": side}]
+             for side in "ab"}  # fmt: skip
+    rows = [{**sides, "model_a": "x", "model_b": "y", "winner": winner} for winner in (None, "model_a")]
+    counts = read(tmp_path, rows, max_bad=0).counts()
+    assert (counts.imported, counts.skipped, counts.quarantined) == (1, {"no vote": 1}, 0)
+
+
 def test_a_conversation_that_has_its_system_message_gets_no_second_one(tmp_path: Path) -> None:
     said = [{"role": "system", "content": "You are terse."}, {"role": "user", "content": "Why?"}]
     row = {"system": "You are terse.", "chosen": [*said, {"role": "assistant", "content": "So."}],
