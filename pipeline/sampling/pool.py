@@ -37,7 +37,7 @@ class Reply(NamedTuple):
     said: str
     """What went wrong, in the server's words."""
     pause: float
-    """Seconds that the server asked to wait; 0: it did not."""
+    """Seconds that the server asked to wait, at most its timeout; 0: it did not."""
 
 
 class Failed(Exception):
@@ -81,7 +81,7 @@ class Server:
             return Reply(0, None, Outcome.TRANSIENT, f"no reply in {self.timeout_s:g} s", 0.0)
         except (httpx2.HTTPError, OSError, ValueError) as error:
             return Reply(0, None, Outcome.TRANSIENT, self._scrubbed(f"{type(error).__name__}: {error}"), 0.0)
-        pause = pause_of(response.headers, time.time())
+        pause = min(pause_of(response.headers, time.time()), self.timeout_s)  # who asks for a day is given up sooner
         if response.status_code != 200:
             said = self._scrubbed(f"HTTP {response.status_code}: {message_of(response.content)}")
             return Reply(response.status_code, None, outcome_of(response.status_code, response.content), said, pause)

@@ -45,6 +45,8 @@ class Completions:
         """It takes adapters, and goes on answering with the first."""
         self.edit: Callable[[dict[str, Any]], Any] = lambda told: None
         """Changes the completion before it is sent."""
+        self.headers: dict[str, str] = {}
+        """Sent with every reply."""
         self.max_model_len = 1024
         self.port = 0
         self._lock = threading.Lock()
@@ -231,6 +233,8 @@ def handler_of(world: Completions) -> type[BaseHTTPRequestHandler]:
                 content = content[: len(content) // 2]
             self.send_response(status)
             self.send_header("content-length", str(len(content)))
+            for header in world.headers.items():
+                self.send_header(*header)
             self.end_headers()
             self.wfile.write(content[: len(content) // 2] if fault == "cut" else content)
             self.close_connection = self.close_connection or fault == "cut"

@@ -1,5 +1,6 @@
 """Answers from a pool of servers: shared, with what the local sampler would tell of them, whatever fails on the way."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +22,13 @@ from pipeline.generate import Sampling
 from pipeline.models import ModelConfig, _gguf, chat_ids
 from pipeline.ratings import kl_to_base
 from pipeline.recipe import PromptsConfig, Recipe
+from pipeline.recipe_merge import over
 from pipeline.records import Message, Response
 from pipeline.sampling import pool
 from pipeline.sampling.base import Batch, Question, plan
 from pipeline.sampling.local import Config as Local
 from pipeline.sampling.openai import Config, OpenAISampler
+from pipeline.sampling.pool import Reply, Server
 from pipeline.sources import Made
 
 PROMPTS = [prompt_of(f"question {number}", name=f"p{number}") for number in range(6)]
@@ -165,6 +168,23 @@ def test_a_request_that_no_server_answers_does_not_go_round_for_ever(servers: li
     servers[0].edit = crash
     with pytest.raises(ModelError, match="no chat completion"):
         answers(sampler_of(servers[0], concurrency=1, attempts=3))
+
+
+@pytest.mark.parametrize(("told", "pause"), [("3", 3.0), ("86400", 7.0)])
+def test_a_server_is_waited_for_no_longer_than_for_an_answer(
+    servers: list[Completions], told: str, pause: float
+) -> None:
+    servers[0].headers = {"retry-after": told}
+    servers[0].faults = {"/chat/completions": [503]}
+
+    async def ask() -> Reply:
+        server = Server(servers[0].url, None, timeout_s=7.0, places=1)
+        reply = await server.request("POST", "/chat/completions", {})
+        await server.close()
+        return reply
+
+    reply = asyncio.run(ask())
+    assert (reply.status, reply.pause) == (503, pause)
 
 
 # ---- as a step
@@ -387,7 +407,7 @@ def test_policies_that_no_server_takes_are_refused_with_the_recipe(tmp_path: Pat
             "compare": {"prompts": {"files": "b.jsonl"}, "judges": ["length"]},
         }
         try:
-            recipes.read(Recipe, recipes._over(tree, options), (), "")
+            recipes.read(Recipe, over(tree, options, Recipe), (), "")
         except RecipeError as error:
             return str(error).splitlines()[1:]
         return []
