@@ -31,7 +31,7 @@ def adapt(model: Any, folder: Path, name: str = "default", *, trainable: bool = 
 
     try:
         config = PeftConfig.from_pretrained(str(folder))
-        strays = stray(names_in(folder), getattr(config, "modules_to_save", None) or ())
+        strays = stray(tensors_of(folder / ADAPTER_TENSORS), getattr(config, "modules_to_save", None) or ())
         if strays:
             raise ModelError(f"{folder}: {carried(strays)}")
         with warnings.catch_warnings():
@@ -51,8 +51,8 @@ def adapt(model: Any, folder: Path, name: str = "default", *, trainable: bool = 
     return model
 
 
-def names_in(folder: Path) -> list[str]:
-    """The names of an adapter's tensors; the numbers are not read.
+def tensors_of(file: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape; the numbers are not read.
 
     Raises:
         OSError: there is no such file.
@@ -60,8 +60,8 @@ def names_in(folder: Path) -> list[str]:
     """
     from safetensors import safe_open
 
-    with safe_open(folder / ADAPTER_TENSORS, framework="pt") as opened:
-        return list(opened.keys())
+    with safe_open(file, framework="pt") as opened:
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
 
 
 def stray(names: Iterable[str], whole_modules: Sequence[str]) -> list[str]:

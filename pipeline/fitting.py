@@ -101,7 +101,7 @@ def _check_kind(made: Made, told: dict[str, Any]) -> None:
 
 def _check_own(made: Made, told: dict[str, Any]) -> None:
     assert made.folder is not None
-    strays = adapters.stray(tensors_of(made.folder / ADAPTER_TENSORS), told.get("modules_to_save") or ())
+    strays = adapters.stray(_tensors_of(made.folder / ADAPTER_TENSORS), told.get("modules_to_save") or ())
     if strays:
         raise DataError(f"{made.source}: {adapters.carried(strays)}")
 
@@ -113,24 +113,18 @@ def _check_shapes(made: Made, model: ModelConfig) -> None:
     except ModelError as error:
         raise DataError(f"{made.source}: cannot be held against the base: {error}") from error
     files = (made.folder / ADAPTER_TENSORS, made.folder / weights.FILE)
-    tensors = {name: shape for file in files if file.is_file() for name, shape in tensors_of(file).items()}
+    tensors = {name: shape for file in files if file.is_file() for name, shape in _tensors_of(file).items()}
     wrong = list(_misfits(tensors, shapes))
     if wrong:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise DataError(f"{made.source}: does not fit {model.base}: {wrong[0]}{more}; it was trained on another base")
 
 
-def tensors_of(file: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape; the numbers are not read.
-
-    Raises:
-        DataError: it is no sound file of tensors.
-    """
-    from safetensors import SafetensorError, safe_open
+def _tensors_of(file: Path) -> dict[str, tuple[int, ...]]:
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        return adapters.tensors_of(file)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{file}: cannot be read ({error}); copy it again") from error
 

@@ -244,7 +244,7 @@ class AlgorithmConfig(Config):
 
 
 def _left_out(rows: int, kept: int, max_length: int) -> list[str]:
-    """TRL's trainers drop an example in silence if no token of its answer is left within `max_length`."""
+    """Examples whose prompt leaves no room are dropped in silence, by TRL or by `tokens.py`."""
     if not kept:
         raise TrainingError(f"every prompt alone has max_length ({max_length}) tokens or more; raise max_length")
     if kept == rows:
