@@ -19,11 +19,16 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.errors import RecipeError
+from pipeline.models import gpus
 from pipeline.plugins import Config
 
 TOLD = ("PYTHONPATH", "LD_LIBRARY_PATH", "PREFLOOP_HOME", "HF_HOME", "HF_HUB_OFFLINE")
 TOLD_PREFIXES = ("NCCL_", "GLOO_", "UCX_", "FI_")
 """Variables that processes on other machines are given too. No secret is: a command line can be read by all."""
+
+
+KEEPING_MEMORY = {f"MALLOC_{name}_": str(2**33) for name in ("MMAP_THRESHOLD", "TRIM_THRESHOLD")}
+"""glibc gives every large tensor back to the kernel and asks for it anew: a quarter of the time of training here."""
 
 
 class LaunchConfig(Config):
@@ -124,9 +129,7 @@ def _command(job: Path, phase: str) -> list[str]:
 
 def environment(phase: str, rank: int, ranks: int) -> dict[str, str]:
     """The variables of a worker on this machine: ours, and what it is told."""
-    # glibc gives every large tensor back to the kernel and asks for it anew: a quarter of the time of training here.
-    kept = {f"MALLOC_{name}_": str(2**33) for name in ("MMAP_THRESHOLD", "TRIM_THRESHOLD")}
-    return {**kept, **os.environ, **_told(phase, rank, ranks)}
+    return {**KEEPING_MEMORY, **os.environ, **_told(phase, rank, ranks)}
 
 
 def _one_device() -> dict[str, str]:
@@ -143,9 +146,9 @@ def _told(phase: str, rank: int, ranks: int) -> dict[str, str]:
     if phase == "work":
         # Shared work is divided over processes, and the number of threads would change the rounding of sums.
         told["OMP_NUM_THREADS"] = "1"
-    if not any(name.startswith(("nvidia", "kfd")) for name in os.listdir("/dev")):
+    if not gpus():
         # accelerate imports DeepSpeed wherever it is installed, and that says at each start that there is no GPU.
-        told["DS_ACCELERATOR"] = "cpu"
+        told["DS_ACCELERATOR"] = os.environ.get("DS_ACCELERATOR", "cpu")
     # Nobody can act on these: bars of milliseconds, and what TRL, PEFT and DeepSpeed use that will be renamed some day.
     told["TQDM_DISABLE"] = "1"
     renamed = ("transformers.modeling_utils", "transformers.training_args", "torch.distributed.c10d_logger")

@@ -112,8 +112,19 @@ def processes_for(config_processes: int | None) -> int:
     """
     if config_processes is not None:
         return config_processes
-    gpus = len([name for name in os.listdir("/dev") if name.removeprefix("nvidia").isdigit()])
-    return _visible(gpus) or max(1, min(4, os.cpu_count() or 1))
+    return gpus() or max(1, min(4, os.cpu_count() or 1))
+
+
+def gpus() -> int:
+    """How many GPUs processes started here can see. NVIDIA's driver lists its own; of AMD's, and under Windows (WSL),
+    torch has to be asked, which takes seconds to import."""
+    here = os.listdir("/dev")
+    listed = len([name for name in here if name.removeprefix("nvidia").isdigit()])
+    if listed or not {"kfd", "dxg"} & set(here):
+        return _visible(listed)
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _visible(gpus: int) -> int:

@@ -47,6 +47,21 @@ def test_one_process_sees_the_first_visible_gpu_alone_because_transformers_would
     assert alone["CUDA_VISIBLE_DEVICES"] == seen
 
 
+@pytest.mark.parametrize(
+    ("devices", "visible", "told"),
+    [(["null"], None, "cpu"), (["nvidia0"], None, None), (["nvidia0"], "", "cpu"), (["nvidia0"], "-1", "cpu")],
+)
+def test_deepspeed_is_told_to_look_for_no_gpu_where_none_is_seen(
+    devices: list[str], visible: str | None, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("os.listdir", lambda path: devices)
+    assert {each.get("DS_ACCELERATOR") for each in started(LaunchConfig(gpus=2))} == {told}
+
+
 def test_processes_that_train_together_see_the_gpus_that_the_run_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     assert [each["CUDA_VISIBLE_DEVICES"] for each in started(LaunchConfig(gpus=2))] == ["4,5", "4,5"]

@@ -116,6 +116,15 @@ def test_a_gpu_that_cuda_visible_devices_hides_gets_no_process(
     assert models.processes_for(None) == processes
 
 
+@pytest.mark.parametrize("driver", ["kfd", "dxg"])
+def test_gpus_that_the_system_does_not_list_are_counted_by_torch(driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # AMD's driver has one file for all of them, as has Windows' (WSL), where /dev/nvidia0 is missing.
+    monkeypatch.setattr(os, "listdir", lambda path: ["null", driver])
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert models.processes_for(None) == 1
+
+
 # ---- what cannot be loaded
 
 
