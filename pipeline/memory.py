@@ -195,7 +195,7 @@ def peak(sizes: Sizes, work: Work, *, gpu: bool) -> Peak:
         "cache": 0,
     }
     if work.rollout:
-        parts = max(parts, _sampling(sizes, work, parts, dense - held if trains and not gpu else 0), key=_sum)
+        parts = max(parts, _sampling(sizes, work, parts, _ready(sizes, work) if trains and not gpu else 0), key=_sum)
     loading = program + sizes.file + opened
     if gpu:  # what ZeRO-3 divides is whole in every process before
         loading = program + held if work.zero == 3 else 0
@@ -336,12 +336,20 @@ def _halves(count: int, least: int) -> Iterator[int]:
         yield count
 
 
-def _sampling(sizes: Sizes, work: Work, parts: dict[str, int], dense: int) -> dict[str, int]:
-    """The parts while answers are drawn; `dense`: what the weights take more than in training."""
+def _ready(sizes: Sizes, work: Work) -> int:
+    """Bytes of the matrices that are held ready for a rollout on a processor: dequantised, and in bf16 laid out anew
+    (`pipeline.packed`), the output layer's as well."""
+    if work.number == 2:
+        return (sizes.linear + sizes.names[-1][1]) * work.number
+    return sizes.linear * work.number if work.quantization != "none" else 0
+
+
+def _sampling(sizes: Sizes, work: Work, parts: dict[str, int], ready: int) -> dict[str, int]:
+    """The parts while answers are drawn; `ready`: what the weights take more than in training."""
     prefill = replace(work, kind="sample", batch=work.rollout, each=1, length=max(1, work.length - work.answer))
     return {
         **parts,
-        "weights": parts["weights"] + dense,
+        "weights": parts["weights"] + ready,
         "activations": activations(sizes, prefill),
         "logits": work.rollout * sizes.vocabulary * READ_LOGIT,
         "cache": cache(sizes, work.rollout, work.length, work.number),

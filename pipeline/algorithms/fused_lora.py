@@ -2,21 +2,22 @@
 
 PEFT multiplies, scales, casts and adds in six passes over a layer's output, and autograd keeps what lies between. Here
 the low-rank product is added into the output in one pass, and backward keeps the input and the rank-r activations only.
-A 4-bit weight is dequantised where it is needed, or once for a while (`dense`): on a processor a rollout would
+A 4-bit weight is dequantised where it is needed, or once for a while (`held`): on a processor a rollout would
 otherwise dequantise the whole model for every single token. Weights are never merged: merging would change an NF4 base.
 
 What is left out: dropout, DoRA and merged adapters (refused), and everything PEFT does well: making, saving, loading.
 """
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
+from pipeline.packed import product
 
 
 class Switch:
@@ -43,19 +44,23 @@ def fuse(model: Any) -> Switch:
 
 
 @contextlib.contextmanager
-def dense(model: Any) -> Iterator[None]:
-    """Inside, for many short passes without gradient: what each pass would dequantise or cast is held ready.
+def held(model: Any) -> Iterator[None]:
+    """Inside, for passes without gradient: what each would dequantise, cast or rearrange is held ready.
 
-    Costs the compute dtype's bytes a 4-bit parameter meanwhile. No weight may change inside.
+    Costs the compute dtype's bytes a parameter of the adapted layers meanwhile. No weight may change inside.
     """
     layers = [module.forward for module in model.modules() if isinstance(getattr(module, "forward", None), _Layer)]
+    head = model.get_output_embeddings()
     for layer in layers:
         layer.hold()
+    if type(head) is nn.Linear:
+        head.__dict__["forward"] = product(head.weight, head.bias)
     try:
         yield
     finally:
         for layer in layers:
-            layer.held, layer.held_low = None, {}
+            layer.held = None
+        head.__dict__.pop("forward", None)
 
 
 def _check(name: str, module: Any) -> None:
@@ -70,6 +75,16 @@ def _check(name: str, module: Any) -> None:
         raise ModelError(f"{name}: the adapter has dropout; PPO compares two passes, so lora_dropout must be 0")
 
 
+class Held(NamedTuple):
+    """A layer's matrices, ready for passes without gradient."""
+
+    product: Callable[[Tensor], Tensor]
+    """x -> W x + bias."""
+    dtype: torch.dtype
+    low: dict[str, tuple[Tensor, Tensor]]
+    """A and B of each adapter."""
+
+
 class _Layer:
     """The forward pass of one LoRA layer."""
 
@@ -80,23 +95,20 @@ class _Layer:
         self.quantised = getattr(self.base.weight, "quant_state", None) is not None
         # Anything else than a plain or 4-bit matrix (int8, Conv1D, several GPUs) multiplies by itself.
         self.plain = type(self.base) is nn.Linear or self.quantised
-        self.held: Tensor | None = None
-        self.held_low: dict[str, tuple[Tensor, Tensor]] = {}
+        self.held: Held | None = None
 
     def hold(self) -> None:
         """Keep the matrices as they are multiplied with."""
         if self.plain:
-            self.held = weight = self.weight()
-            self.held_low = {
+            weight = self.weight()
+            low = {
                 name: (a.weight.detach().to(weight.dtype), self.module.lora_B[name].weight.detach().to(weight.dtype))
                 for name, a in self.module.lora_A.items()
-                if name == self.switch.active
             }
+            self.held = Held(product(weight, self.base.bias), weight.dtype, low)
 
     def weight(self) -> Tensor:
         """The frozen matrix, in the dtype that is computed in."""
-        if self.held is not None:
-            return self.held
         if not self.quantised:
             return self.base.weight  # type: ignore[no-any-return]
         from bitsandbytes.functional import dequantize_4bit
@@ -110,10 +122,20 @@ class _Layer:
         if not self.plain:
             y: Tensor = self.base(x)
             return y if name is None else y + self._low_rank(x, name)
+        if self.held is not None:
+            return self._ready(x, self.held, name)
         if name is None:
             return _fused(x, self, None, None, 0.0)
-        a, b = self.held_low.get(name) or (self.module.lora_A[name].weight, self.module.lora_B[name].weight)
-        return _fused(x, self, a, b, self.scaling(name))
+        return _fused(x, self, self.module.lora_A[name].weight, self.module.lora_B[name].weight, self.scaling(name))
+
+    def _ready(self, x: Tensor, held: Held, name: str | None) -> Tensor:
+        """What `_Fused` computes on the way forward, step by step."""
+        x_NI = x.reshape(-1, x.shape[-1]).to(held.dtype)
+        y_NO = held.product(x_NI)
+        if name is not None:
+            a, b = held.low[name]
+            y_NO.addmm_(F.linear(x_NI, a).mul_(self.scaling(name)), b.T)
+        return y_NO.view(*x.shape[:-1], -1).to(x.dtype)
 
     def scaling(self, name: str) -> float:
         """lora_alpha / r."""

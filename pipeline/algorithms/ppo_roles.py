@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.adapters import adapt
-from pipeline.algorithms.fused_lora import Switch, dense, fuse
+from pipeline.algorithms.fused_lora import Switch, fuse, held
 from pipeline.algorithms.ppo_math import selective_logprobs
 from pipeline.algorithms.scoring import RewardHead, add_frozen
 from pipeline.algorithms.short_attention import use_short_attention
@@ -144,13 +144,17 @@ class Roles:
         states: Tensor = self.base.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
         return states
 
+    def states(self, packed: Packed) -> Tensor:
+        """The state from which each response token is chosen, (N, H). Nothing is chosen from a row's last token."""
+        return self.hidden(packed.ids_BT[:, :-1])[packed.row_N, packed.before_N]
+
     def logprobs(
         self, packed: Packed, temperature: float, *, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of each response token: log-probability and entropy at this temperature, and the state it is chosen from."""
         head_VH = self.base.get_output_embeddings().weight
         # Mamba keeps its residual stream in fp32, and its output layer rounds it.
-        states_NH = self.hidden(packed.ids_BT)[packed.row_N, packed.before_N].to(head_VH.dtype)
+        states_NH = self.states(packed).to(head_VH.dtype)
         logp_N, entropy_N = selective_logprobs(
             states_NH, head_VH, packed.target_N, temperature=temperature, entropy_gradient=entropy_gradient
         )
@@ -169,11 +173,11 @@ class Roles:
         return (last_BH.float() @ self._score_head().T)[:, 0]
 
     @contextlib.contextmanager
-    def sampling(self) -> Iterator[Any]:
-        """Inside, the policy as a model that samples; on a processor its 4-bit weights are dequantised once."""
-        held = dense(self.model) if self.base.device.type == "cpu" else contextlib.nullcontext()
-        with torch.no_grad(), self.acting("policy"), held:
-            yield self.base
+    def fixed(self) -> Iterator[None]:
+        """Inside, no weight changes and nothing has a gradient: on a processor matrices are made ready once."""
+        ready = held(self.model) if self.base.device.type == "cpu" else contextlib.nullcontext()
+        with torch.no_grad(), ready:
+            yield
 
     def _score_head(self) -> Tensor:
         assert self.reward is not None and self.reward.weight_1H is not None, "an encoder is no role of a causal base"
@@ -207,11 +211,10 @@ class Roles:
         head = self.base.get_output_embeddings()
         if head is None or hasattr(head, "lora_A") or getattr(head, "bias", None) is not None:
             raise ModelError("PPO reads log-probabilities off a plain, frozen output layer; take it out of `lora`")
-        ids = torch.arange(3, 11, device=self.base.device)[None]
-        packed = pack([ids[0, :1].tolist()], [ids[0, 1:].tolist()], self.base.device)
+        packed = pack([[3]], [range(4, 11)], self.base.device)
         with torch.no_grad(), self.acting(None):
             ours_N = self.logprobs(packed, 1.0)[0]
-            logits_NV = self.base(ids, use_cache=False).logits[0, :-1].float()
+            logits_NV = self.base(packed.ids_BT[:, :-1], use_cache=False).logits[0].float()
         theirs_N = logits_NV.log_softmax(-1).gather(-1, packed.target_N[:, None])[:, 0]
         rounding = max(1e-3, 4 * torch.finfo(head.weight.dtype).eps * float(logits_NV.abs().max()))
         if not torch.allclose(ours_N, theirs_N, atol=rounding, rtol=0):

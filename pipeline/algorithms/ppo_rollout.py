@@ -107,11 +107,11 @@ def roll_out(
     ordered = sorted(range(len(tasks)), key=lambda index: (-len(tasks[index].ids), index))
     own = ordered[ranks.rank :: ranks.world]
     found: list[tuple[int, tuple[int, ...], tuple[float, ...]]] = []
-    with roles.sampling() as policy:
+    with torch.no_grad(), roles.acting("policy"):
         for start in range(0, len(own), batch_size):
             chosen = own[start : start + batch_size]
             rows = sample_tokens(
-                policy,
+                roles.base,
                 [tasks[index].ids for index in chosen],
                 uniform_BT[chosen],
                 samples=1,

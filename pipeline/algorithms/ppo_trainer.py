@@ -147,15 +147,16 @@ class PPOTrainer:
         self._seed("update", number)
         # 1. Prompts.
         tasks = take(self.tasks, self.episodes, number, self.seed)
-        # 2. Answers.
-        with self._timed("rollout"):
-            episodes = self._answers(tasks, seed_of(self.seed, "rollout", number))
-        # 3. Scores.
-        with self._timed("score"):
-            raw_B = self.scores(episodes)
-        # 4. Log-probabilities and values, by the passes of the first epoch.
-        with self._timed("compare"):
-            batch = self.compare(episodes, raw_B, number)
+        with self.roles.fixed():
+            # 2. Answers.
+            with self._timed("rollout"):
+                episodes = self._answers(tasks, seed_of(self.seed, "rollout", number))
+            # 3. Scores.
+            with self._timed("score"):
+                raw_B = self.scores(episodes)
+            # 4. Log-probabilities and values, by the passes of the first epoch.
+            with self._timed("compare"):
+                batch = self.compare(episodes, raw_B, number)
         # 5. Rewards and advantages.
         self.judge_tokens(batch)
         # 6. Epochs of minibatches.
@@ -176,8 +177,9 @@ class PPOTrainer:
         self._seed("begin")
         count = self.config.normalize_samples if self.config.normalize_scores else self.episodes
         tasks = take(self.tasks, count, 0, seed_of(self.seed, "begin"))
-        episodes = self._answers(tasks, seed_of(self.seed, "begin", "rollout"))
-        raw_B = self.scores(episodes)
+        with self.roles.fixed():
+            episodes = self._answers(tasks, seed_of(self.seed, "begin", "rollout"))
+            raw_B = self.scores(episodes)
         known_B = raw_B[raw_B.isfinite()].double()
         if len(known_B) < 2 or float(known_B.std(correction=0)) == 0:
             raise TrainingError(
@@ -250,6 +252,7 @@ class PPOTrainer:
 
     # ---- 4. log-probabilities and values
 
+    @torch.no_grad()
     def compare(self, episodes: list[Episode], raw_B: Tensor, number: int) -> Batch:
         """The batch with what policy, reference and critic say about each token before anything is learned.
 
@@ -257,19 +260,18 @@ class PPOTrainer:
         """
         mask_BT = mask_of(episodes)
         found = torch.zeros(4, *mask_BT.shape)
-        with torch.no_grad():
-            for group in itertools.chain(*self._minibatches(episodes, number, epoch=0)):
-                own = group[self.ranks.rank :: self.ranks.world]
-                if not own:
-                    continue
-                packed = self._pack(episodes, own)
-                with self.roles.acting("policy"):
-                    logp_N, entropy_N, states_NH = self.roles.logprobs(packed, self.config.temperature)
-                with self.roles.acting(self.roles.reference):
-                    logp_ref_N, _, _ = self.roles.logprobs(packed, self.config.temperature)
-                value_N = self._values(packed, states_NH)
-                place = _places(episodes, own)
-                found[:, place[0], place[1]] = torch.stack([logp_N, logp_ref_N, entropy_N, value_N]).cpu()
+        for group in itertools.chain(*self._minibatches(episodes, number, epoch=0)):
+            own = group[self.ranks.rank :: self.ranks.world]
+            if not own:
+                continue
+            packed = self._pack(episodes, own)
+            with self.roles.acting("policy"):
+                logp_N, entropy_N, states_NH = self.roles.logprobs(packed, self.config.temperature)
+            with self.roles.acting(self.roles.reference):
+                logp_ref_N, _, _ = self.roles.logprobs(packed, self.config.temperature)
+            value_N = self._values(packed, states_NH)
+            place = _places(episodes, own)
+            found[:, place[0], place[1]] = torch.stack([logp_N, logp_ref_N, entropy_N, value_N]).cpu()
         logp_BT, logp_ref_BT, entropy_BT, value_BT = self.ranks.sum_(found)
         sampled_BT = torch.zeros(mask_BT.shape)
         for row, episode in enumerate(episodes):
@@ -286,7 +288,7 @@ class PPOTrainer:
         if self.roles.critic == "policy":
             return self.roles.values(states_NH)
         with self.roles.acting("critic"):
-            return self.roles.values(self.roles.hidden(packed.ids_BT)[packed.row_N, packed.before_N])
+            return self.roles.values(self.roles.states(packed))
 
     # ---- 5. rewards and advantages
 
@@ -378,7 +380,7 @@ class PPOTrainer:
         if self.roles.critic != "policy":
             # The policy's backward pass is over: only now may the base act as somebody else.
             with self.roles.acting("critic"):
-                states_NH = self.roles.hidden(packed.ids_BT)[packed.row_N, packed.before_N]
+                states_NH = self.roles.states(packed)
                 value, value_clipped = self._value_loss(batch, states_NH, row, mask)
                 torch.autograd.backward(value * (self.config.vf_coef * self.scale / tokens))
         log_ratio = torch.where(mask, policy.ratio_BT, 1.0).log()
@@ -461,10 +463,12 @@ class PPOTrainer:
         steps = self.config.eval_steps
         if not steps or not self.heldout or self.progress.update % steps:
             return
-        episodes = self._answers(self.heldout, seed_of(self.seed, "evaluate"))
+        with self.roles.fixed():
+            episodes = self._answers(self.heldout, seed_of(self.seed, "evaluate"))
+            raw_B = self.scores(episodes)
         line = {
             "step": float(self.progress.update),
-            **ppo_metrics.scored(self.scores(episodes)),
+            **ppo_metrics.scored(raw_B),
             "length": mean(torch.tensor([float(len(episode.answer)) for episode in episodes])),
             "ended": sum(not episode.truncated for episode in episodes) / len(episodes),
         }

@@ -7,7 +7,8 @@ micro-batches of 4 with an optimizer step an epoch, LoRA r 16 on all linear laye
 (the last with PPO) gets a virtual environment of its own with this one's other packages; its value and reward models
 are copies in the same dtype, which is what it can do. A processor without bf16 instructions computes NF4 in fp32, on
 both sides; `bf16` is emulated there, and slow. Each side runs in a process of its own, started from this small one so
-that the kernel's peak of resident memory is its own. `speedup` compares answers a second without the first update,
+that the kernel's peak of resident memory is its own, and with glibc told to keep memory, as our workers are, which
+helps both. `speedup` compares answers a second without the first update,
 `memory_ratio` our peak with theirs; `overhead` is our update over its own generation, forward and backward passes.
 """
 
@@ -19,6 +20,8 @@ import sysconfig
 import venv
 from pathlib import Path
 from typing import Any
+
+from pipeline.launch import KEEPING_MEMORY
 
 HERE = Path(__file__).parent
 TRL = "trl==1.12.0"
@@ -67,7 +70,7 @@ def measured(python: str, script: Path, quantization: str, out: Path) -> dict[st
     """What the script writes, with its peak memory in MB and its answers a second."""
     result = out / f"{script.stem}.{quantization}.json"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    environment["PYTHONPATH"] = str(HERE.parents[1])
+    environment |= {"PYTHONPATH": str(HERE.parents[1]), **KEEPING_MEMORY}
     command = [python, str(script), quantization, str(UPDATES), str(result)]
     with open(out / f"{script.stem}.{quantization}.log", "wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)

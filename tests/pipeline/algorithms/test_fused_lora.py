@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from pipeline.algorithms.fused_lora import dense, fuse
+from pipeline.algorithms.fused_lora import fuse, held
 from pipeline.errors import ModelError
 from pipeline.models import ModelConfig, load_model
 
@@ -63,11 +63,11 @@ def test_held_weights_give_the_same_bits_and_are_given_back(quantization: str, t
         switch.active = active
         with torch.no_grad():
             plain = model.get_base_model()(IDS, use_cache=False).logits
-            with dense(model):
+            with held(model):
                 assert torch.equal(model.get_base_model()(IDS, use_cache=False).logits, plain)
     layers = [each.forward for each in model.modules() if hasattr(each, "lora_A")]
     assert len(layers) == 14
-    assert all(layer.held is None and not layer.held_low for layer in layers)
+    assert all(layer.held is None for layer in layers)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -77,7 +77,7 @@ def test_a_generate_under_nf4_leaves_the_gradient_as_it_was(dtype: str, tiny: Mo
     fuse(model).active = "default"
     _, before = logits_and_gradient(model)
     base = model.get_base_model()
-    with torch.no_grad(), dense(model):
+    with torch.no_grad(), held(model):
         base.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=3, do_sample=False)
     assert torch.equal(logits_and_gradient(model)[1], before)
 
