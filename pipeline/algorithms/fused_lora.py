@@ -51,16 +51,18 @@ def held(model: Any) -> Iterator[None]:
     """
     layers = [module.forward for module in model.modules() if isinstance(getattr(module, "forward", None), _Layer)]
     head = model.get_output_embeddings()
+    heads = [head] if type(head) is nn.Linear and "forward" not in vars(head) else []
     for layer in layers:
         layer.hold()
-    if type(head) is nn.Linear:
-        head.__dict__["forward"] = product(head.weight, head.bias)
+    for each in heads:
+        vars(each)["forward"] = product(each.weight, each.bias)
     try:
         yield
     finally:
         for layer in layers:
             layer.held = None
-        head.__dict__.pop("forward", None)
+        for each in heads:
+            del vars(each)["forward"]
 
 
 def _check(name: str, module: Any) -> None:

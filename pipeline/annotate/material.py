@@ -2,8 +2,8 @@
 
 A share of the pairs, drawn by a hash that knows nothing of the judge, is the control: it is mixed evenly among the
 others, in an order that is random as well, so that whenever the voting stops, the control pairs that were voted on are
-a random sample of all pairs. How far people agree with the judge, or with each other, is estimated on them alone.
-Another share is shown to two annotators.
+a random sample of all pairs. How far people agree with the judge is estimated on them alone. Another share is shown to
+two annotators, who agree with each other less on pairs that the judge is unsure of than on others.
 
 What is left out: who has seen what (`pipeline.annotate.desk`).
 """

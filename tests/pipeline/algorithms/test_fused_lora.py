@@ -68,6 +68,7 @@ def test_held_weights_give_the_same_bits_and_are_given_back(quantization: str, t
     layers = [each.forward for each in model.modules() if hasattr(each, "lora_A")]
     assert len(layers) == 14
     assert all(layer.held is None for layer in layers)
+    assert "forward" not in vars(model.get_output_embeddings())
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
