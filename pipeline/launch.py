@@ -3,7 +3,7 @@
     launch: {gpus: 2, zero: 2}                         two processes here, optimizer and gradients divided by DeepSpeed
     launch: {gpus: 8, hosts: [node1, node2], zero: 3}  sixteen, on this machine (node1) and another
 
-`pipeline.run` starts them itself, each as a worker like any other, and tells them by torchrun's variables who they
+`pipeline.processes` starts them itself, each as a worker like any other, and tells them by torchrun's variables who they
 are. torchrun would put them into sessions that a killed run leaves behind, and turn every exit code into 1. What is
 left out: the group that they form (`pipeline.algorithms.ranks`), and DeepSpeed (`pipeline.algorithms.zero`).
 """

@@ -12,52 +12,36 @@ nothing, a change redoes what depends on it, and going back redoes nothing at al
     .staging/<step>-<fingerprint>/           what is being made; survives a kill, and is continued
       work/parts/<task>-of-<tasks>.jsonl     what tasks of a job array found out, until the run takes it in
 
-The work is done in processes of their own (`pipeline.worker`), so that memory is given back between steps. What is left
-out: recipes, models and judges, of which the engine knows nothing, and cleaning up what no recipe asks for any more.
+The work is done in processes of their own (`pipeline.processes`), so that memory is given back between steps. What is
+left out: recipes, models and judges, of which the engine knows nothing, and cleaning up what no recipe asks for any
+more.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
-import shlex
 import signal
-import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from pipeline import launch, parts, store
-from pipeline.errors import DataError, LostRankError, RecipeError, RunLockedError, StepFailedError
-from pipeline.launch import HERE, LaunchConfig, Process
+from pipeline.errors import DataError, RecipeError
+from pipeline.launch import HERE, LaunchConfig
+from pipeline.lock import locked
+from pipeline.processes import Stopped, raising_signals, run_workers
 from pipeline.records import canonical, digest
 from pipeline.worker import PROVENANCE
-
-GRACE_S = 5.0
-"""Seconds that a stopped worker has for its last words before it is killed, and that a lock outlives its holder."""
-
-POLL_S = 0.02
-"""Seconds between two looks at the workers."""
-
-REASONED = (2, 3, 4, 5)
-"""Exit codes of a worker that said what is wrong: those of `pipeline.errors`."""
-
-LOST = LostRankError.exit_code
 
 PACKAGES = (
     "prefloop", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "deepspeed", "datasets",
@@ -206,7 +190,7 @@ class Run:
         store.make_dirs(folder)
         with self._at_work(folder) as lock:
             store.write_json(folder / "job.json", {**told, "part": str(part.absolute())})
-            _run_workers(state.step, "work", [launch.shared(folder / "job.json", "work", tasks)[task]], lock)
+            run_workers(state.step, "work", [launch.shared(folder / "job.json", "work", tasks)[task]], lock)
 
     def _to_share(self, name: str, states: Mapping[str, State]) -> State:
         able = [step.name for step in self.steps if step.parted]
@@ -221,9 +205,9 @@ class Run:
     def _at_work(self, directory: Path) -> Iterator[int]:
         """Hold this directory; a signal ends the command in good order. Yields the lock."""
         try:
-            with _raising_signals(), _locked(directory) as lock:
+            with raising_signals(), locked(directory) as lock:
                 yield lock
-        except _Stopped as stopped:
+        except Stopped as stopped:
             name = signal.Signals(stopped.number).name
             self._print(f"Stopped by {name}. What is finished is kept: the same command continues from here.")
             raise SystemExit(128 + stopped.number) from None
@@ -339,11 +323,11 @@ class Run:
         started, clock = datetime.now(UTC), time.monotonic()
         staging = self._staging(state)
         job = self._prepare(staging, step, inputs)
-        peak = _run_workers(step, "work", launch.shared(job, "work", step.ranks), lock) if step.work else 0
+        peak = run_workers(step.name, "work", launch.shared(job, "work", step.ranks), lock) if step.work else 0
         # Whatever a killed `finish` left is half of something.
         store.remove(staging / "out")
         store.make_dirs(staging / "out")
-        peak = max(peak, _run_workers(step, "finish", launch.together(job, "finish", step.launch), lock))
+        peak = max(peak, run_workers(step.name, "finish", launch.together(job, "finish", step.launch), lock))
         for path in step.files:
             if not path.is_file() or store.sha256_file(path) != data[path]:
                 raise DataError(f"{path}: changed while {step.name!r} was reading it; run the same command again")
@@ -553,220 +537,3 @@ def _bytes_of(path: Path) -> bytes | None:
         return path.read_bytes()
     except FileNotFoundError:
         return None
-
-
-# ---- processes
-
-
-@dataclass
-class _Worker:
-    """A started process, first of a process group of its own."""
-
-    rank: int
-    process: subprocess.Popen[bytes]
-    peak: int = 0
-    """Most memory it or a process it waited for ever held, in bytes. On Linux never less than ours when it began."""
-
-    def poll(self) -> int | None:
-        """Its exit code, or None while it runs. Unlike Popen's own `poll`, this learns the memory it used."""
-        if self.process.returncode is None:
-            pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
-            if pid:
-                self.peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-                self.process.returncode = os.waitstatus_to_exitcode(status)
-                if self.process.returncode:
-                    # What it had started must not outlive it: that would still write, and hold the lock.
-                    self._signal(signal.SIGKILL)
-        return self.process.returncode
-
-    def stop(self, number: signal.Signals) -> None:
-        """Send the signal to it and to all that it started, unless it has ended."""
-        if self.poll() is None:
-            self._signal(number)
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, number)
-
-
-def _run_workers(step: Step, phase: str, processes: Sequence[Process], lock: int) -> int:
-    """Run one phase in these processes. Returns the peak memory of the largest, in bytes.
-
-    Raises:
-        StepFailedError: one of them ended badly; the others were stopped.
-    """
-    workers: list[_Worker] = []
-    try:
-        for rank, process in enumerate(processes):
-            workers.append(_Worker(rank, _start(process, lock)))
-        lost_at = math.inf
-        while True:
-            codes = [worker.poll() for worker in workers]
-            failed = _first_to_blame(workers)
-            if failed is not None and failed.process.returncode == LOST and None in codes:
-                # It only lost touch with another one, which may still be writing down why.
-                lost_at = min(lost_at, time.monotonic())
-                if time.monotonic() < lost_at + GRACE_S:
-                    failed = None
-            if failed is not None:
-                _fail(step, phase, failed)
-            if None not in codes:
-                return max(worker.peak for worker in workers)
-            time.sleep(POLL_S)
-    finally:
-        _stop(workers)
-
-
-def _start(process: Process, lock: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        process.command,
-        env=process.environment,
-        # The worker dies when this pipe ends, which the kernel sees to if we are killed.
-        stdin=subprocess.PIPE,
-        # The lock is free when the last process that holds its descriptor is gone, and not before.
-        pass_fds=(lock,),
-        # Ctrl-C in a terminal reaches us alone; we stop the workers in good order.
-        process_group=0,
-    )
-
-
-def _first_to_blame(workers: Sequence[_Worker]) -> _Worker | None:
-    """Of those that ended badly, one that gave its reason, else one that died of something, else any."""
-    failed = [worker for worker in workers if worker.process.returncode]
-    return min(failed, key=lambda worker: _blame(worker.process.returncode), default=None)
-
-
-def _blame(code: int) -> int:
-    return 0 if code in REASONED else 2 if code == LOST else 1
-
-
-def _fail(step: Step, phase: str, worker: _Worker) -> NoReturn:
-    code = worker.process.returncode
-    again = "What was finished is kept: when the cause is mended, the same command continues from there."
-    if code == LOST:
-        raise StepFailedError(
-            f"{step.name}: the processes that train together lost touch with one another, see above. {again}"
-        )
-    if code in REASONED:
-        error = StepFailedError(f"{step.name}: stopped, for the reason above. {again}")
-        error.exit_code = code
-        raise error
-    how = f"exit code {code}, see above"
-    if code < 0:
-        how = f"killed by {signal.Signals(-code).name}"
-        if -code == signal.SIGKILL:
-            how += ", as the kernel does when memory runs out"
-    raise StepFailedError(f"{step.name}: its {phase!r} process of rank {worker.rank} ended badly ({how}). {again}")
-
-
-def _stop(workers: Sequence[_Worker]) -> None:
-    """End those that still run: politely, then not. A second signal to us cuts the politeness short."""
-    try:
-        for worker in workers:
-            worker.stop(signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_S
-        while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-    finally:
-        for worker in workers:
-            worker.stop(signal.SIGKILL)
-        while any(worker.poll() is None for worker in workers):
-            time.sleep(POLL_S)
-        for worker in workers:
-            if worker.process.stdin:
-                worker.process.stdin.close()
-
-
-class _Stopped(BaseException):
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-@contextlib.contextmanager
-def _raising_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM become an exception, so that every `finally` runs. Only a main thread can have this."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise _Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-# ---- one at a time
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[int]:
-    """Hold the run directory; yields the descriptor that holds it. The kernel lets go when all who have it are gone.
-
-    Raises:
-        RunLockedError: another process holds it.
-    """
-    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _take(descriptor, directory)
-        holder = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "command": shlex.join(sys.argv),
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        # For the message of the next one only; the lock is the kernel's.
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _take(descriptor: int, directory: Path) -> None:
-    deadline = time.monotonic() + GRACE_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            holder = _holder(descriptor)
-            # The workers of a killed run are about to notice; the next run need not trouble anybody with it.
-            if _is_alive(holder) or time.monotonic() > deadline:
-                raise RunLockedError(_who(directory, holder)) from None
-            time.sleep(POLL_S)
-
-
-def _holder(descriptor: int) -> dict[str, Any]:
-    """Who wrote itself into the lock file; empty if it is about to."""
-    try:
-        found: dict[str, Any] = json.loads(os.pread(descriptor, 1 << 16, 0))
-    except ValueError:
-        return {}
-    return found
-
-
-def _is_alive(holder: Mapping[str, Any]) -> bool:
-    if not holder or holder["host"] != socket.gethostname():
-        return bool(holder)
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _who(directory: Path, holder: Mapping[str, Any]) -> str:
-    if not _is_alive(holder):
-        return f"{directory}: what a killed run had started still runs here; see who holds {directory / '.lock'}"
-    return (
-        f"{directory}: process {holder['pid']} on {holder['host']} works here since {holder['since']} "
-        f"({holder['command']}); wait for it, or stop it"
-    )

@@ -22,6 +22,7 @@ LAYERS = [
         "pipeline.terminal",
         "pipeline.worker",
         "pipeline.phases",
+        "pipeline.lock",
         "pipeline.architectures",
         "pipeline.parts",
     ],
@@ -47,7 +48,7 @@ LAYERS = [
         "pipeline.votes",
     ],
     ["judges*", "pipeline.sampling*", "pipeline.algorithms*"],
-    ["pipeline.rounds"],
+    ["pipeline.rounds", "pipeline.processes"],
     ["pipeline.recipe_types", "pipeline.recipe_mistakes", "pipeline.recipe_steps", "pipeline.recipe_merge"],
     ["pipeline.recipe"],  # the stages read their blocks of it, so it knows none of them
     [
@@ -107,6 +108,8 @@ LIGHT = ["judges*"] + [
         "recipe_steps",
         "recipe_merge",
         "run",
+        "lock",
+        "processes",
         "launch",
         "cli",
         "cli_compare",

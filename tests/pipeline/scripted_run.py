@@ -9,7 +9,6 @@ from tiny import prompt_of
 
 from pipeline import store, worker
 from pipeline.launch import Process
-from pipeline.run import Step
 
 RECIPE = """\
 seed: 7
@@ -39,9 +38,9 @@ def prepare(top: Path, patch: pytest.MonkeyPatch, recipe: str = RECIPE) -> None:
         store.write_jsonl(top / f"{name}.jsonl", [prompt_of(f"{name} {number}?") for number in range(count)])
 
 
-def here(step: Step, phase: str, processes: Sequence[Process], lock: int) -> int:
-    """In the place of `pipeline.run._run_workers`: the step's work in this process, which need not import everything
-    again for each of them."""
+def here(step: str, phase: str, processes: Sequence[Process], lock: int) -> int:
+    """In the place of `run_workers`: the step's work in this process, which need not import everything again for each
+    of them."""
     for process in processes:
         with pytest.MonkeyPatch.context() as patch:
             for name in ("PREFLOOP_RANK", "PREFLOOP_WORLD"):

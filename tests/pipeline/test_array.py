@@ -168,7 +168,7 @@ def test_an_array_that_would_only_wait_for_servers_is_refused(
 
 def test_what_comes_before_a_step_is_done_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted_run.prepare(tmp_path, monkeypatch)
-    monkeypatch.setattr(run, "_run_workers", scripted_run.here)
+    monkeypatch.setattr(run, "run_workers", scripted_run.here)
     found = opened(tmp_path)
     found.console = Console(quiet=True)
     assert [state.step.name for state in found.execute(before="label") if state.done] == ["doctor", "generate"]
@@ -218,7 +218,7 @@ def kept(top: Path) -> dict[str, bytes]:
 def test_what_the_jobs_of_a_chain_do_leaves_the_bytes_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run, "_run_workers", scripted_run.here)
+    monkeypatch.setattr(run, "run_workers", scripted_run.here)
     for name in ("alone", "array"):
         (tmp_path / name).mkdir()
         scripted_run.prepare(tmp_path / name, monkeypatch)
@@ -254,7 +254,7 @@ def test_a_task_that_is_killed_and_requeued_goes_on_and_nobody_can_tell(
     assert (tmp_path / "answered.txt").read_text().count("\n") == 2  # of the four prompts of its two batches
     subprocess.run(first, check=True, capture_output=True)
     assert (tmp_path / "answered.txt").read_text().count("\n") == 4
-    monkeypatch.setattr(run, "_run_workers", scripted_run.here)
+    monkeypatch.setattr(run, "run_workers", scripted_run.here)
     opened(tmp_path).execute(until="generate")
     shared = {path.name: path.read_bytes() for path in tmp_path.glob("runs/recipe/steps/generate/*/*")}
     assert (tmp_path / "answered.txt").read_text().count("\n") == 6

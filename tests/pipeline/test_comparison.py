@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     top = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         prepare(top, patch)
-        patch.setattr(engine, "_run_workers", here)
+        patch.setattr(engine, "run_workers", here)
         for name, steps in (("short", 1), ("long", 2)):
             done = load(top / "recipe.yaml", [f"train.walk.steps={steps}"])
             plan.open_run(done, Path("runs") / name).execute()
@@ -39,7 +39,7 @@ def top(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same folder, this test's own, and where the process is."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     prepare(tmp_path, monkeypatch)
-    monkeypatch.setattr(engine, "_run_workers", here)
+    monkeypatch.setattr(engine, "run_workers", here)
     return tmp_path
 
 

@@ -52,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (top / "text.jsonl").write_text('{"prompt": "Why?", "completion": "So."}\n{"prompt": "And?", "completion": "No"}\n')
     with pytest.MonkeyPatch.context() as patch:
         prepare(top, patch, RECIPE)
-        patch.setattr(engine, "_run_workers", here)
+        patch.setattr(engine, "run_workers", here)
         plan.open_run(load(top / "recipe.yaml"), Path("runs") / "run").execute()
     return top
 
@@ -81,7 +81,7 @@ def published(run: Any, step: str) -> Path:
 
 
 def test_policy_adapter_and_whole_model_answer_and_are_measured(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_run_workers", here)
+    monkeypatch.setattr(engine, "run_workers", here)
     run = opened(*WORDS, TEXT)
     assert [state.step.name for state in run.execute()] == ["answers", "measure", "compare", "report"]
     found = {each.name: each for each in results_of(run.directory).checkpoints}
@@ -97,7 +97,7 @@ def test_policy_adapter_and_whole_model_answer_and_are_measured(top: Path, monke
 
 
 def test_the_adapters_own_numbers_are_what_a_plain_pass_of_it_gives(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_run_workers", here)
+    monkeypatch.setattr(engine, "run_workers", here)
     run = opened("runs/run", "elsewhere/v0.3", TEXT)
     run.execute()
     readings = [
@@ -128,7 +128,7 @@ def test_a_comparison_that_is_killed_goes_on_to_the_same_results(top: Path, monk
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     assert 6 <= _answers(journal) - before < 20
-    monkeypatch.setattr(engine, "_run_workers", here)
+    monkeypatch.setattr(engine, "run_workers", here)
     opened(*words, out=Path("killed")).execute()
     assert _answers(journal) - before == 20
     shutil.rmtree(journal.parent)
@@ -142,7 +142,7 @@ def test_a_comparison_that_is_killed_goes_on_to_the_same_results(top: Path, monk
 def test_the_base_under_another_name_answers_is_measured_and_is_kept_as_the_base(
     top: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_run_workers", here)
+    monkeypatch.setattr(engine, "run_workers", here)
     # Answers that no test before has asked for.
     journal, longer = top / "runs" / ".cache" / "journal.sqlite", "compare.sampler.max_new_tokens=7"
     run = opened("before=base", "runs/run:dpo", TEXT, longer)

@@ -17,7 +17,6 @@ from pipeline.errors import DataError, RecipeError
 from pipeline.launch import Process
 from pipeline.ratings import Results
 from pipeline.recipe import dump, load
-from pipeline.run import Step
 
 STROLLING = RECIPE.replace("compare:", "  stroll: {name: scripted.walker, steps: 9}\ncompare:")
 """The recipe with a policy that stands on no other."""
@@ -35,13 +34,13 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Steps run in this process, which need not import everything again for each; their names as they finish."""
     names: list[str] = []
 
-    def told(step: Step, phase: str, processes: Sequence[Process], lock: int) -> int:
+    def told(step: str, phase: str, processes: Sequence[Process], lock: int) -> int:
         peak = here(step, phase, processes, lock)
         if phase == "finish":
-            names.append(step.name)
+            names.append(step)
         return peak
 
-    monkeypatch.setattr(engine, "_run_workers", told)
+    monkeypatch.setattr(engine, "run_workers", told)
     return names
 
 
@@ -208,18 +207,18 @@ def test_when_the_judge_is_swept_the_same_judges_compare_and_the_report_says_who
 def test_a_sweep_that_stopped_in_the_middle_goes_on_from_there(
     top: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    goes_on = engine._run_workers
+    goes_on = engine.run_workers
 
-    def stops(step: Step, phase: str, processes: Sequence[Process], lock: int) -> int:
-        if step.name == "train.run[steps=1]":
+    def stops(step: str, phase: str, processes: Sequence[Process], lock: int) -> int:
+        if step == "train.run[steps=1]":
             raise KeyboardInterrupt
         return goes_on(step, phase, processes, lock)
 
-    monkeypatch.setattr(engine, "_run_workers", stops)
+    monkeypatch.setattr(engine, "run_workers", stops)
     with pytest.raises(KeyboardInterrupt):
         main(["sweep", "recipe.yaml", "train.walk.steps=1,2"])
     assert "train.walk[steps=1]" in ran
-    monkeypatch.setattr(engine, "_run_workers", goes_on)
+    monkeypatch.setattr(engine, "run_workers", goes_on)
     assert main(["sweep", "recipe.yaml", "train.walk.steps=1,2"]) == 0
     assert set(Counter(ran).values()) == {1}
 
