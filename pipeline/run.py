@@ -190,7 +190,7 @@ class Run:
         store.make_dirs(folder)
         with self._at_work(folder) as lock:
             store.write_json(folder / "job.json", {**told, "part": str(part.absolute())})
-            run_workers(state.step, "work", [launch.shared(folder / "job.json", "work", tasks)[task]], lock)
+            run_workers(state.step.name, "work", [launch.shared(folder / "job.json", "work", tasks)[task]], lock)
 
     def _to_share(self, name: str, states: Mapping[str, State]) -> State:
         able = [step.name for step in self.steps if step.parted]
