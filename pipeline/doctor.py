@@ -101,7 +101,7 @@ def before(recipe: Recipe, memory: tuple[int, bool] | None = None) -> list[Findi
     Raises:
         DataError: a file of prompts, demonstrations or text cannot be read.
     """
-    trained = _trained_on(recipe)
+    trained = trained_on(recipe)
     held_out = read_prompts(recipe.compare.prompts)
     found = prompt_findings(trained, held_out, "generate.prompts.files") if recipe.generate else []
     demonstrated = list(_demonstrations(recipe))
@@ -121,7 +121,7 @@ def before(recipe: Recipe, memory: tuple[int, bool] | None = None) -> list[Findi
     return found
 
 
-def _trained_on(recipe: Recipe) -> list[Prompt]:
+def trained_on(recipe: Recipe) -> list[Prompt]:
     """The prompts of every round, each of them once."""
     if recipe.generate is None:
         return []
@@ -168,7 +168,7 @@ def _of_models(
         yield from rendering_findings(tokenizer, trained[0] if trained else EXAMPLE)
         yield from system_findings(tokenizer, [*trained, *held_out])
         lengths = {"train": _lengths(tokenizer, trained), "heldout": _lengths(tokenizer, held_out)}
-        yield from length_findings(lengths["train"], recipe.train)
+        yield from length_findings(lengths["train"], len(trained), recipe.train)
         rendered = len(chat_ids(tokenizer, EXAMPLE.messages))
         prompts = {name: max(found) for name, found in lengths.items() if found}
         prompts |= {f"train.{name}": longest(tokenizer, found) for name, found in shown.items()}

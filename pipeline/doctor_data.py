@@ -137,18 +137,20 @@ def _said(shown: Demonstration) -> str:
     return _folded("\n".join(turns))
 
 
-def length_findings(lengths: Sequence[int], train: Mapping[str, AlgorithmConfig]) -> Iterator[Finding]:
-    """Prompts that alone fill a step's `max_length`, which learns nothing from them.
+def length_findings(lengths: Sequence[int], total: int, train: Mapping[str, AlgorithmConfig]) -> Iterator[Finding]:
+    """Prompts that alone fill the `max_length` of a step that learns from them: it learns nothing of these.
 
     Args:
-        lengths: tokens of the trained-on prompts.
+        lengths: tokens of the longest of the trained-on prompts.
+        total: how many prompts there are.
     """
     for name, algorithm in train.items():
         full = sum(length >= algorithm.max_length for length in lengths)
-        if full:
-            what = f"{full} of {len(lengths)} prompts alone have {algorithm.max_length} tokens or more"
+        if full and algorithm.reads():
+            many = f"at least {full}" if full == len(lengths) < total else str(full)
+            what = f"{many} of {total} prompts alone have {algorithm.max_length} tokens or more"
             remedy = f"raise it; the longest prompt has {max(lengths)} tokens"
-            level: Level = "error" if full == len(lengths) else "warning"
+            level: Level = "error" if full == total else "warning"
             yield Finding(level=level, check="data", where=f"train.{name}.max_length", what=what, remedy=remedy)
 
 

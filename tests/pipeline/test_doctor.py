@@ -71,11 +71,21 @@ def test_clean_prompts_are_said_to_be_clean() -> None:
 
 def test_prompts_that_fill_max_length_are_counted_and_all_of_them_are_an_error() -> None:
     steps = {"dpo": dpo.Config(max_length=64)}
-    (some,) = length_findings([10, 64, 70], steps)
+    (some,) = length_findings([10, 64, 70], 3, steps)
     assert (some.level, some.where) == ("warning", "train.dpo.max_length")
     assert some.what == "2 of 3 prompts alone have 64 tokens or more"
-    assert levels(list(length_findings([64, 70], steps))) == ["error"]
-    assert not list(length_findings([10, 63], steps))
+    assert levels(list(length_findings([64, 70], 2, steps))) == ["error"]
+    assert not list(length_findings([10, 63], 2, steps))
+
+
+def test_of_many_prompts_only_the_longest_are_counted_and_the_others_are_not_said_to_be_too_long() -> None:
+    (found,) = length_findings([64, 70], 60_000, {"dpo": dpo.Config(max_length=64)})
+    assert (found.level, found.what) == ("warning", "at least 2 of 60000 prompts alone have 64 tokens or more")
+
+
+def test_a_step_with_data_of_its_own_is_not_measured_by_the_prompts_of_others(tmp_path: Path) -> None:
+    learned = sft.Config.model_validate({"max_length": 64, "data": {"train": tmp_path / "rows.jsonl"}})
+    assert not list(length_findings([64, 70], 2, {"sft": learned}))
 
 
 # ---- demonstrations
