@@ -239,6 +239,8 @@ def _names(users: Mapping[tuple[str, str], Sequence[int]], variants: Sequence[Va
             name = f"{plain}[{label(own[0], swept)}]"
             if name in found.values():
                 name = f"{plain}[{label(own[0], list(own[0]))}]"
+            if name in found.values():  # values that differ in what no file's name can have
+                name = f"{name[:-1]}~{digest(mark, 6)}]"
         found[plain, mark] = name
     return found
 
@@ -353,7 +355,10 @@ def _steps(variants: Sequence[Variant], title: str) -> list[Step]:
         ),
     ]
     keys = list(variants[0].values)
-    told = {label(each.values, keys) or "all": names for each, names in zip(variants, made.names, strict=True)}
+    told: dict[str, Mapping[str, str]] = {}
+    for each, names in zip(variants, made.names, strict=True):
+        name = label(each.values, keys) or "all"
+        told[f"{name}~{digest(each.values, 6)}" if name in told else name] = names
     return [*steps, plan.report(title, _told(variants), [step.name for step in steps], told)]
 
 

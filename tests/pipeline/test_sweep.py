@@ -132,6 +132,13 @@ def test_of_two_keys_a_step_has_those_it_depends_on_alone(top: Path) -> None:
     ]  # fmt: skip
 
 
+def test_values_that_differ_in_what_no_file_name_can_have_are_two_variants(top: Path) -> None:
+    words = ('generate.prompts.system="Be brief!","Be brief?"', "judge=length")
+    generated = [name for name in names_of(*words) if name.startswith("generate")]
+    assert len(generated) == 2 and generated[0] == "generate[system=Be_brief]"
+    assert generated[1].startswith("generate[system=Be_brief") and generated[1].endswith("]")
+
+
 def test_another_judge_labels_and_trains_anew_on_the_same_answers_and_comes_before_any_training(top: Path) -> None:
     names = names_of("judge=length,rules")
     assert "generate" in names
