@@ -386,7 +386,7 @@ def report_finish(job: Job) -> None:
         **_environment(last),
         alarms=(*_exam_alarms(learned), *_training_alarms(trained, held_out)),
         warnings=(
-            *_warnings(results[-1], all(map(label.examined, learned.values()))),
+            *_warnings(results[-1], list(_unexamined(learned.values()))),
             *_against_people(against_people),
             *_inexact(trained),
         ),
@@ -502,9 +502,18 @@ def _exam_alarms(learned: Mapping[str, Job]) -> Iterator[str]:
             yield f"{where}: {alarm}" if where else alarm
 
 
-def _warnings(results: Results, examined: bool) -> Iterator[str]:
-    if not examined and results.labelling_judge not in (None, crowd.NAME):
-        yield f"{results.labelling_judge} was not examined before it labelled."
+def _unexamined(learned: Iterable[Job]) -> Iterator[str]:
+    """Judges that labelled without an exam. People have none, and a recipe without labels no judge."""
+    for job in learned:
+        if "label" in job.inputs and "exam" not in job.inputs:
+            judge = store.read_json(job.inputs["label"] / "summary.json")["judge"]
+            if judge != crowd.NAME:
+                yield judge
+
+
+def _warnings(results: Results, unexamined: Sequence[str]) -> Iterator[str]:
+    for name in dict.fromkeys(unexamined):
+        yield f"{name} was not examined before it labelled."
     did = {judge.name: DID[how] for judge in results.judges if (how := judge.tag)}
     for name, what in did.items():
         yield f"{name} {what} and also compares: trust it less than a judge that did not."

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 from rich.console import Console
 
-from pipeline import compare, doctor_data, fitting, generate, label, measure, plan, recipe, sources, weights
+from pipeline import compare, doctor, doctor_data, fitting, generate, label, measure, plan, recipe, sources, weights
 from pipeline.errors import DataError
 from pipeline.models import ModelConfig
 from pipeline.plugins import Config
@@ -252,7 +252,7 @@ def _different(before: dict[str, Any], after: dict[str, Any], where: str) -> str
 def _check_untrained(run: OpenRun, config: ComparisonConfig) -> None:
     if run.recipe.generate is None or config.compare.prompts == run.recipe.compare.prompts:
         return  # its own doctor has looked
-    trained = generate.read_prompts(run.recipe.generate.prompts)
+    trained = doctor.trained_on(run.recipe)
     held_out = generate.read_prompts(config.compare.prompts)
     for finding in doctor_data.prompt_findings(trained, held_out, f"generate.prompts.files of {run.directory}"):
         if finding.level == "error":

@@ -90,6 +90,15 @@ def test_two_runs_are_compared_in_one_report_and_nothing_that_they_paid_for_is_p
     assert not (run.directory / "recipe.yaml").exists()
 
 
+def test_prompts_of_a_later_round_were_trained_on_too(top: Path) -> None:
+    files = "generate.prompts.files=[train.jsonl, more.jsonl]"
+    done = load(top / "recipe.yaml", ["rounds=2", "carry=walk", files, "generate.prompts.limit=6"])
+    plan.open_run(done, Path("runs") / "rounds").execute()
+    with pytest.raises(DataError, match=r"4 of 4 held-out prompts are trained on, such as 'more 0\?'"):
+        opened("runs/rounds", "compare.prompts.files=more.jsonl")
+    assert names(opened("runs/rounds", "compare.prompts.files=other.jsonl"))
+
+
 def test_two_runs_whose_directories_have_one_name_are_told_apart_or_refused(top: Path) -> None:
     shutil.copytree("runs/long", "elsewhere/short")
     words = ("runs/short:walk", "elsewhere/short:run")

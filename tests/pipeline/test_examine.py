@@ -15,7 +15,7 @@ from judges.exam import Floors, GoldPair
 from judges.grading import ExamReport
 from judges.length import Config as Length
 from pipeline import cli, examine, label, store
-from pipeline.compare import _alarms, _warnings
+from pipeline.compare import _alarms, _unexamined, _warnings
 from pipeline.errors import DataError, JudgeError, RecipeError
 from pipeline.examine import Examining
 from pipeline.label import Labelling
@@ -116,8 +116,14 @@ def test_a_judge_that_passed_raises_no_alarm_and_one_that_was_not_examined_a_war
     exam = ExamReport.model_validate_json(sit(tmp_path, Planted())["exam.json"])
     none = Results.of(checkpoints=(), judges=(), comparisons=(), prompts=0, labelling_judge="length")
     assert list(_alarms(exam)) == []
-    assert not any("not examined" in warning for warning in _warnings(none, exam))
-    assert "length was not examined before it labelled." in list(_warnings(none, None))
+    labelled = tmp_path / "label"
+    store.make_dirs(labelled)
+    store.write_json(labelled / "summary.json", {"judge": "length"})
+    every: tuple[dict[str, Path], ...] = ({"label": labelled, "exam": tmp_path}, {"label": labelled}, {})
+    jobs = [job_of(tmp_path, LabelConfig(), inputs=inputs) for inputs in every]
+    assert list(_unexamined(jobs)) == ["length"]
+    assert "length was not examined before it labelled." in list(_warnings(none, ["length"]))
+    assert not any("not examined" in warning for warning in _warnings(none, []))
 
 
 def test_labels_are_calibrated_by_the_gold_file_and_keep_what_the_judge_said(tmp_path: Path) -> None:
