@@ -41,6 +41,7 @@ from pipeline.recipe_steps import (
     policies,
     unserved,
     with_names,
+    with_shapes,
     without_answers,
     wrong_carry,
     wrong_launches,
@@ -243,7 +244,7 @@ class Recipe(Config):
     @field_validator("train", mode="before")
     @classmethod
     def _steps_are_named_by_their_key(cls, steps: Any) -> Any:
-        return with_names(steps)
+        return with_shapes(with_names(steps))
 
     @field_validator("train", mode="after")
     @classmethod

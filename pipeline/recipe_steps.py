@@ -194,8 +194,18 @@ def with_names(steps: Any) -> Any:
     if not isinstance(steps, Mapping):
         return steps
     blocks = {step: {} if block is None else block for step, block in steps.items()}
-    named = {step: {"name": step, **block} if isinstance(block, Mapping) else block for step, block in blocks.items()}
-    return {step: _shaped(block, named) if isinstance(block, Mapping) else block for step, block in named.items()}
+    return {step: {"name": step, **block} if isinstance(block, Mapping) else block for step, block in blocks.items()}
+
+
+def with_shapes(steps: Any) -> Any:
+    """Such a block with the adapter's shape written out in every step that goes on with another's. Not before all of
+    the recipe is there: what is written out counts as said, and an override of the other step would contradict it."""
+    if not isinstance(steps, Mapping):
+        return steps
+    found: dict[Any, Any] = {}
+    for step, block in steps.items():
+        found[step] = _shaped(block, found) if isinstance(block, Mapping) else block
+    return found
 
 
 def _shaped(block: Mapping[str, Any], steps: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -177,6 +177,8 @@ def test_one_that_goes_on_with_an_adapter_has_its_shape_unless_it_says_so(small:
     found = load(small, more).train["next"]
     assert (found.lora.r, found.lora.lora_dropout) == (4, 0.0), "dropout is each step's own"
     assert dump(load(small, more)).count("r: 4") == 2, "the recipe says so where it is written out"
+    changed = load(small, [*more, "train.last={name: kto, start_from: next}", "train.first.lora.r=8"]).train
+    assert [changed[name].lora.r for name in ("first", "next", "last")] == [8, 8, 8], "whichever way it came to it"
     assert mistakes(small, *more, "train.next.lora.r=8") == [
         "train.next.lora.r: 8 found, and the adapter of 'first', which it goes on with, has 4; make them the same"
     ]
