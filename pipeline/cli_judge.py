@@ -98,8 +98,8 @@ def _cost(options: argparse.Namespace) -> None:
     from pipeline import costing, plan
 
     states = plan.open_run(recipe, options.run or RUNS / options.recipe.stem).states()
-    generated = next(state for state in states if state.step.name == "generate")
-    found = list(costing.lines(recipe, generated.path if generated.done else None))
+    generated = next((state for state in states if state.step.name == "generate"), None)
+    found = list(costing.lines(recipe, generated.path if generated and generated.done else None))
     total = reduce(Cost.plus, (line.cost for line in found))
     table = Table(box=None, pad_edge=False)
     for name in ("step", "judge", "pairs", "calls", "tokens in", "tokens out", "about USD", "at most"):
@@ -109,7 +109,8 @@ def _cost(options: argparse.Namespace) -> None:
     table.add_row("all", "", "", *_costs(total), style="bold")
     out = console()
     out.print(table)
-    notes = [] if generated.done else ["The answers are not there yet: each is counted at its greatest length."]
+    there = generated is not None and generated.done
+    notes = [] if there else ["The answers are not there yet: each is counted at its greatest length."]
     notes.append("What is in the journal already costs nothing again; attempts that fail and cost come on top.")
     if recipe.budget_usd is not None and total.usd > recipe.budget_usd:
         notes.append(f"That is more than budget_usd, {recipe.budget_usd:g}: the run would stop there.")

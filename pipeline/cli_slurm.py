@@ -46,8 +46,9 @@ def _slurm(options: argparse.Namespace) -> None:
     # Names that stand in for those that Slurm will give, so that a recipe that so many cannot share is refused here.
     named = [f"launch.hosts=[{', '.join(f'node{number}' for number in range(nodes))}]"] if nodes > 1 else []
     recipe = recipes.load(options.recipe, [*options.overrides, *named])
+    gpus = max([recipe.launch.gpus, *(step.launch.gpus for step in recipe.train.values() if step.launch)])
     if options.array is None:
-        print(script(options.recipe, options.overrides, recipe.launch.gpus, nodes), end="")
+        print(script(options.recipe, options.overrides, gpus, nodes), end="")
         return
     if options.array < 1:
         raise RecipeError(f"--array {options.array}: so many tasks answer nothing; give it 1 or more, or leave it out")
@@ -57,7 +58,7 @@ def _slurm(options: argparse.Namespace) -> None:
     steps = [step.name for step in plan.steps(recipe, options.recipe.stem) if step.parted]
     if not steps:
         raise RecipeError(f"--array {options.array}: others' servers sample all answers of this recipe; leave it out")
-    print(chain(options.recipe, options.overrides, recipe.launch.gpus, nodes, steps, options.array), end="")
+    print(chain(options.recipe, options.overrides, gpus, nodes, steps, options.array), end="")
 
 
 def _share(options: argparse.Namespace) -> None:

@@ -67,7 +67,8 @@ def _loads(recipe: Recipe, prompts: dict[str, int]) -> Iterator[Loaded]:
     if recipe.generate is not None:
         sampler = recipe.generate.sampler
         longest |= {"answer": getattr(sampler, "max_new_tokens", 0), "candidates": recipe.generate.candidates}
-        yield from _sampling("generate", recipe.model, sampler, longest.get("train"), recipe.generate.processes)
+        asked = longest.get("train")
+        yield from _sampling("generate", "generate.sampler", recipe.model, sampler, asked, recipe.generate.processes)
     if recipe.judge is not None:
         yield from _judging("label", recipe.judge, recipe.label.processes)
     for name, algorithm in recipe.train.items():
@@ -75,7 +76,8 @@ def _loads(recipe: Recipe, prompts: dict[str, int]) -> Iterator[Loaded]:
     drawn = recipe.compare.sampler or (recipe.generate and recipe.generate.sampler)
     policies = [step for step in recipe.train.values() if step.MAKES == "policy"]
     heldout = longest.get("heldout")
-    yield from _sampling("answers", recipe.model, drawn, heldout, recipe.compare.processes, policies)
+    block = "compare.sampler" if recipe.compare.sampler else "generate.sampler"
+    yield from _sampling("answers", block, recipe.model, drawn, heldout, recipe.compare.processes, policies)
     if recipe.compare.perplexity is not None:
         rewards = sum(step.MAKES == "reward" for step in recipe.train.values())
         yield _reading(recipe.model, recipe.compare.processes, policies, rewards, recipe.compare.perplexity.max_length)
@@ -171,6 +173,7 @@ def _rollout(algorithm: AlgorithmConfig) -> int:
 
 def _sampling(
     step: str,
+    block: str,
     model: ModelConfig,
     sampler: Any,
     prompt: int | None,
@@ -194,7 +197,6 @@ def _sampling(
         policies=tuned,
         rollout=sampler.batch_size,
     )
-    block = "generate.sampler" if step == "generate" else "compare.sampler"
     options = {"batch": f"{block}.batch_size", "quantization": "model.quantization"}
     yield Loaded(step, model, work, options, processes_for(processes))
 

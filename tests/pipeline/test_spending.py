@@ -65,6 +65,14 @@ def test_an_estimate_counts_every_question_in_both_orders_before_anybody_is_aske
         assert server.tell("stats")["calls"] == 0
 
 
+def test_a_recipe_whose_steps_bring_their_data_has_judges_that_compare_and_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(Path(__file__).parents[2] / "recipes" / "sft.yaml")
+    assert cli.main(["judge", "cost", path, "--run", str(tmp_path / "run")]) == 0
+    assert set(costs(capsys.readouterr().out)) == {"compare", "all"}
+
+
 @pytest.mark.slow
 def test_what_was_spent_is_in_the_manifest_and_stops_at_the_budget(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
