@@ -176,8 +176,14 @@ class Roles:
     def fixed(self) -> Iterator[None]:
         """Inside, no weight changes and nothing has a gradient: on a processor matrices are made ready once."""
         ready = held(self.model) if self.base.device.type == "cpu" else contextlib.nullcontext()
-        with torch.no_grad(), ready:
-            yield
+        training = self.base.training
+        # With gradient checkpointing a model in training mode drops its cache of keys and values without an error.
+        self.model.eval()
+        try:
+            with torch.no_grad(), ready:
+                yield
+        finally:
+            self.model.train(training)
 
     def _score_head(self) -> Tensor:
         assert self.reward is not None and self.reward.weight_1H is not None, "an encoder is no role of a causal base"

@@ -145,6 +145,18 @@ def test_a_policy_that_changes_between_two_passes_is_caught_at_once(tiny: ModelC
         trainer.train()
 
 
+def test_with_gradient_checkpointing_answers_are_sampled_by_the_policy_that_is_trained(
+    tiny: ModelConfig, tmp_path: Path
+) -> None:
+    # A model in training mode that checkpoints drops its cache: each token would be drawn from the one before it alone.
+    trainer = trainer_of(tmp_path, config(tiny, gradient_checkpointing=True))
+    with trainer.roles.fixed():
+        episodes = trainer._answers(trainer.tasks[:8], seed=5)
+        batch = trainer.compare(episodes, trainer.scores(episodes), 0)
+    assert float((batch.sampled_BT - batch.logp_BT)[batch.mask_BT].abs().max()) < 1e-3
+    assert trainer.roles.base.training, "or nothing would be checkpointed"
+
+
 # ---- the same however the work is cut
 
 
