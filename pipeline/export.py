@@ -25,7 +25,7 @@ import yaml
 from pipeline import store, weights
 from pipeline.adapters import adapt
 from pipeline.algorithms.scoring import FACTS
-from pipeline.architectures import is_encoder_decoder
+from pipeline.architectures import bare, is_encoder_decoder
 from pipeline.errors import DataError, ModelError
 from pipeline.export_card import Exported, card
 from pipeline.models import (
@@ -67,6 +67,8 @@ class Trained:
     base: ModelConfig
     scores: bool
     """It is a reward model."""
+    pad_id: int | None = None
+    """Of a reward model: what its rows are padded with. Its score is that of the last token that is another."""
 
 
 def export(
@@ -159,11 +161,10 @@ def _trained(recipe: Recipe, done: Mapping[str, Path], name: str, policy: str) -
     if problems:
         raise DataError(f"{folder}: {problems[0]}; run the recipe again")
     scores = recipe.train[made[1]].MAKES == "reward"
-    base = recipe.model
-    if scores:
-        facts = store.read_json(folder / FACTS)
-        base = ModelConfig.model_validate(facts["model"])
-    return Trained(name, folder, base, scores)
+    if not scores:
+        return Trained(name, folder, recipe.model, scores)
+    facts = store.read_json(folder / FACTS)
+    return Trained(name, folder, ModelConfig.model_validate(facts["model"]), scores, facts["pad_id"])
 
 
 # ---- adapters
@@ -231,9 +232,11 @@ def _merged(each: Trained, folder: Path, dtype: Dtype) -> float:
     adapted = (each.folder / ADAPTER).exists()
     if adapted:
         model = adapt(model, each.folder).eval()
-    ids = _ids(each.base)
+    if each.pad_id is not None:
+        bare(model).config.get_text_config().pad_token_id = each.pad_id
+    ids = _ids(each)
     before = _logits(model, ids)
-    whole = _save(model.merge_and_unload() if adapted else model, each.base, folder, dtype)
+    whole = _save(model.merge_and_unload() if adapted else model, each.base, folder, dtype, each.pad_id)
     return float((_logits(whole, ids) - before).abs().max())
 
 
@@ -245,25 +248,33 @@ def _dense(config: ModelConfig, *, scores: bool = False) -> Any:
     return plain(model)
 
 
-def _save(model: Any, config: ModelConfig, folder: Path, dtype: Dtype) -> Any:
+def _save(model: Any, config: ModelConfig, folder: Path, dtype: Dtype, pad_id: int | None = None) -> Any:
     model = model.to(dtype_of(ModelConfig(dtype=dtype)))
     model.config.architectures = [type(model).__name__]
     model.config._name_or_path = config.base
     model.config.pad_token_id = model.config.get_text_config().pad_token_id
     model.save_pretrained(folder)
-    _save_tokenizer(config, folder)
+    _save_tokenizer(config, folder, pad_id)
     return model
 
 
-def _save_tokenizer(config: ModelConfig, folder: Path) -> None:
-    """As it came with the base, chat template included."""
-    tokenizer_of(config).save_pretrained(folder)
+def _save_tokenizer(config: ModelConfig, folder: Path, pad_id: int | None = None) -> None:
+    """As it came with the base, chat template included; but for the padding, if that is another."""
+    tokenizer = tokenizer_of(config)
+    if pad_id is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
+    tokenizer.save_pretrained(folder)
 
 
-def _ids(config: ModelConfig) -> "torch.Tensor":
+def _ids(each: Trained) -> "torch.Tensor":
+    """A sentence; of what scores answers, one that has ended."""
     import torch
 
-    return torch.tensor([tokenizer_of(config)(SENTENCE)["input_ids"]])
+    tokenizer = tokenizer_of(each.base)
+    ids = list(tokenizer(SENTENCE)["input_ids"])
+    if each.scores and tokenizer.eos_token_id is not None and ids[-1] != tokenizer.eos_token_id:
+        ids.append(tokenizer.eos_token_id)
+    return torch.tensor([ids])
 
 
 def _logits(model: Any, ids_1T: "torch.Tensor") -> "torch.Tensor":

@@ -330,8 +330,13 @@ def write_card(
     metrics: Sequence[dict[str, Any]],
     summary: dict[str, Any],
     kind: Kind,
+    pad_id: int | None,
 ) -> None:
-    """A model card with what a reader of the folder needs: what it is on top of, how it was made, how to load it."""
+    """A model card with what a reader of the folder needs: what it is on top of, how it was made, how to load it.
+
+    Args:
+        pad_id: what a reward model's rows are padded with, which is often another than the base's.
+    """
     name = options["name"]
     losses = [line for line in metrics if "loss" in line]
     course = (
@@ -341,6 +346,8 @@ def write_card(
         else f"{summary['updates']} updates."
     )
     adapter = (folder / ADAPTER).exists()
+    scores = kind == "SequenceClassification"
+    padding = f"\nmodel.config.pad_token_id = {pad_id}  # the score is that of the last token that is another"
     card = f"""---
 library_name: {"peft" if adapter else "transformers"}
 base_model: {json.dumps(model.base)}
@@ -353,7 +360,7 @@ Trained by prefloop with {name.upper().replace("_", " ")} on {summary["examples"
 {model.quantization}, seed {seed}. {course}
 
 ```python
-{_loading(folder, f"AutoModelFor{kind}", ", num_labels=1" if kind == "SequenceClassification" else "")}
+{_loading(folder, f"AutoModelFor{kind}", ", num_labels=1" if scores else "")}{padding if scores else ""}
 ```
 
 Options:

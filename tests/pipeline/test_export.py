@@ -9,9 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import job_of, make_adapter, make_architecture, make_model, make_tokenizer, preferences_of, prompt_of
+from tiny import (
+    job_of,
+    make_adapter,
+    make_architecture,
+    make_model,
+    make_tokenizer,
+    preferences_of,
+    prompt_of,
+    response_of,
+)
 
 from pipeline import adapters, cli, models, plan, store, train, weights
+from pipeline.algorithms import scoring
 from pipeline.export import licence_of
 from pipeline.export_card import Exported, card
 from pipeline.models import BUILT_IN, ModelConfig
@@ -186,6 +196,26 @@ def test_an_encoder_decoder_is_merged_too(tmp_path: Path) -> None:
     assert "vllm serve" not in told  # which serves no encoder-decoder
 
 
+def test_a_merged_reward_model_scores_the_end_of_the_turn_as_it_was_trained_to(base: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    left = trained(tmp_path / "reward", base, name="reward_model", pairs="preferences")
+    run = run_of(tmp_path, base, "quantization: none, dtype: fp32", left, one="{name: reward_model}")
+    out = tmp_path / "out"
+    assert cli.main(["export", str(run), "one", "--to", str(out), "--merge", "--dtype", "fp32"]) == 0
+    merged = AutoModelForSequenceClassification.from_pretrained(out / "one").eval()
+    tokenizer = AutoTokenizer.from_pretrained(out / "one")
+    prompt, answers = prompt_of("What is 2?"), [response_of("A number."), response_of("No, and never was.")]
+    rows = [scoring.conversation_ids(tokenizer, prompt.messages, each, 1024) for each in answers]
+    assert {row[-1] for row in rows} == {tokenizer.eos_token_id} != {tokenizer.pad_token_id}
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+    expected = scoring.SeparateReward(scoring.load_reward(left)).score([prompt, prompt], answers)
+    with torch.no_grad():
+        assert merged(ids).logits[:, 0].tolist() == pytest.approx(expected, abs=1e-4)
+    assert f"model.config.pad_token_id = {tokenizer.pad_token_id}" in (left / "README.md").read_text()
+
+
 def test_an_adapter_on_an_encoder_decoder_is_refused_with_the_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -279,7 +309,7 @@ def test_a_reward_models_card_names_the_base_that_it_stands_on_and_its_licence(b
     left = tmp_path / "left"
     make_adapter(other, left, seed=1)
     own = {"base": str(other), "quantization": "none", "dtype": "fp32"}
-    (left / "reward_model.json").write_text(json.dumps({"model": own}))
+    (left / "reward_model.json").write_text(json.dumps({"model": own, "pad_id": 0}))
     (left / "summary.json").write_text('{"examples": 8, "updates": 2}')
     run = run_of(tmp_path, base, "quantization: nf4", left, one=f"{{name: reward_model, base: {json.dumps(own)}}}")
     assert cli.main(["export", str(run), "one", "--to", str(tmp_path / "out")]) == 0
