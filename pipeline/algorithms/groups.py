@@ -6,7 +6,7 @@ losses (TRL's), where rewards come from (`rewards.py`), and how an adapter is go
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -99,10 +99,12 @@ class GroupConfig(AlgorithmConfig):
 
     def train(self, run: TrainRun) -> None:
         """See `AlgorithmConfig.train`."""
+        from pipeline.sampling.local import end_tokens
+
         rewards.check(self.reward, run)
         prompts = run.prompts()
         setting = run.setting(self.start_from)
-        rewarded = Rewarded(prompts, setting.tokenizer)
+        rewarded = Rewarded(prompts, end_tokens(setting.model, setting.tokenizer))
         rows = self.fitting(prompts, setting.tokenizer)
         trainer: Any = self.group_trainer(self.in_order(rows, run.seed), setting, rewarded)
         started = self.started(trainer)
@@ -207,9 +209,12 @@ class Rewarded:
     __name__ = "reward"
     """What TRL's metrics call it."""
 
-    def __init__(self, prompts: Sequence[Prompt], tokenizer: Any) -> None:
+    def __init__(self, prompts: Sequence[Prompt], ends: Collection[int]) -> None:
+        """Args:
+        ends: the tokens that end an answer.
+        """
         self.prompts = {prompt.id: prompt for prompt in prompts}
-        self.end = tokenizer.eos_token_id
+        self.ends = ends
         self.scorer: Scorer | None = None
 
     def __call__(
@@ -222,7 +227,7 @@ class Rewarded:
                 text=turns[-1]["content"],
                 source="policy",
                 n_tokens=len(ids),
-                finished=bool(ids) and ids[-1] == self.end,
+                finished=bool(ids) and ids[-1] in self.ends,
             )
             for turns, ids in zip(completions, completion_ids, strict=True)
         ]

@@ -216,6 +216,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "steps_per_generation": "identity",
         "temperature": "identity",
         "loss_type": "identity",
+        "epsilon_high": "identity",
         "scale_rewards": "identity",
     },
     "pipeline.algorithms.kto.Config": {

@@ -148,7 +148,7 @@ def test_the_reference_stays_what_it_was_while_the_policy_moves(
     model = load_model(given.model, training=True)
     setting = Setting(model=model, tokenizer=tiny_tokenizer, output_dir=tmp_path, seed=3, start=start)
     prompts = [prompt_of(f"What is {number}?") for number in range(5)]
-    rewarded = groups.Rewarded(prompts, tiny_tokenizer)
+    rewarded = groups.Rewarded(prompts, {END})
     rewarded.scorer = Noting()
     rows = given.algorithm.fitting(prompts, tiny_tokenizer)
     trainer: Any = given.algorithm.group_trainer(given.algorithm.in_order(rows, 3), setting, rewarded)
@@ -172,6 +172,27 @@ def test_a_policy_that_went_on_goes_on_again_after_a_kill(tiny: ModelConfig, tmp
     assert trained(tmp_path / "killed", training, inputs) == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_type": "cispo", "epsilon": 0.3}, "epsilon=0.3 is not read by loss_type=cispo"),
+        ({"loss_type": "sapo", "epsilon": 0.3}, "epsilon=0.3 is not read by loss_type=sapo"),
+        ({"loss_type": "vespo", "epsilon_high": 0.3}, "epsilon_high is not read by loss_type=vespo"),
+    ],
+)
+def test_a_bound_that_a_loss_does_not_read_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        grpo.Config(**options)
+
+
+def test_the_weight_of_a_token_under_cispo_is_bounded_by_five_and_not_by_the_clipping_of_others(
+    tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    setting = Setting(model=load_model(tiny, training=True), tokenizer=tiny_tokenizer, output_dir=tmp_path, seed=1)
+    bounds = [grpo.Config(**each).of_trl(setting)[1].epsilon_high for each in ({"loss_type": "cispo"}, {})]
+    assert bounds == [5.0, None]
+
+
 # ---- rewards
 
 
@@ -187,13 +208,13 @@ class Noting:
         return [None if response.text == "" else float(len(response.text)) for response in responses]
 
 
-def test_a_reward_sees_each_prompt_with_its_own_answer_and_whether_it_ended(tiny_tokenizer: Any) -> None:
-    rewarded = groups.Rewarded([prompt_of("One?"), prompt_of("Two?")], tiny_tokenizer)
+def test_a_reward_sees_each_prompt_with_its_own_answer_and_whether_it_ended_by_any_end_token() -> None:
+    rewarded = groups.Rewarded([prompt_of("One?"), prompt_of("Two?")], {END, 4})
     noting = Noting()
     rewarded.scorer = noting
     turns = [[{"role": "assistant", "content": text}] for text in ("yes", "no!!", "")]
     found = rewarded(
-        completions=turns, completion_ids=[[5, END], [6, 7], [END]], prompt_id=["Two?", "One?", "One?"], prompts=None
+        completions=turns, completion_ids=[[5, 4], [6, 7], [END]], prompt_id=["Two?", "One?", "One?"], prompts=None
     )
     assert found == [3.0, 4.0, None]
     assert noting.asked == [("Two?", "yes", True), ("One?", "no!!", False), ("One?", "", True)]
@@ -333,12 +354,15 @@ def test_every_option_reaches_the_trainer(tiny: ModelConfig, tiny_tokenizer: Any
         "num_generations": 2, "max_completion_length": 7, "temperature": 0.7, "epsilon": 0.3, "num_iterations": 5,
         "steps_per_generation": 8, "mask_truncated_completions": True, "beta": 0.37,
     }  # fmt: skip
-    own = {rloo: {"normalize_advantages": True}, grpo: {"loss_type": "dr_grpo", "scale_rewards": "batch"}}
+    own = {
+        rloo: {"normalize_advantages": True},
+        grpo: {"loss_type": "dr_grpo", "scale_rewards": "batch", "epsilon_high": 0.4},
+    }
     for module, more in own.items():
         algorithm = module.Config(save_steps=10, gradient_accumulation_steps=4, **shared, **more)
         setting = Setting(model=load_model(tiny, training=True), tokenizer=tiny_tokenizer, output_dir=tmp_path, seed=1)
         prompts = [prompt_of("One?"), prompt_of("Two?")]
-        rewarded = groups.Rewarded(prompts, tiny_tokenizer)
+        rewarded = groups.Rewarded(prompts, {END})
         trainer: Any = algorithm.group_trainer(algorithm.fitting(prompts, tiny_tokenizer), setting, rewarded)
         for name, value in {**shared, **more}.items():
             assert getattr(trainer.args, name) == value
