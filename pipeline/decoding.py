@@ -117,7 +117,8 @@ class _EncoderDecoder:
 
 def start_token(model: Any) -> int:
     """What an encoder-decoder's answers are written after."""
-    return int(model.config.decoder_start_token_id)
+    # In several processes the model is wrapped by what sums up its gradients.
+    return int(getattr(model, "module", model).config.decoder_start_token_id)
 
 
 def positions(mask_BT: "torch.Tensor") -> "torch.Tensor":

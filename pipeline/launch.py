@@ -3,9 +3,10 @@
     launch: {gpus: 2, zero: 2}                         two processes here, optimizer and gradients divided by DeepSpeed
     launch: {gpus: 8, hosts: [node1, node2], zero: 3}  sixteen, on this machine (node1) and another
 
-`pipeline.processes` starts them itself, each as a worker like any other, and tells them by torchrun's variables who they
-are. torchrun would put them into sessions that a killed run leaves behind, and turn every exit code into 1. What is
-left out: the group that they form (`pipeline.algorithms.ranks`), and DeepSpeed (`pipeline.algorithms.zero`).
+The run starts them itself (`pipeline.processes`), each as a worker like any other, and tells them by torchrun's
+variables who they are. torchrun would put them into sessions that a killed run leaves behind, and turn every exit code
+into 1. What is left out: the group that they form (`pipeline.algorithms.ranks`), and DeepSpeed
+(`pipeline.algorithms.zero`).
 """
 
 import os
@@ -34,7 +35,7 @@ KEEPING_MEMORY = {f"MALLOC_{name}_": str(2**33) for name in ("MMAP_THRESHOLD", "
 class LaunchConfig(Config):
     """Where train steps run. What comes out depends on it by rounding alone: the batch of an update stays what the
     recipe says, and is divided over the processes by its gradient accumulation. Three things depend on the number of
-    processes: KTO's reference point and an update that repeats batches for want of others, which the report tells, and
+    processes: KTO's reference point and an update that repeats examples for want of others, which the report tells, and
     SFT's loss on test rows that do not fill the last batch of every process."""
 
     RUNTIME: ClassVar[frozenset[str]] = frozenset({"gpus", "hosts", "shell", "port", "zero", "offload", "timeout_s"})

@@ -253,13 +253,13 @@ def _left_out(rows: int, kept: int, max_length: int) -> list[str]:
 
 
 def repeated(trainer: Any, world: int) -> list[str]:
-    """accelerate gives every process as many batches as the others, the last ones from the beginning again."""
-    batches = math.ceil(len(trainer.train_dataset) / trainer.args.per_device_train_batch_size)
-    if batches % world == 0:
+    """accelerate gives every process as many whole batches as the others, filled from the beginning again."""
+    missing = -len(trainer.train_dataset) % (trainer.args.per_device_train_batch_size * world)
+    if world == 1 or not missing:
         return []
     return [
-        f"the last update of each pass repeats its first {world - batches % world} batches, so that all {world} "
-        f"processes have as many of the {batches}: another number of processes learns slightly other weights."
+        f"the last update of each pass repeats its first {missing} examples, so that all {world} processes have as "
+        "many: another number of processes learns slightly other weights."
     ]
 
 
@@ -412,6 +412,7 @@ class TrainRun(Config):
             metrics,
             whole,
             kind=_kind(algorithm, model),
+            pad_id=model.config.get_text_config().pad_token_id,
         )
         checkpoints.write_metrics(self.out, metrics)
         store.write_json(self.out / "summary.json", whole)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import make_architecture
 
 from distributed import rig
 from pipeline.errors import StepFailedError
@@ -56,6 +57,19 @@ def test_two_processes_that_measure_the_loss_on_test_rows_before_the_first_updat
         found, expected = ([line[name] for line in rig.metrics(each) if name in line] for each in (two, one))
         assert found == pytest.approx(expected, abs=1e-3)
     assert [line["step"] for line in rig.metrics(two) if "eval_loss" in line] == [0, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_an_encoder_decoder_learns_in_two_processes_what_it_learns_in_one(method: str, tmp_path: Path) -> None:
+    make_architecture(tmp_path / "t5", "t5")
+    config = tmp_path / "t5" / "config.json"
+    # Each process drops others, where T5 has its dropout, as SFT leaves it.
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dropout_rate": 0.0}))
+    one = rig.trained(tmp_path / "one", rig.training(tmp_path / "t5", method, {}))
+    two = rig.trained(tmp_path / "two", rig.training(tmp_path / "t5", method, TWO))
+    assert_same_course(two, one, ("loss",))
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from pipeline import cli_slurm, launch
 from pipeline import recipe as recipes
 from pipeline.algorithms import dpo, kto, ppo, reward_model, rloo, zero
 from pipeline.algorithms.base import repeated
+from pipeline.cli import main
 from pipeline.errors import RecipeError
 from pipeline.launch import HERE, LaunchConfig
 
@@ -224,9 +225,20 @@ def test_slurm_runs_the_recipe_on_the_nodes_that_it_is_given(tmp_path: Path) -> 
     assert "'launch.shell=srun --overlap --nodes=1 --ntasks=1 --nodelist={host}'" in two
 
 
+def test_slurm_asks_for_as_many_gpus_as_the_step_with_the_most_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["slurm", str(ROOT / "recipes" / "rlaif.yaml"), "train.kto.launch={gpus: 2}"]) == 0
+    assert "#SBATCH --gpus-per-node=2\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("examples", "batch", "world", "again"),
-    [(16, 2, 2, None), (17, 2, 2, "its first 1 batches"), (9, 2, 4, "its first 3 batches"), (9, 2, 1, None)],
+    [
+        (16, 2, 2, None),
+        (17, 2, 2, "its first 3 examples"),
+        (15, 4, 2, "its first 1 examples"),  # as many batches for each, of which the last lacks one
+        (9, 2, 4, "its first 7 examples"),
+        (9, 2, 1, None),
+    ],
 )
 def test_batches_that_are_learned_twice_are_told(examples: int, batch: int, world: int, again: str | None) -> None:
     trainer = SimpleNamespace(train_dataset=range(examples), args=SimpleNamespace(per_device_train_batch_size=batch))
