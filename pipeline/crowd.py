@@ -25,7 +25,7 @@ from pipeline.importers.base import NOBODY, Aggregate, Choice
 from pipeline.records import Record, Sample, Verdict, Vote, digest
 from pipeline.statistics.win_rate import Estimate
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of this file changes what votes amount to."""
 
 NAME = "human"
@@ -65,11 +65,12 @@ class Skene(NamedTuple):
     confusion_WLL: Floats
     """pi_jl of annotator k: probability that they say l where j is true."""
     prior_L: Floats
-    """p_j: share of each label."""
+    """p_j: share of each label, where a and b share what is no tie."""
 
 
 def dawid_skene(pair_V: Ints, who_V: Ints, label_V: Ints, labels: int, smoothing: float = 1.0) -> Skene:
-    """Expectation maximisation from the shares of the votes.
+    """Expectation maximisation from the shares of the votes. The first two labels are the two sides of a pair, and
+    equally likely before anybody voted.
 
     Args:
         pair_V, who_V, label_V: the pair, the annotator and the label of each of V votes, as numbers from 0.
@@ -85,6 +86,9 @@ def dawid_skene(pair_V: Ints, who_V: Ints, label_V: Ints, labels: int, smoothing
     for _ in range(ROUNDS):
         # eq. 2.4: the shares of the labels; a pair with one vote only says again what was said.
         prior_L = posterior_NL[shared_N].sum(axis=0) + smoothing
+        # Which answer is called a is by chance, so that the share of a among the pairs is chance too. As a prior it
+        # would turn round a lone vote.
+        prior_L[:2] = prior_L[:2].mean()
         prior_L /= prior_L.sum()
         # eq. 2.3: of the pairs where j is true, the share in which k says l.
         confusion_WLL = np.tile(smoothing * (1 + np.eye(labels)), (people, 1, 1))

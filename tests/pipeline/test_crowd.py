@@ -90,6 +90,15 @@ def test_one_vote_is_not_certainty_and_ties_are_kept(rule: Aggregate) -> None:
 
 
 @pytest.mark.parametrize("rule", ["dawid_skene", "majority"])
+def test_a_lone_vote_is_not_turned_round_by_how_many_other_pairs_have_a(rule: Aggregate) -> None:
+    # Which answer is called a is drawn by chance: that it won six of eight times says nothing about the ninth.
+    shared = {f"p{n}": {"ana": label, "ben": label} for n, label in enumerate("aaaaaabb")}
+    votes = votes_of({**shared, "alone": {"carol": "b"}})
+    # Carol is taken to have cast one vote of each kind before, and one right one more: she is right in 2 of 3.
+    assert crowd.probabilities(crowd.grouped(votes), rule)["alone"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("rule", ["dawid_skene", "majority"])
 def test_exchanging_the_sides_exchanges_every_verdict(rule: Aggregate) -> None:
     other = {"a": "b", "b": "a", "tie": "tie"}
     swapped = [vote.model_copy(update={"choice": other[vote.choice]}) for vote in INVERTED]
