@@ -12,6 +12,7 @@ What is left out: formats (`pipeline.importers`), and what several votes amount 
 """
 
 import functools
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,12 +20,14 @@ from typing import Any, Literal, NamedTuple
 
 from judges import cached
 from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask, unheard
-from pipeline.importers.base import Source
-from pipeline.records import Message, Pair, Sample, Verdict, digest
+from pipeline.importers.base import NOBODY, Source
+from pipeline.records import Message, Pair, Sample, Verdict, Vote, digest
 from pipeline.store import sha256_file
 
 NAME = "people"
 """Who decided, where they did."""
+
+_OTHER = {"a": "b", "b": "a", "tie": "tie"}
 
 
 class Config(JudgeConfig):
@@ -132,15 +135,32 @@ def _said(source: Source) -> dict[str, Said]:
     """Mark of a pair -> what people say of it."""
     from pipeline import crowd, votes
 
-    found = votes.read(source)
-    p = {verdict.pair_id: verdict.p_a for verdict in crowd.verdicts(found.votes(), source.aggregate)}
+    cast = _by_mark(votes.read(source).judgements())
     said: dict[str, Said] = {}
-    for pair, cast in found.judgements():
-        mark, a_first = _mark(pair)
-        p_a = p[pair.id]
-        assert p_a is not None
-        said[mark] = Said(p_a if a_first else 1.0 - p_a, crowd.sample(cast))
+    for verdict in crowd.verdicts(itertools.chain.from_iterable(cast.values()), source.aggregate):
+        assert verdict.p_a is not None  # people's votes always come to something
+        said[verdict.pair_id] = Said(verdict.p_a, crowd.sample(cast[verdict.pair_id]))
     return said
+
+
+def _by_mark(judgements: Iterable[tuple[Pair, Sequence[Vote]]]) -> dict[str, list[Vote]]:
+    """Mark of a pair -> the votes on it, whose `a` is its first text in alphabetical order.
+
+    Pairs of a file that differ in the system message alone have one mark: their votes are put together. Of several by
+    one person the latest counts, and where there are no times that on the pair that the files bring later.
+    """
+    found: dict[str, dict[tuple[str, ...], Vote]] = {}
+    for pair, cast in judgements:
+        mark, a_first = _mark(pair)
+        votes = found.setdefault(mark, {})
+        for vote in cast:
+            # Nobody in particular is somebody else on each pair.
+            who = (pair.id, vote.annotator) if vote.annotator.startswith(f"{NOBODY}/") else (vote.annotator,)
+            if who in votes and vote.at and votes[who].at > vote.at:
+                continue  # what is there was said later
+            choice = vote.choice if a_first else _OTHER[vote.choice]
+            votes[who] = vote.model_copy(update={"pair_id": mark, "choice": choice})
+    return {mark: list(votes.values()) for mark, votes in found.items()}
 
 
 def _mark(pair: Pair) -> tuple[str, bool]:

@@ -1,7 +1,7 @@
 """Rows of any format -> pairs with all their votes, thumbs, and a quarantine. The same files give the same bytes.
 
-A pair is its prompt and its two texts, so that it is one pair in whichever order and however often a file has it. Of
-several votes of one person on a pair the latest counts. A vote of nobody in particular is `anonymous/1`, `anonymous/2`
+A pair is its prompt and its two texts, so that it is one pair in whichever order and however often a file has it, and
+whoever is said to have written them: the first row that has it says who did. Of several votes of one person on a pair the latest counts. A vote of nobody in particular is `anonymous/1`, `anonymous/2`
 ... on its pair. Every row is imported, or skipped with a reason, or in the quarantine with a reason: the counts add up.
 
 Pairs are kept as the lines that they will be, about a quarter of what the records would take. What is left out: what
@@ -128,7 +128,7 @@ class _Checked(NamedTuple):
 
     item: Judged | Thumbed
     mark: bytes = b""
-    """What tells the pair, with its sides, from every other."""
+    """What tells the pair, whichever text comes first, from every other."""
     pair: Pair | None = None
     """None: it is known already."""
     thumb: Thumb | None = None
@@ -152,6 +152,7 @@ class Collected:
         self.quarantine: list[Quarantined] = []
         self._thumbs: dict[tuple[str, str, bool], Thumb] = {}
         self._known_pairs: dict[bytes, tuple[_Entry, bool]] = {}
+        """Mark -> pair, and whether its `a` is the first text of the two in alphabetical order."""
         self._tally: Counter[str] = Counter()
         self._choices: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
@@ -212,7 +213,7 @@ class Collected:
             digest(said)  # which needs texts that can be encoded, and finite numbers
             if vote.strength is not None and vote.strength < 0:
                 raise BadRow(f"a strength of {vote.strength:g}; needs to be 0 or more, and the vote says for whom")
-        mark = bytes.fromhex(digest([told, item.a, item.b, item.sources], 32))
+        mark = bytes.fromhex(digest([told, sorted((item.a, item.b))], 32))
         if mark in self._known_pairs:
             return _Checked(item, mark)
         if item.a == item.b:
@@ -234,15 +235,16 @@ class Collected:
             assert pair is not None
             self._keep_prompt(pair.prompt)
             entry = _Entry(store.line(pair).encode())
-            entry = self.by_prompt.setdefault(pair.prompt.id, {}).setdefault(pair.id, entry)
-            self._known_pairs[mark] = entry, pair.a.text == item.a
-        self._vote(item, *self._known_pairs[mark])
+            self.by_prompt.setdefault(pair.prompt.id, {})[pair.id] = entry
+            self._known_pairs[mark] = entry, pair.a.text < pair.b.text
+        entry, a_first = self._known_pairs[mark]
+        self._vote(item, entry, same_sides=a_first == (item.a < item.b))
 
     def _keep_prompt(self, prompt: Prompt) -> None:
         if prompt.id not in self.prompts:
             self.prompts[prompt.id] = store.line(prompt).encode()
 
-    def _vote(self, item: Judged, entry: _Entry, same_sides: bool) -> None:
+    def _vote(self, item: Judged, entry: _Entry, *, same_sides: bool) -> None:
         for vote in item.votes:
             self._choices[vote.choice] += 1
             who = vote.annotator

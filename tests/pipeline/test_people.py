@@ -157,6 +157,25 @@ def test_votes_are_found_by_text_whichever_run_the_pair_is_from(votes: Path) -> 
     assert unknown.abstained == "no_vote"
 
 
+def test_votes_on_one_pair_count_together_whichever_system_message_or_source_they_came_with(tmp_path: Path) -> None:
+    header = ["prompt", "response_a", "response_b", "rater", "choice", "system", "source_b"]
+    said = [
+        ["ana", "a", "", "dpo"],
+        ["ben", "b", "", "kto"],
+        ["cy", "b", "Be brief.", "dpo"],
+        ["ana", "b", "Be brief.", "kto"],
+        ["", "b", "", "dpo"],
+        ["", "b", "Be brief.", "dpo"],
+    ]
+    path = tmp_path / "votes.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *(["P?", "one", "two", *row] for row in said)])
+    (verdict,) = ask(Human(votes={"files": path, "aggregate": "majority"}), [pair("one", "two", "P?")])  # type: ignore[arg-type]
+    # Ana changed her mind, so that all five are for `two`: (5 + 1) / (5 + 2).
+    two_is_a = pair("one", "two", "P?").a.text == "two"
+    assert verdict.p_a == pytest.approx(6 / 7 if two_is_a else 1 / 7)
+
+
 def test_another_judge_answers_where_nobody_voted_and_their_agreement_is_told(votes: Path) -> None:
     human = Human(votes={"files": votes}, otherwise="length")  # type: ignore[arg-type]
     unknown = pair("a much longer answer", "short")

@@ -83,6 +83,21 @@ def test_a_swapped_pair_is_the_same_pair_and_its_votes_are_exchanged(tmp_path: P
     assert text[str(ben.shown)[0]] == "one"  # ben saw the file's b, which is `one`, on the left
 
 
+def test_votes_on_the_same_texts_are_on_one_pair_whoever_is_said_to_have_written_them(tmp_path: Path) -> None:
+    swapped = {"prompt": "P?", "response_a": "two", "response_b": "one", "source_a": "kto", "source_b": "base"}
+    rows = [
+        {**AB, "rater": "ana", "choice": "a", "source_a": "base", "source_b": "dpo"},
+        {**AB, "rater": "ben", "choice": "b", "source_a": "base", "source_b": "kto"},
+        {**swapped, "rater": "cy", "choice": "a"},
+        {**swapped, "rater": "ana", "choice": "tie"},
+    ]
+    ((pair, cast),) = read(tmp_path, rows).judgements()
+    text = {"a": pair.a.text, "b": pair.b.text, "tie": "tie"}
+    assert {vote.annotator: text[vote.choice] for vote in cast} == {"ana": "tie", "ben": "two", "cy": "two"}
+    # The first row says who wrote what.
+    assert {side.text: side.source for side in (pair.a, pair.b)} == {"one": "base", "two": "dpo"}
+
+
 def test_the_later_vote_of_a_person_counts_whatever_the_order_of_the_rows(tmp_path: Path) -> None:
     late, early = {"choice": "b", "at": "2026-01-02T00:00:00Z"}, {"choice": "a", "at": "2026-01-01T00:00:00Z"}
     for rows in ([early, late], [late, early]):
