@@ -343,8 +343,8 @@ def answers(row: Row, options: Options) -> tuple[str, str]:
 
 
 def person(value: Any) -> str | None:
-    """Who voted, by the file's name or number of them; None: it does not say."""
-    return None if value is None else str(value)
+    """Who voted, by the file's name or number of them; None: it does not say, whether it is blank or null."""
+    return None if value is None or not str(value).strip() else str(value)
 
 
 def text(row: Row, name: str) -> str:

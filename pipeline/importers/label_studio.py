@@ -23,6 +23,7 @@ from pipeline.importers.base import (
     cell,
     packed,
     part,
+    person,
     prompt_of,
     shown,
 )
@@ -54,7 +55,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
         elif (choice := _choice(said, options)) is None:
             skipped.append("no selection")
         else:
-            votes.append(Ballot(choice, annotator=None if who in (None, "") else str(who), at=at))
+            votes.append(Ballot(choice, annotator=person(who), at=at))
     if not votes:
         raise Skip(skipped[0] if skipped else "no annotation")
     a, b = (answer_of(cell(fields, side, options), side) for side in ("a", "b"))

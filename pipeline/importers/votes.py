@@ -22,6 +22,7 @@ from pipeline.importers.base import (
     number,
     packed,
     part,
+    person,
     prompt_of,
     shown,
     vote_of,
@@ -48,7 +49,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
         raise BadRow(f"shown: {shown(order)} found; needs ab, ba or nothing")
     vote = Ballot(
         choice,
-        annotator=str(row[who]) if who is not None and row.get(who) not in (None, "") else None,
+        annotator=None if who is None else person(row.get(who)),
         shown=order,
         strength=number(row.get("strength")),
         note=str(row.get("note") or ""),

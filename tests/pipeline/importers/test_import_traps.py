@@ -259,6 +259,26 @@ def test_label_studio_cancelled_empty_and_contradicting_annotations_are_no_votes
     assert "one annotation says a and tie" in reasons(found)
 
 
+@pytest.mark.parametrize("blank", ["", " ", None])
+def test_a_blank_annotator_is_nobody_in_particular_and_their_votes_replace_none(
+    tmp_path: Path, blank: str | None
+) -> None:
+    talk = {f"conversation_{side}": [{"role": "user", "content": "P?"}, {"role": "assistant", "content": side}]
+            for side in "ab"}  # fmt: skip
+    left = {"result": [{"type": "pairwise", "value": {"selected": "left"}}], "completed_by": blank}
+    twice = {
+        "votes": [{**AB, "rater": blank, "choice": "a"}] * 2,
+        "arena": [{**talk, "winner": "model_a", "judge": blank}] * 2,
+        "rankings": [{"prompt": "P?", "responses": ["one", "two"], "ranking": [0, 1], "annotator": blank}] * 2,
+        "argilla": [{**AB, "preference.responses": ["a"] * 2, "preference.responses.users": [blank] * 2,
+                     "preference.responses.status": ["submitted"] * 2}],
+        "label_studio": [task(left, left)],
+    }  # fmt: skip
+    for name, rows in twice.items():
+        counts = read(tmp_path, rows, name=name, max_bad=0).counts()
+        assert (counts.votes, counts.annotators, counts.votes_replaced) == (2, 0, 0), name
+
+
 def test_an_address_is_nobodys_name(tmp_path: Path) -> None:
     ((_, (vote,)),) = read(tmp_path, [{**AB, "rater": "ana@example.org", "choice": "a"}]).judgements()
     assert "@" not in vote.annotator and vote.annotator.startswith("annotator-")
