@@ -2,8 +2,8 @@
 
 Drafts and discarded answers are no votes. The nested export does not say which they are, so it is refused unless
 `assume_submitted` says that there are none. Suggestions are a model's and never count. A value is a label (`a`, `b`,
-`tie`), or a ranking of the two answers' names, the best first. Argilla 1's lists of `value`, `user_id` and `status`
-are read as well.
+`tie`), or a ranking of the two answers' names: the best first, or each with its `rank` as in Argilla 1, where equal
+ranks tie. Argilla 1's lists of `value`, `user_id` and `status` are read as well.
 """
 
 import json
@@ -22,6 +22,7 @@ from pipeline.importers.base import (
     cell,
     choice_of,
     column,
+    number,
     part,
     person,
     prompt_of,
@@ -91,6 +92,8 @@ def _columns(row: Row, options: Options) -> Iterator[tuple[Any, str | None, str]
         return
     name = _only({each: each for each in _flat(row)}, row)
     values, users, statuses = row[name], row.get(f"{name}.users"), row.get(f"{name}.status")
+    if values is None and not statuses:
+        return  # a record that nobody has annotated has null in all three
     values = values if isinstance(values, list | tuple) else []
     if not isinstance(statuses, list | tuple) or len(statuses) != len(values):
         raise BadRow(f"{name}.status: {shown(statuses)} found; needs as many as there are answers ({len(values)})")
@@ -102,11 +105,11 @@ def _columns(row: Row, options: Options) -> Iterator[tuple[Any, str | None, str]
 def _older_answers(value: Any) -> Iterator[tuple[Any, str | None, str]]:
     if isinstance(value, Mapping):
         lists = [value.get(name) or [] for name in ("value", "user_id", "status")]
-        if len({len(each) for each in lists}) > 1:
+        if not all(isinstance(each, list | tuple) for each in lists) or len({len(each) for each in lists}) > 1:
             raise BadRow("value, user_id and status need to be lists of one length")
         yield from ((what, person(who), str(status)) for what, who, status in zip(*lists))  # noqa: B905
         return
-    for each in value:
+    for each in _answers(value):
         yield each.get("value"), person(each.get("user_id")), str(each.get("status"))
 
 
@@ -142,19 +145,35 @@ def _answers(found: Any) -> Iterator[Row]:
 
 
 def _choice(value: Any, names: Mapping[str, str], options: Options) -> Choice | None:
-    if isinstance(value, str) and value.startswith("["):
+    if isinstance(value, str) and value.startswith(("[", "{")):
         try:
             value = json.loads(value)
         except ValueError:
             raise BadRow(f"the ranking {shown(value)} is not JSON") from None
-    if isinstance(value, list | tuple):
-        known = {names["a"]: "a", names["b"]: "b"}
-        first = next((each for each in value if each in known), None)
-        if first is None or len([each for each in value if each in known]) < 2:
-            raise BadRow(f"the ranking {shown(value)} needs to hold {names['a']} and {names['b']}")
-        return known[first]  # type: ignore[return-value]
+    if isinstance(value, list | tuple | Mapping):
+        return _best(value, names)
     words = {names["a"]: "a", names["b"]: "b"}
     return words[value] if value in words else choice_of(value, options)  # type: ignore[return-value]
+
+
+def _best(ranking: Any, names: Mapping[str, str]) -> Choice:
+    """Which answer a ranking puts higher; other answers in it do not matter."""
+    ranks = {side: [number(rank) for rank, name in _ranked(ranking) if name == names[side]] for side in ("a", "b")}
+    if not all(len(found) == 1 and found[0] is not None for found in ranks.values()):
+        raise BadRow(f"the ranking {shown(ranking)} needs to hold {names['a']} and {names['b']}, each once")
+    difference = ranks["a"][0] - ranks["b"][0]  # type: ignore[operator]
+    return "a" if difference < 0 else "b" if difference > 0 else "tie"
+
+
+def _ranked(ranking: Any) -> list[tuple[Any, Any]]:
+    """(rank, name) of each answer, where a lower rank is better."""
+    if not isinstance(ranking, Mapping):
+        each_has_one = all(isinstance(each, Mapping) for each in ranking)
+        return [(each.get("rank"), each.get("value")) for each in ranking] if each_has_one else [*enumerate(ranking)]
+    ranks, values = ranking.get("rank"), ranking.get("value")
+    if not isinstance(ranks, list | tuple) or not isinstance(values, list | tuple) or len(ranks) != len(values):
+        raise BadRow(f"the ranking {shown(ranking)} found; needs rank and value, lists of one length")
+    return [*zip(ranks, values, strict=True)]
 
 
 def _chat(value: Any) -> Any:

@@ -232,6 +232,73 @@ def test_argilla_drafts_discards_and_suggestions_are_no_votes(tmp_path: Path) ->
     assert counts.votes_skipped == {"discarded": 1, "draft": 1}
 
 
+def argilla_row(value: Any, **more: Any) -> dict[str, Any]:
+    return {**AB, "preference.responses": [value], "preference.responses.users": ["1"],
+            "preference.responses.status": ["submitted"], **more}  # fmt: skip
+
+
+@pytest.mark.parametrize("nothing", [None, []])
+def test_an_argilla_record_that_nobody_annotated_is_skipped_whether_it_has_nulls_or_empty_lists(
+    tmp_path: Path, nothing: Any
+) -> None:
+    names = ("preference.responses", "preference.responses.users", "preference.responses.status")
+    counts = read(tmp_path, [argilla_row("a"), {**AB, **dict.fromkeys(names, nothing)}], max_bad=0).counts()
+    assert (counts.imported, counts.skipped) == (1, {"no submitted answer": 1})
+
+
+def ranks(a: Any, b: Any) -> list[dict[str, Any]]:
+    return [{"rank": a, "value": "response_a"}, {"rank": b, "value": "response_b"}]
+
+
+@pytest.mark.parametrize(
+    ("value", "choice"),
+    [
+        (ranks(1, 2), "a"),
+        (ranks(2, 1), "b"),
+        (ranks(1, 1), "tie"),
+        ({"rank": [1, 2], "value": ["response_a", "response_b"]}, "a"),
+        ({"rank": [3, 1, 2], "value": ["response_a", "response_c", "response_b"]}, "b"),
+        (json.dumps(ranks(2, 1)), "b"),
+        (["response_b", "response_a"], "b"),
+    ],
+)
+def test_an_argilla_ranking_names_the_best_first_or_says_each_rank(tmp_path: Path, value: Any, choice: str) -> None:
+    counts = read(tmp_path, [argilla_row(value)], max_bad=0).counts()
+    assert counts.choices == {"a": 0, "b": 0, "tie": 0, choice: 1}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"response_a": 1, "response_b": 2},
+        {"rank": [1], "value": ["response_a", "response_b"]},
+        {"rank": 1, "value": "response_a"},
+        ranks("best", 2),
+        ranks(None, 2),
+        ranks(1, 2)[:1],
+        ["response_a", "response_a"],
+        ["response_a", ["response_b"]],
+        [],
+        '{"rank": ',
+    ],
+)
+def test_an_argilla_ranking_that_says_nothing_of_both_is_a_bad_row(tmp_path: Path, value: Any) -> None:
+    found = read(tmp_path, [argilla_row("a"), argilla_row(value)])
+    assert [each.place for each in found.quarantine] == [2]
+
+
+@pytest.mark.parametrize(
+    "older",
+    [
+        {"value": 5, "user_id": "1", "status": "submitted"},
+        [{"value": "a", "status": "submitted"}, 5],
+    ],
+)
+def test_answers_of_argilla_1_that_are_no_lists_are_a_bad_row(tmp_path: Path, older: Any) -> None:
+    found = read(tmp_path, [{**AB, "preference": older}, argilla_row("a")], name="argilla")
+    assert [each.place for each in found.quarantine] == [1]
+
+
 def test_argillas_nested_export_does_not_say_what_is_submitted_so_somebody_must(tmp_path: Path) -> None:
     fields = {"prompt": "P?", "response_a": "one", "response_b": "two"}
     nested = {"fields": fields, "responses": {"preference": [{"value": ["response_b", "response_a"], "user_id": "1"}]}}
