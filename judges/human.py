@@ -139,12 +139,13 @@ def _said(source: Source) -> dict[str, Said]:
     said: dict[str, Said] = {}
     for verdict in crowd.verdicts(itertools.chain.from_iterable(cast.values()), source.aggregate):
         assert verdict.p_a is not None  # people's votes always come to something
-        said[verdict.pair_id] = Said(verdict.p_a, crowd.sample(cast[verdict.pair_id]))
+        p_first = verdict.p_a if _first_is_a(verdict.pair_id) else 1.0 - verdict.p_a
+        said[verdict.pair_id] = Said(p_first, crowd.sample(cast[verdict.pair_id]))
     return said
 
 
 def _by_mark(judgements: Iterable[tuple[Pair, Sequence[Vote]]]) -> dict[str, list[Vote]]:
-    """Mark of a pair -> the votes on it, whose `a` is its first text in alphabetical order.
+    """Mark of a pair -> the votes on it, with sides as `_first_is_a` draws them.
 
     Pairs of a file that differ in the system message alone have one mark: their votes are put together. Of several by
     one person the latest counts, and where there are no times that on the pair that the files bring later.
@@ -158,7 +159,7 @@ def _by_mark(judgements: Iterable[tuple[Pair, Sequence[Vote]]]) -> dict[str, lis
             who = (pair.id, vote.annotator) if vote.annotator.startswith(f"{NOBODY}/") else (vote.annotator,)
             if who in votes and vote.at and votes[who].at > vote.at:
                 continue  # what is there was said later
-            choice = vote.choice if a_first else _OTHER[vote.choice]
+            choice = vote.choice if a_first == _first_is_a(mark) else _OTHER[vote.choice]
             votes[who] = vote.model_copy(update={"pair_id": mark, "choice": choice})
     return {mark: list(votes.values()) for mark, votes in found.items()}
 
@@ -169,6 +170,12 @@ def _mark(pair: Pair) -> tuple[str, bool]:
     # The same prompt may have a system message in the run that people were not shown, or the other way round.
     messages = [_told(message) for message in pair.prompt.messages if message.role != "system"]
     return digest([messages, texts], 32), pair.a.text == texts[0]
+
+
+def _first_is_a(mark: str) -> bool:
+    """Whether the first text in alphabetical order is `a` where votes are put together. It is by chance, because what
+    several votes amount to (`pipeline.crowd`) takes it that the better answer is as often one side as the other."""
+    return int(mark, 16) % 2 == 0
 
 
 def _told(message: Message) -> list[str]:
