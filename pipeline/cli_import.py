@@ -87,21 +87,27 @@ def _say(*lines: str) -> None:
 def _collect(options: argparse.Namespace) -> "Collected":
     from pipeline.importers.collect import collect
 
+    if not 0 <= options.max_bad <= 1:
+        raise DataError(f"--max-bad: {options.max_bad:g} found; needs a share from 0 to 1 (0.05 is 5 %)")
     return collect(options.files, options.format, _options(options), options.max_bad)
 
 
 def _options(options: argparse.Namespace) -> Options:
     try:
-        return Options(
-            choices=_mapping(options.choices, "--choices"),
-            columns=_mapping(options.columns, "--columns"),
-            prompt_split=options.prompt_split,
-            assume_submitted=options.assume_submitted,
+        return Options.model_validate(
+            {
+                "choices": _mapping(options.choices, "--choices"),
+                "columns": _mapping(options.columns, "--columns"),
+                "prompt_split": options.prompt_split,
+                "assume_submitted": options.assume_submitted,
+            }
         )
     except ValidationError as error:
         found = error.errors()[0]
-        where = "--" + ".".join(map(str, found["loc"])).replace("_", "-")
-        raise DataError(f"{where}: {found['input']!r} found; {found['msg']}") from error
+        where = "--" + ".".join(str(part) for part in found["loc"] if part != "[key]").replace("_", "-")
+        told = found["msg"].removeprefix("Value error, ")
+        what = "" if found["type"] == "value_error" else f"{found['input']!r} found; "  # ours say it themselves
+        raise DataError(f"{where}: {what}{told}") from error
 
 
 def _mapping(text: str, option: str) -> dict[str, str]:

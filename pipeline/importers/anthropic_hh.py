@@ -9,7 +9,19 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.importers.base import BadRow, Ballot, Judged, Options, Row, by_choice, last_turn, part, same_prompt, text
+from pipeline.importers.base import (
+    BadRow,
+    Ballot,
+    Judged,
+    Options,
+    Row,
+    by_choice,
+    last_turn,
+    part,
+    same_prompt,
+    text,
+    voter,
+)
 from pipeline.records import Message
 
 CARRIES: frozenset[str] = frozenset()
@@ -20,7 +32,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant):(?: |$|(?=\n))")
 _SPEAKER = {"Human": "user", "Assistant": "assistant"}
 
 
-def recognise(rows: Sequence[Row]) -> float:
+def recognise(rows: Sequence[Row], options: Options) -> float:
     """The marker at the beginning of both texts is nobody else's."""
     return part(rows, lambda row: all(_starts(row.get(side)) for side in ("chosen", "rejected")))
 
@@ -29,7 +41,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
     """The chosen answer is the first."""
     one, a = last_turn(_dialogue(text(row, "chosen"), "chosen"), "chosen")
     other, b = last_turn(_dialogue(text(row, "rejected"), "rejected"), "rejected")
-    yield Judged(same_prompt(one, other), a, b, (Ballot("a"),))
+    yield Judged(same_prompt(one, other), a, b, (Ballot("a", voter(row, options)),))
 
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:

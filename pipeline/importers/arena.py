@@ -21,6 +21,7 @@ from pipeline.importers.base import (
     assistant,
     last_turn,
     messages_of,
+    named,
     number,
     person,
     share,
@@ -34,9 +35,10 @@ CARRIES = frozenset({"ties", "votes", "annotators", "sources"})
 WINNERS: dict[str, Choice] = {"winner_model_a": "a", "winner_model_b": "b", "winner_tie": "tie"}
 
 
-def recognise(rows: Sequence[Row]) -> float:
+def recognise(rows: Sequence[Row], options: Options) -> float:
     """Nobody else has these names."""
-    return max(share(rows, "conversation_a", "conversation_b", "winner"), share(rows, "response_a", *WINNERS))
+    winner = options.columns.get("vote", "winner")
+    return max(share(rows, "conversation_a", "conversation_b", winner), share(rows, "response_a", *WINNERS))
 
 
 def read(row: Row, options: Options) -> Iterator[Judged]:
@@ -46,13 +48,15 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
         other, b = last_turn(_turns(row, "conversation_b"), "conversation_b")
         if one != other:
             raise BadRow("the conversations part before the last answer: the answers are not to one prompt")
-        if row.get("winner") in (None, ""):
+        winner = row.get(named(row, "vote", options, "winner"))
+        if winner in (None, ""):
             raise Skip("no vote")
-        choice = _winner(row["winner"])
+        choice = _winner(winner)
     else:
         one, a, b = _table(row)
         choice = _flag(row)
-    vote = Ballot(choice, annotator=person(row.get("judge")), at=str(row.get("tstamp") or ""))
+    who = person(row.get(named(row, "annotator", options, "judge")))
+    vote = Ballot(choice, annotator=who, at=str(row.get("tstamp") or ""))
     yield Judged(one, a, b, (vote,), sources=(str(row.get("model_a", "a")), str(row.get("model_b", "b"))))
 
 

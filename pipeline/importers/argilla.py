@@ -35,7 +35,7 @@ CARRIES = frozenset({"ties", "votes", "annotators"})
 _END = ".responses"
 
 
-def recognise(rows: Sequence[Row]) -> float:
+def recognise(rows: Sequence[Row], options: Options) -> float:
     """`fields` and `responses` together, or columns of responses with their status."""
     nested = part(rows, lambda row: isinstance(row.get("fields"), dict) and "responses" in row)
     flat = part(rows, lambda row: any(f"{name}.status" in row for name in _flat(row)) or _older(row) is not None)

@@ -5,7 +5,7 @@ set, found by being there and tested by `tests/pipeline/importers/test_contract.
 
     CARRIES      what it can say beside who won: "ties", "votes" (several on a pair), "annotators", "sources" (who wrote
                  the answers), "details" (side, strength, note, sample, time); "thumbs" for answers that are rated alone
-    recognise    (first rows) -> how sure it is that they are its own, from 0 to 1
+    recognise    (first rows, options) -> how sure it is that they are its own, from 0 to 1
     read         (one row, options) -> what the row says; raises BadRow or Skip with the reason
     write        (one judged pair) -> the row that says the same
 
@@ -18,15 +18,17 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.plugins import Config, Files
 from pipeline.records import Message, Sample
 
 Row = Mapping[str, Any]
 Choice = Literal["a", "b", "tie"]
+Named = Literal["prompt", "a", "b", "vote", "annotator", "votes"]
 Aggregate = Literal["dawid_skene", "majority"]
 
 IMPORTED = "imported"
@@ -49,7 +51,7 @@ ROLES = {
     "system": "system", "developer": "system",
 }  # fmt: skip
 
-COLUMNS: dict[str, tuple[str, ...]] = {
+COLUMNS: dict[Named, tuple[str, ...]] = {
     "prompt": ("prompt", "instruction", "question", "query", "messages"),
     "a": ("response_a", "answer_a", "response_1", "answer_1", "response1", "answer1", "completion_a", "output_a", "a"),
     "b": ("response_b", "answer_b", "response_2", "answer_2", "response2", "answer2", "completion_b", "output_b", "b"),
@@ -57,6 +59,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "annotator": ("annotator", "rater", "annotator_id", "rater_id", "worker", "worker_id", "user"),
 }
 """What columns are called, the likelier first; `columns` of the options comes before all of them."""
+
+
+_IS_FORMAT = re.compile(r"^def recognise\(", re.MULTILINE)
 
 
 class BadRow(ValueError):
@@ -73,14 +78,23 @@ class Options(Config):
     choices: dict[str, Literal["a", "b", "tie", "none"]] = Field(default_factory=dict)
     """A value of the votes -> what it means; `none` is no vote. Words such as `left`, `A` or `tie` are known. Numbers
     are not: 1 is the first answer in one file and the second in another."""
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: dict[Named, str] = Field(default_factory=dict)
     """prompt, a, b, vote or annotator -> the name it has in the file. `votes: alice+bob` names several columns of
-    votes, one of each annotator."""
+    votes, one of each annotator. A row without a column that is named here is a bad one."""
     prompt_split: str | None = None
     """Regular expression at whose last match, within what both texts share, the prompt ends. For files that have whole
     texts and no prompt."""
     assume_submitted: bool = False
     """Argilla's nested export does not say which answers are drafts or discarded. True: there are none."""
+
+    @field_validator("prompt_split")
+    @classmethod
+    def _is_an_expression(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"{value!r} found; needs to be a regular expression ({error})") from error
+        return value
 
 
 class Source(Options):
@@ -94,6 +108,13 @@ class Source(Options):
     """Share of rows that may be unusable. More stop the run, with an example of each reason."""
     aggregate: Aggregate = "dawid_skene"
     """What several votes on a pair amount to; `pipeline/crowd.py` has both rules."""
+
+    @field_validator("format")
+    @classmethod
+    def _is_there(cls, value: str) -> str:
+        if value != "auto" and value not in format_names():
+            raise ValueError(no_format(value))
+        return value
 
 
 class Ballot(NamedTuple):
@@ -136,7 +157,7 @@ class Format(Protocol):
 
     CARRIES: frozenset[str]
 
-    def recognise(self, rows: Sequence[Row]) -> float:
+    def recognise(self, rows: Sequence[Row], options: Options) -> float:
         """How sure it is that these first rows of a file are its own, from 0 to 1."""
         ...
 
@@ -156,6 +177,17 @@ class Format(Protocol):
             BadRow: this item would be read back as something else.
         """
         ...
+
+
+def format_names() -> list[str]:
+    """The formats there are: modules of this folder that recognise something. None of them is imported for it."""
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(file.stem for file in files if _IS_FORMAT.search(file.read_text(encoding="utf-8")))
+
+
+def no_format(name: str) -> str:
+    """That there is no format of that name, and which there are."""
+    return f"no format is called {name!r}; there are: {', '.join(format_names())}"
 
 
 # ---- prompts and answers
@@ -294,15 +326,46 @@ def _message(turn: Any, what: str) -> Message:
 # ---- columns and choices
 
 
-def column(row: Row, what: str, options: Options) -> str | None:
-    """The name of the column that holds the prompt, an answer, the vote or the annotator; None: there is none."""
+def column(row: Row, what: Named, options: Options) -> str | None:
+    """The name of the column that holds the prompt, an answer, the vote or the annotator; None: there is none.
+
+    Raises:
+        BadRow: `columns` of the options names one that is not there.
+    """
     if what in options.columns:
-        return options.columns[what]
+        return named(row, what, options, "")
     known = {name.lower(): name for name in row if isinstance(name, str)}
     return next((known[name] for name in COLUMNS[what] if name in known), None)
 
 
-def cell(row: Row, what: str, options: Options) -> Any:
+def has(row: Row, what: Named, options: Options) -> bool:
+    """Whether there is such a column, for `recognise`."""
+    return options.columns[what] in row if what in options.columns else column(row, what, options) is not None
+
+
+def named(row: Row, what: Named, options: Options, usual: str) -> str:
+    """The name of a column that the format itself always calls `usual`, unless the options name another.
+
+    Raises:
+        BadRow: they do, and it is not there.
+    """
+    if what not in options.columns:
+        return usual
+    return present(row, options.columns[what])
+
+
+def present(row: Row, name: str) -> str:
+    """The name of a column that somebody named.
+
+    Raises:
+        BadRow: it is not there.
+    """
+    if name not in row:
+        raise BadRow(f"no column {name!r}: the row has {', '.join(map(str, row))}; mend its name in columns")
+    return name
+
+
+def cell(row: Row, what: Named, options: Options) -> Any:
     """The value of such a column.
 
     Raises:
@@ -323,9 +386,9 @@ def vote_of(row: Row, options: Options) -> Choice | None:
     return choice_of(row[_present(row, "vote", options)], options)
 
 
-def _present(row: Row, what: str, options: Options) -> str:
+def _present(row: Row, what: Named, options: Options) -> str:
     name = column(row, what, options)
-    if name is None or name not in row:
+    if name is None:
         raise BadRow(f"no {what}: the row has {', '.join(map(str, row))}; say which it is with columns ({what}=NAME)")
     return name
 
@@ -345,6 +408,15 @@ def answers(row: Row, options: Options) -> tuple[str, str]:
 def person(value: Any) -> str | None:
     """Who voted, by the file's name or number of them; None: it does not say, whether it is blank or null."""
     return None if value is None or not str(value).strip() else str(value)
+
+
+def voter(row: Row, options: Options) -> str | None:
+    """Who voted, in a format that has no column for them, by the one that the options name; None: they name none.
+
+    Raises:
+        BadRow: the column is not there.
+    """
+    return person(row[present(row, options.columns["annotator"])]) if "annotator" in options.columns else None
 
 
 def text(row: Row, name: str) -> str:

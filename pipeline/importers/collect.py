@@ -1,8 +1,9 @@
 """Rows of any format -> pairs with all their votes, thumbs, and a quarantine. The same files give the same bytes.
 
 A pair is its prompt and its two texts, so that it is one pair in whichever order and however often a file has it, and
-whoever is said to have written them: the first row that has it says who did. Of several votes of one person on a pair the latest counts. A vote of nobody in particular is `anonymous/1`, `anonymous/2`
-... on its pair. Every row is imported, or skipped with a reason, or in the quarantine with a reason: the counts add up.
+whoever is said to have written them: the first row that has it says who did. Of several votes of one person on a pair
+the latest counts. A vote of nobody in particular is `anonymous/1`, `anonymous/2` ... on its pair. Every row is
+imported, or skipped with a reason, or in the quarantine with a reason: the counts add up.
 
 Pairs are kept as the lines that they will be, about a quarter of what the records would take. What is left out: what
 the votes say together (`pipeline.crowd`).
@@ -10,7 +11,6 @@ the votes say together (`pipeline.crowd`).
 
 import importlib
 import json
-import pkgutil
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,11 +21,23 @@ from typing import Any, NamedTuple, cast
 
 from pydantic import Field, ValidationError
 
-import pipeline.importers
 from pipeline import store
 from pipeline.errors import DataError
 from pipeline.importers import files
-from pipeline.importers.base import IMPORTED, NOBODY, BadRow, Ballot, Format, Judged, Options, Skip, Thumbed
+from pipeline.importers.base import (
+    IMPORTED,
+    NOBODY,
+    BadRow,
+    Ballot,
+    Format,
+    Judged,
+    Options,
+    Row,
+    Skip,
+    Thumbed,
+    format_names,
+    no_format,
+)
 from pipeline.records import Pair, Prompt, Record, Response, Thumb, Vote, digest
 
 FIRST = 50
@@ -36,8 +48,6 @@ ANONYMOUS = f"{NOBODY}/"
 
 ONE_SIDED = 10
 """Votes from which one side that nobody chose means that the values were misread."""
-
-_IS_FORMAT = re.compile(r"^def recognise\(", re.MULTILINE)
 
 
 class Quarantined(Record):
@@ -78,13 +88,6 @@ class Counts(Record):
     thumbs_up: int = 0
 
 
-def format_names() -> list[str]:
-    """The formats there are: modules of this folder that recognise something."""
-    package = Path(pipeline.importers.__path__[0])
-    names = [module.name for module in pkgutil.iter_modules([str(package)])]
-    return sorted(name for name in names if _IS_FORMAT.search((package / f"{name}.py").read_text(encoding="utf-8")))
-
-
 def format_of(name: str) -> Format:
     """The format of that name.
 
@@ -92,12 +95,12 @@ def format_of(name: str) -> Format:
         DataError: there is none.
     """
     if name not in format_names():
-        raise DataError(f"no format is called {name!r}; there are: {', '.join(format_names())}")
+        raise DataError(no_format(name))
     return cast(Format, importlib.import_module(f"pipeline.importers.{name}"))
 
 
-def recognised(path: Path) -> str:
-    """The format of a file, by its first rows.
+def recognised(path: Path, options: Options) -> str:
+    """The format of a file, by its first rows and by what its columns are said to be.
 
     Raises:
         DataError: no format knows them, or two are equally sure.
@@ -105,13 +108,19 @@ def recognised(path: Path) -> str:
     rows = [raw.value for raw in islice(files.rows(path), FIRST) if raw.value is not None]
     if not rows:
         raise DataError(f"{path}: no row can be read; check that it is what its name says")
-    sure = sorted(((format_of(name).recognise(rows), name) for name in format_names()), reverse=True)
+    sure = sorted(((format_of(name).recognise(rows, options), name) for name in format_names()), reverse=True)
     if sure[0][0] <= 0:
-        known = f"there are: {', '.join(format_names())}"
-        raise DataError(f"{path}: no format knows the fields {', '.join(map(str, rows[0]))}; name one ({known})")
+        raise DataError(f"{path}: {_unknown(rows, options)}")
     if sure[0][0] == sure[1][0]:
         raise DataError(f"{path}: may be {sure[0][1]} or {sure[1][1]}; say which with the format")
     return sure[0][1]
+
+
+def _unknown(rows: Sequence[Row], options: Options) -> str:
+    there = ", ".join(map(str, rows[0]))
+    absent = [f"{what}={name}" for what, name in options.columns.items() if not any(name in row for row in rows)]
+    mend = f"; no column is called what columns says ({', '.join(absent)})" if absent else ""
+    return f"no format knows the fields {there}; name one (there are: {', '.join(format_names())}){mend}"
 
 
 @dataclass(slots=True)
@@ -168,7 +177,7 @@ class Collected:
         Raises:
             DataError: the file cannot be read, or one side was never chosen by a map of numbers.
         """
-        name = recognised(path) if name == "auto" else name
+        name = recognised(path, options) if name == "auto" else name
         reader = format_of(name)
         self._formats[str(path)] = name
         before = Counter(self._choices)

@@ -27,6 +27,7 @@ from pipeline.importers.base import (
     same_prompt,
     share,
     turns,
+    voter,
     with_system,
 )
 from pipeline.records import Message
@@ -36,7 +37,7 @@ CARRIES: frozenset[str] = frozenset()
 SCORES = (("score_chosen", "score_rejected"), ("chosen_avg_rating", "rejected_avg_rating"))
 
 
-def recognise(rows: Sequence[Row]) -> float:
+def recognise(rows: Sequence[Row], options: Options) -> float:
     """Chosen and rejected are common words: other formats that have them say more."""
     return 0.6 * max(share(rows, "chosen", "rejected"), share(rows, "chosen_response", "rejected_response"))
 
@@ -48,13 +49,13 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
     whole = all(isinstance(side, list | tuple) and len(side) > 1 for side in (chosen, rejected))
     if whole:
         prompt, answers = _conversations(chosen, rejected)
-    elif name is not None and name != "messages" and row[name] is not None:
+    elif name is not None and (name != "messages" or "prompt" in options.columns) and row[name] is not None:
         prompt = messages_of(row[name])
         answers = answer_of(chosen, "chosen"), answer_of(rejected, "rejected")
     else:
         prompt, answers = _texts(chosen, rejected, options)
     choice, strength = _scored(row)
-    yield Judged(with_system(row, prompt), *answers, (Ballot(choice, strength=strength),))
+    yield Judged(with_system(row, prompt), *answers, (Ballot(choice, voter(row, options), strength=strength),))
 
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:

@@ -21,6 +21,7 @@ from pipeline.importers.base import (
     Skip,
     answer_of,
     cell,
+    named,
     packed,
     part,
     person,
@@ -33,7 +34,7 @@ CARRIES = frozenset({"ties", "votes", "annotators"})
 SIDES: dict[str, Choice] = {"left": "a", "right": "b"}
 
 
-def recognise(rows: Sequence[Row]) -> float:
+def recognise(rows: Sequence[Row], options: Options) -> float:
     """Tasks with data and annotations, or rows with an annotation's id and a selection."""
     full = part(rows, lambda row: isinstance(row.get("data"), dict) and _annotations(row) is not None)
     minimal = part(rows, lambda row: "annotation_id" in row and any(map(_selections, row.values())))
@@ -47,7 +48,8 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
         found = list(_full(row))
     else:
         fields = row
-        found = [(_minimal(row), row.get("annotator"), str(row.get("updated_at") or row.get("created_at") or ""))]
+        who = row.get(named(row, "annotator", options, "annotator"))
+        found = [(_minimal(row), who, str(row.get("updated_at") or row.get("created_at") or ""))]
     votes, skipped = [], []
     for said, who, at in found:
         if isinstance(said, str):
@@ -97,7 +99,10 @@ def _full(row: Row) -> Iterator[tuple[Any, Any, str]]:
         if each.get("was_cancelled"):
             yield "cancelled", who, at
         else:
-            yield [_value(result) for result in each.get("result") or ()], who, at
+            result = each.get("result") or ()
+            if not isinstance(result, list | tuple):
+                raise BadRow(f"result: {shown(result)} found; needs a list")
+            yield [_value(part) for part in result], who, at
 
 
 def _value(result: Any) -> Mapping[str, Any]:
@@ -126,14 +131,23 @@ def _selections(value: Any) -> list[Mapping[str, Any]]:
     return [each for each in value if isinstance(each, Mapping) and "selected" in each]
 
 
+def _words(value: Any) -> Sequence[Any]:
+    """The labels of a `<Choices>`: a list, or the only one by itself."""
+    if value is None or isinstance(value, str):
+        return [value] if value else []
+    if not isinstance(value, list | tuple):
+        raise BadRow(f"choices: {shown(value)} found; needs a list of labels")
+    return value
+
+
 def _choice(said: Sequence[Mapping[str, Any]], options: Options) -> Choice | None:
     found: set[Choice] = set()
     for value in said:
         if "selected" in value:
-            if value["selected"] not in SIDES:
+            if not isinstance(value["selected"], str) or value["selected"] not in SIDES:
                 raise BadRow(f"selected: {shown(value['selected'])} found; needs left or right")
             found.add(SIDES[value["selected"]])
-        for word in value.get("choices") or ():
+        for word in _words(value.get("choices")):
             meant = options.choices.get(str(word), WORDS.get(str(word).lower()))
             if meant not in (None, "none"):
                 found.add(meant)  # type: ignore[arg-type]

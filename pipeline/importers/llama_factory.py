@@ -2,7 +2,7 @@
 (`conversations`), and its KTO sets (messages and a boolean).
 
 The prompt of an Alpaca row is the instruction, a line break and the input; `system` and `history` come before it.
-Names that a `dataset_info.json` gives other columns are named with `columns`.
+Columns need to have these names: what a `dataset_info.json` says of others is not read.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,6 +23,7 @@ from pipeline.importers.base import (
     share,
     shown,
     text,
+    voter,
     with_system,
 )
 from pipeline.records import Message
@@ -32,7 +33,7 @@ CARRIES: frozenset[str] = frozenset()
 LABELS = ("label", "kto_tag")
 
 
-def recognise(rows: Sequence[Row]) -> float:
+def recognise(rows: Sequence[Row], options: Options) -> float:
     """An instruction and both sides are Alpaca's; `conversations` with both sides are ShareGPT's."""
     alpaca, sharegpt = share(rows, "instruction", "chosen", "rejected"), share(rows, "conversations", "chosen")
     kto = part(rows, lambda row: _conversation(row) is not None and _label(row) is not None)
@@ -48,7 +49,7 @@ def read(row: Row, options: Options) -> Iterator[Judged | Thumbed]:
         return
     a, b = answer_of(row.get("chosen"), "chosen"), answer_of(row.get("rejected"), "rejected")
     turns = messages_of(row["conversations"], "conversations") if "conversations" in row else _alpaca(row)
-    yield Judged(with_system(row, turns), a, b, (Ballot("a"),))
+    yield Judged(with_system(row, turns), a, b, (Ballot("a", voter(row, options)),))
 
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:
@@ -64,7 +65,10 @@ def write(item: Judged) -> Iterator[dict[str, Any]]:
 
 def _alpaca(row: Row) -> tuple[Message, ...]:
     before: list[Message] = []
-    for turn in row.get("history") or ():
+    history = row.get("history") or ()
+    if not isinstance(history, list | tuple):
+        raise BadRow(f"history: {shown(history)} found; needs a list of what the user and the assistant said")
+    for turn in history:
         if not isinstance(turn, list | tuple) or len(turn) != 2 or not all(isinstance(each, str) for each in turn):
             raise BadRow(f"history: {shown(turn)} found; needs pairs of what the user and the assistant said")
         before += [Message(role="user", content=turn[0]), Message(role="assistant", content=turn[1])]

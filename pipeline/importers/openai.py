@@ -22,6 +22,7 @@ from pipeline.importers.base import (
     shown,
     text,
     turns,
+    voter,
 )
 
 CARRIES: frozenset[str] = frozenset()
@@ -29,7 +30,7 @@ CARRIES: frozenset[str] = frozenset()
 SIDES = (("preferred_output", "non_preferred_output"), ("preferred_completion", "non_preferred_completion"))
 
 
-def recognise(rows: Sequence[Row]) -> float:
+def recognise(rows: Sequence[Row], options: Options) -> float:
     """Nobody else has these names."""
     return max(*(share(rows, "input", *sides) for sides in SIDES), share(rows, "messages", "rejected_response"))
 
@@ -38,7 +39,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
     """The preferred answer is the first."""
     if "rejected_response" in row:
         prompt, answer = last_turn(messages_of(row.get("messages"), "messages"), "messages")
-        yield Judged(prompt, answer, text(row, "rejected_response"), (Ballot("a"),))
+        yield Judged(prompt, answer, text(row, "rejected_response"), (Ballot("a", voter(row, options)),))
         return
     asked = row.get("input")
     if not isinstance(asked, dict) or "messages" not in asked:
@@ -47,7 +48,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
         raise BadRow("input.tools: tools are not supported; leave the row out")
     sides = next((names for names in SIDES if names[0] in row), SIDES[0])
     a, b = (answer_of(row.get(name), name) for name in sides)
-    yield Judged(messages_of(asked["messages"], "input.messages"), a, b, (Ballot("a"),))
+    yield Judged(messages_of(asked["messages"], "input.messages"), a, b, (Ballot("a", voter(row, options)),))
 
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """A table with one row a pair: prompt, two answers, and the votes beside them. CSV, Parquet or JSON lines.
 
 Votes are in columns `vote_1`, `vote_2` ... (or named by `columns`, `votes: alice+bob`), each an annotator by its name;
-in counts `votes_a`, `votes_b`, `votes_tie` of nobody in particular; or in one column such as `winner`. An empty cell is
-somebody who did not vote.
+in counts `votes_a`, `votes_b`, `votes_tie` of nobody in particular; or in one column such as `winner`, where a column
+of the annotator may say whose it is. An empty cell is somebody who did not vote.
 """
 
 import re
@@ -14,15 +14,19 @@ from pipeline.importers.base import (
     Ballot,
     Choice,
     Judged,
+    Named,
     Options,
     Row,
     Skip,
     answers,
     choice_of,
     column,
+    has,
     number,
     packed,
     part,
+    person,
+    present,
     prompt_of,
     shown,
     vote_of,
@@ -34,9 +38,9 @@ _VOTE = re.compile(r"(vote|rater|annotator|choice)_?\d+", re.IGNORECASE)
 COUNTS: dict[str, Choice] = {"votes_a": "a", "votes_b": "b", "votes_tie": "tie"}
 
 
-def recognise(rows: Sequence[Row]) -> float:
+def recognise(rows: Sequence[Row], options: Options) -> float:
     """Two answers and votes, and no annotator of the row."""
-    return 0.7 * part(rows, _is_pair)
+    return 0.7 * part(rows, lambda row: _is_pair(row, options))
 
 
 def read(row: Row, options: Options) -> Iterator[Judged]:
@@ -53,17 +57,20 @@ def write(item: Judged) -> Iterator[dict[str, Any]]:
     yield {"prompt": packed(item.prompt), "response_a": item.a, "response_b": item.b, **counts}
 
 
-def _is_pair(row: Row) -> bool:
-    has = {what: column(row, what, Options()) is not None for what in ("prompt", "a", "b", "vote", "annotator")}
-    several = any(_VOTE.fullmatch(str(name)) for name in row) or "votes_a" in row
-    return has["prompt"] and has["a"] and has["b"] and (several or (has["vote"] and not has["annotator"]))
+def _is_pair(row: Row, options: Options) -> bool:
+    needed: tuple[Named, ...] = ("prompt", "a", "b")
+    several = "votes" in options.columns or any(_VOTE.fullmatch(str(name)) for name in row) or "votes_a" in row
+    voted = several or (has(row, "vote", options) and not has(row, "annotator", options))
+    return voted and all(has(row, what, options) for what in needed)
 
 
 def _votes(row: Row, options: Options) -> Iterator[Ballot]:
+    who = column(row, "annotator", options)  # also where it does not count: a name that is not there is a mistake
+    names: list[str] = []
     if "votes" in options.columns:
-        names = options.columns["votes"].split("+")
-        if missing := [name for name in names if name not in row]:
-            raise BadRow(f"no column {missing[0]!r}: the row has {', '.join(map(str, row))}")
+        names = [present(row, name) for name in options.columns["votes"].split("+")]
+    elif "vote" in options.columns:
+        pass  # what somebody named comes before what columns are usually called
     elif "votes_a" in row and "votes_b" in row:
         yield from _counted(row)
         return
@@ -74,7 +81,7 @@ def _votes(row: Row, options: Options) -> Iterator[Ballot]:
             if (choice := choice_of(row[name], options)) is not None:
                 yield Ballot(choice, annotator=name)
     elif (choice := vote_of(row, options)) is not None:
-        yield Ballot(choice)
+        yield Ballot(choice, annotator=None if who is None else person(row[who]))
 
 
 def _counted(row: Row) -> Iterator[Ballot]:

@@ -8,12 +8,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.importers.base import BadRow, Ballot, Judged, Options, Row, person, prompt_of, share, shown, turns
+from pipeline.importers.base import BadRow, Ballot, Judged, Options, Row, named, person, prompt_of, share, shown, turns
 
 CARRIES = frozenset({"ties", "votes", "annotators"})
 
 
-def recognise(rows: Sequence[Row]) -> float:
+def recognise(rows: Sequence[Row], options: Options) -> float:
     """Both names together."""
     return share(rows, "responses", "ranking")
 
@@ -25,7 +25,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
         raise BadRow(f"responses: {shown(answers)} found; needs a list of texts")
     level = _levels(order, len(answers))
     prompt = prompt_of(row, options)
-    who = person(row.get("annotator"))
+    who = person(row.get(named(row, "annotator", options, "annotator")))
     for one, other in itertools.combinations(sorted(level), 2):
         if answers[one] == answers[other]:
             continue

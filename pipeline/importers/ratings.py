@@ -28,7 +28,7 @@ from pipeline.importers.base import (
 CARRIES = frozenset({"ties", "sources"})
 
 
-def recognise(rows: Sequence[Row]) -> float:
+def recognise(rows: Sequence[Row], options: Options) -> float:
     """A list of completions that have ratings."""
     return part(rows, lambda row: _rated(row.get("completions")))
 

@@ -19,12 +19,13 @@ from pipeline.importers.base import (
     share,
     shown,
     text,
+    voter,
 )
 
 CARRIES: frozenset[str] = frozenset()
 
 
-def recognise(rows: Sequence[Row]) -> float:
+def recognise(rows: Sequence[Row], options: Options) -> float:
     """Nobody else has these names."""
     return share(rows, "history", "human_ref_A", "human_ref_B", "labels")
 
@@ -35,7 +36,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
     label = number(row.get("labels"))
     if label not in sides:
         raise BadRow(f"labels: {shown(row.get('labels'))} found; needs 1 (A is better) or 0 (B is)")
-    vote = Ballot(sides[label], strength=number(row.get("score_ratio")))
+    vote = Ballot(sides[label], voter(row, options), strength=number(row.get("score_ratio")))
     prompt = messages_of(text(row, "history"), "history")
     yield Judged(prompt, text(row, "human_ref_A"), text(row, "human_ref_B"), (vote,))
 

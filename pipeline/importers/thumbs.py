@@ -1,7 +1,8 @@
 """One answer a row, good or bad: TRL's unpaired preference (`prompt`, `completion`, `label`) and product logs.
 
 Thumbs are true, false, up, down, +1, -1 and the emoji; any other value, stars above all, needs `choices`: `5=a` is
-good, `1=b` is bad, `3=none` is left out. No value is no vote, and not a bad one.
+good, `1=b` is bad, `3=none` is left out. No value is no vote, and not a bad one. `columns` may name the prompt and the
+vote.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from pipeline.importers.base import (
     Thumbed,
     answer_of,
     assistant,
+    named,
     part,
     prompt_of,
     shown,
@@ -32,14 +34,14 @@ WORDS = {
 }
 
 
-def recognise(rows: Sequence[Row]) -> float:
+def recognise(rows: Sequence[Row], options: Options) -> float:
     """A prompt, one answer and a rating, and no other answer."""
-    return 0.8 * part(rows, _is_one)
+    return 0.8 * part(rows, lambda row: _is_one(row, options))
 
 
 def read(row: Row, options: Options) -> Iterator[Thumbed]:
     """One thumb a row."""
-    answer, rating = _name(row, ANSWERS), _name(row, RATINGS)
+    answer, rating = _name(row, ANSWERS), named(row, "vote", options, _name(row, RATINGS) or "") or None
     if answer is None or rating is None:
         raise BadRow(f"no answer with a rating; needs one of {', '.join(ANSWERS)} and one of {', '.join(RATINGS)}")
     good = _good(row[rating], rating, options)
@@ -59,9 +61,11 @@ def write(item: Thumbed) -> Iterator[dict[str, Any]]:
     }
 
 
-def _is_one(row: Row) -> bool:
+def _is_one(row: Row, options: Options) -> bool:
     alone = not any(name in row for name in ("chosen", "rejected", "response_a", "response_b", "completions"))
-    return alone and "prompt" in row and _name(row, ANSWERS) is not None and _name(row, RATINGS) is not None
+    asked = options.columns.get("prompt", "prompt") in row
+    rated = options.columns["vote"] in row if "vote" in options.columns else _name(row, RATINGS) is not None
+    return alone and asked and rated and _name(row, ANSWERS) is not None
 
 
 def _name(row: Row, names: tuple[str, ...]) -> str | None:

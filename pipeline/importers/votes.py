@@ -14,11 +14,13 @@ from pipeline.importers.base import (
     BadRow,
     Ballot,
     Judged,
+    Named,
     Options,
     Row,
     Skip,
     answers,
     column,
+    has,
     number,
     packed,
     part,
@@ -32,10 +34,12 @@ from pipeline.records import digest
 CARRIES = frozenset({"ties", "votes", "annotators", "sources", "details"})
 
 
-def recognise(rows: Sequence[Row]) -> float:
+def recognise(rows: Sequence[Row], options: Options) -> float:
     """Two answers, one vote, and somebody who cast it."""
-    needed = ("prompt", "a", "b", "vote", "annotator")
-    return 0.9 * part(rows, lambda row: all(column(row, each, Options()) for each in needed))
+    if "votes" in options.columns:
+        return 0.0  # the votes are in several columns
+    needed: tuple[Named, ...] = ("prompt", "a", "b", "vote", "annotator")
+    return 0.9 * part(rows, lambda row: all(has(row, each, options) for each in needed))
 
 
 def read(row: Row, options: Options) -> Iterator[Judged]:

@@ -45,6 +45,24 @@ def test_a_value_of_choices_that_is_no_choice_is_refused(tmp_path: Path, capsys:
         assert problem in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--max-bad", "5"], "--max-bad: 5 found; needs a share from 0 to 1"),
+        (["--max-bad", "nan"], "--max-bad: nan found"),
+        (["--columns", "rater=who"], "--columns.rater: 'rater' found; Input should be 'prompt', 'a', 'b', 'vote'"),
+        (["--prompt-split", "("], "--prompt-split: '(' found; needs to be a regular expression"),
+        (["--format", "argila"], "no format is called 'argila'"),
+    ],
+)
+def test_an_option_that_could_not_be_meant_is_refused_with_what_may_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert cli.main(["import", str(EXAMPLES / "votes.csv"), "--to", str(tmp_path / "out"), *words]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_convert_says_what_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "f.jsonl"
     words = ["convert", str(EXAMPLES / "votes.csv"), "--to-format", "openai", "--to", str(target)]

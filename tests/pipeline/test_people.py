@@ -121,6 +121,15 @@ def test_a_recipe_has_pairs_from_people_or_from_the_policy_and_says_what_is_miss
     assert "annotations.formt: no such option; did you mean 'format'?" in mistakes(
         tmp_path, votes, "annotations.formt=votes"
     )
+    assert "annotations.format: no format is called 'argila'; there are: anthropic_hh" in mistakes(
+        tmp_path, votes, "annotations.format=argila"
+    )
+    assert "annotations.prompt_split: '(' found; needs to be a regular expression" in mistakes(
+        tmp_path, votes, "annotations.prompt_split='('"
+    )
+    assert "annotations.columns.rater: 'rater' found; needs to be 'prompt', 'a', 'b', 'vote'," in mistakes(
+        tmp_path, votes, "annotations.columns={rater: who}"
+    )
     assert "annotations.choices.1: 'c' found" in mistakes(tmp_path, votes, "annotations.choices={'1': c}")
     found = loaded(tmp_path, votes)
     votes.unlink()

@@ -74,10 +74,10 @@ def test_a_format_says_what_it_carries(name: str) -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_an_example_is_recognised_and_nobody_else_is_as_sure(name: str) -> None:
     path = EXAMPLES / name
-    chosen = recognised(path)
+    chosen = recognised(path, Options())
     assert name.startswith(chosen)
     rows = [raw.value for raw in files.rows(path) if raw.value is not None]
-    sure = {each: format_of(each).recognise(rows) for each in format_names()}
+    sure = {each: format_of(each).recognise(rows, Options()) for each in format_names()}
     assert all(0 <= value <= 1 for value in sure.values())
     assert sum(value >= sure[chosen] for value in sure.values()) == 1
 

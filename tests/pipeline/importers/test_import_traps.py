@@ -1,17 +1,22 @@
 """What goes wrong with people's files, each by the name of its trap."""
 
+import copy
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline import votes
 from pipeline.errors import DataError
 from pipeline.importers import files
-from pipeline.importers.base import Options
-from pipeline.importers.collect import Collected, collect, recognised
+from pipeline.importers.base import Options, Source
+from pipeline.importers.collect import Collected, collect, format_names, format_of, recognised
+
+EXAMPLES = Path(__file__).parents[3] / "data" / "annotations"
 
 AB = {"prompt": "P?", "response_a": "one", "response_b": "two"}
 
@@ -51,8 +56,141 @@ def test_a_column_that_is_not_there_and_a_cell_that_is_empty_are_told_apart(tmp_
     rows = [{**AB, "response_b": None, "winner": "a"}, {**AB, "prompt": None, "winner": "a"}, {**AB, "winner": "a"}]
     told = reasons(read(tmp_path, rows))
     assert told == "b: response_b is empty; fill it in\nprompt: prompt is empty; fill it in"
-    with pytest.raises(DataError, match=r"no vote: the row has .*, winner; say which it is with columns \(vote=NAME\)"):
-        read(tmp_path, rows[2:], name="pairs", max_bad=0, columns={"vote": "wimmer"})
+    with pytest.raises(DataError, match=r"no vote: the row has .*_b; say which it is with columns \(vote=NAME\)"):
+        read(tmp_path, [AB], name="pairs", max_bad=0)
+
+
+VOTE = {**AB, "who": "ana", "choice": "a"}
+ASKED = "\n\nHuman: P?\n\nAssistant:"
+
+
+def test_the_column_that_says_who_voted_is_theirs_whatever_it_is_called(tmp_path: Path) -> None:
+    rows = [{**VOTE, "who": who, "choice": choice} for who, choice in (("ana", "a"), ("ben", "b"), ("ana", "b"))]
+    found = read(tmp_path, rows, max_bad=0, columns={"annotator": "who"})
+    counts = found.counts()
+    assert set(counts.formats.values()) == {"votes"}
+    assert (counts.votes, counts.annotators, counts.anonymous_votes, counts.votes_replaced) == (2, 2, 0, 1)
+
+
+TALK = {f"conversation_{side}": [{"role": "user", "content": "P?"}, {"role": "assistant", "content": side}]
+        for side in "ab"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("pairs", VOTE),
+        ("rankings", {"prompt": "P?", "responses": ["one", "two"], "ranking": [0, 1], "who": "ana"}),
+        ("arena", {**TALK, "winner": "model_a", "who": "ana"}),
+        ("label_studio", {**AB, "annotation_id": 1, "said": [{"selected": "left"}], "who": "ana"}),
+        ("hf_preference", {"prompt": "P?", "chosen": "one", "rejected": "two", "who": "ana"}),
+        ("llama_factory", {"instruction": "P?", "chosen": "one", "rejected": "two", "who": "ana"}),
+        ("anthropic_hh", {"chosen": f"{ASKED} one", "rejected": f"{ASKED} two", "who": "ana"}),
+        ("shp", {"history": "P?", "human_ref_A": "one", "human_ref_B": "two", "labels": 1, "who": "ana"}),
+        ("openai", {"input": {"messages": [{"role": "user", "content": "P?"}]}, "preferred_output": "one",
+                    "non_preferred_output": "two", "who": "ana"}),
+    ],
+)  # fmt: skip
+def test_who_voted_is_read_from_the_named_column_in_every_format_that_has_one_vote_a_row(
+    tmp_path: Path, name: str, row: dict[str, Any]
+) -> None:
+    (vote,) = read(tmp_path, [row], name=name, max_bad=0, columns={"annotator": "who"}).votes()
+    assert vote.annotator == "ana"
+    with pytest.raises(DataError, match=r"no column 'wo': the row has .*, who"):
+        read(tmp_path, [row], name=name, max_bad=0, columns={"annotator": "wo"})
+
+
+@pytest.mark.parametrize("what", ["prompt", "a", "b", "vote", "annotator"])
+@pytest.mark.parametrize("name", ["votes", "pairs"])
+def test_a_named_column_that_is_not_there_is_a_bad_row(tmp_path: Path, name: str, what: str) -> None:
+    with pytest.raises(DataError, match=r"no column 'alice': the row has prompt, .*, choice; mend its name in columns"):
+        read(tmp_path, [VOTE], name=name, max_bad=0, columns={what: "alice"})
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("prompt", r"no column is called what columns says \(prompt=alice\)"),
+        ("vote", r"no column is called what columns says \(vote=alice\)"),
+        ("annotator", "no column 'alice': the row has"),
+        ("votes", "no column 'alice': the row has"),
+    ],
+)
+def test_a_named_column_that_is_not_there_is_told_where_the_format_is_not_named(
+    tmp_path: Path, what: str, told: str
+) -> None:
+    with pytest.raises(DataError, match=told):
+        read(tmp_path, [VOTE], max_bad=0, columns={what: "alice"})
+
+
+def test_columns_of_each_annotator_are_recognised_by_their_names(tmp_path: Path) -> None:
+    row = {**AB, "rater": "the firm", "choice": "tie", "alice": "a", "bob": "b"}
+    found = read(tmp_path, [row], max_bad=0, columns={"votes": "alice+bob"})
+    assert sorted(vote.annotator for vote in found.votes()) == ["alice", "bob"]
+
+
+def test_thumbs_are_recognised_by_the_columns_that_are_named(tmp_path: Path) -> None:
+    row = {"asked": "P?", "completion": "x", "stars": 5}
+    columns = {"prompt": "asked", "vote": "stars"}
+    (thumb,) = read(tmp_path, [row], max_bad=0, columns=columns, choices={"5": "a"}).thumbs
+    assert (thumb.prompt.text, thumb.good) == ("P?", True)
+
+
+ODD: tuple[Any, ...] = (None, 5, True, "", "x", "[{", '[{"selected": "left"}]', [], [5], [["left"]], {}, {"x": []},
+                        float("nan"), [{"selected": ["left"]}], [{"value": {}}])  # fmt: skip
+
+
+def spoilt(value: Any) -> Iterator[Any]:
+    """The value with something odd in each place of it, one at a time."""
+    yield from ODD
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        for other in spoilt(value[key]):
+            copied = copy.copy(value)
+            copied[key] = other
+            yield copied
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
+def test_an_odd_row_is_never_a_traceback(path: Path) -> None:
+    options = Options(assume_submitted="nested" in path.name)
+    reader = format_of(recognised(path, options))
+    others = [format_of(name) for name in format_names()]
+    for raw in files.rows(path):
+        assert raw.value is not None
+        for row in spoilt(raw.value):
+            if isinstance(row, dict):
+                Collected()._take(path, files.Raw(1, row), reader, options)
+                assert all(0 <= each.recognise([row], options) <= 1 for each in others)
+
+
+def test_a_named_prompt_that_is_not_there_is_a_bad_row_of_a_preference_set(tmp_path: Path) -> None:
+    row = {"prompt": "P?", "chosen": "one", "rejected": "two"}
+    with pytest.raises(DataError, match="no column 'typo': the row has prompt, chosen, rejected"):
+        read(tmp_path, [row], max_bad=0, columns={"prompt": "typo"})
+
+
+def test_a_selection_that_is_no_word_is_a_bad_row(tmp_path: Path) -> None:
+    found = read(tmp_path, [task({"result": [{"value": {"selected": said}}]}) for said in (["left"], "left")])
+    assert reasons(found) == "selected: ['left'] found; needs left or right"
+
+
+def test_a_history_that_is_no_list_is_a_bad_row(tmp_path: Path) -> None:
+    row = {"instruction": "P?", "chosen": "one", "rejected": "two"}
+    found = read(tmp_path, [{**row, "history": 5}, row])
+    assert reasons(found) == "history: 5 found; needs a list of what the user and the assistant said"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"prompt_split": "(Answer:"}, r"'\(Answer:' found; needs to be a regular expression \(missing \)"),
+        ({"columns": {"rater": "who"}}, "Input should be 'prompt', 'a', 'b', 'vote', 'annotator' or 'votes'"),
+        ({"format": "argila"}, "no format is called 'argila'; there are: anthropic_hh, arena, argilla"),
+    ],
+)
+def test_an_option_that_could_do_nothing_is_refused_before_anything_is_read(options: Any, told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        Source(files=(Path("never.csv"),), **options)
 
 
 def test_a_map_of_1_and_2_does_not_silently_misread_0_and_1(tmp_path: Path) -> None:
@@ -427,9 +565,9 @@ def test_a_file_that_nobody_knows_or_that_is_not_there_says_so(tmp_path: Path) -
     with pytest.raises(DataError, match="no format knows the fields x; name one"):
         read(tmp_path, [{"x": 1}])
     with pytest.raises(DataError, match="no such file"):
-        recognised(tmp_path / "absent.csv")
+        recognised(tmp_path / "absent.csv", Options())
     with pytest.raises(DataError, match=r"needs to end in one of \.jsonl"):
-        recognised(tmp_path / "votes.xlsx")
+        recognised(tmp_path / "votes.xlsx", Options())
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 1000)[:-30])
     with pytest.raises(DataError, match="cannot be unpacked"):
         collect([tmp_path / "cut.jsonl.gz"], "pairs", Options(), 1)
