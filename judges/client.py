@@ -256,11 +256,12 @@ class Client:
         kept = reply.kept() if reply.outcome == Outcome.OK else None
         if (attempt.charge or 0) > reserve:
             self._most_out = max(self._most_out, reply.tokens_out)
-        await self.ledger.settle(
-            call, key, reserve, Result(reply.outcome.value, attempt.charge, *tokens, attempt.seconds, kept)
-        )
-        self._under_way -= 1
-        self._settled.set()
+        result = Result(reply.outcome.value, attempt.charge, *tokens, attempt.seconds, kept)
+        try:
+            await self.ledger.settle(call, key, reserve, result)
+        finally:  # also where it could not be written: others wait for what comes back
+            self._under_way -= 1
+            self._settled.set()
 
     def _learn(self, attempt: Attempt) -> None:
         """What an attempt tells of the server; everything is stopped if that is the end."""

@@ -242,16 +242,30 @@ class Ledger:
             try:
                 with _explained(self.path):
                     connection = connection or self._connect()
-                    with connection:
-                        connection.execute("BEGIN IMMEDIATE")
-                        results = [write(connection) for write, _ in batch]
-            except DataError as error:
+                results = self._results(connection, [write for write, _ in batch])
+            except Exception as error:  # whatever it is: if this thread ended, all would wait for ever
                 results = [error] * len(batch)
             loop = first[1].get_loop()
             with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
                 loop.call_soon_threadsafe(_resolve, [future for _, future in batch], results)
         if connection is not None:
             connection.close()
+
+    def _results(self, connection: sqlite3.Connection, writes: Sequence[Write]) -> list[Any]:
+        """What these writes return, all in one transaction, or the error that each of them ends in.
+
+        Where one of them cannot be done, each gets a transaction of its own: the replies of the others are paid for.
+        """
+        try:
+            with _explained(self.path), connection:
+                connection.execute("BEGIN IMMEDIATE")
+                return [write(connection) for write in writes]
+        except DataError as error:  # of the file, so that it is the same for all
+            return [error] * len(writes)
+        except Exception as error:
+            if len(writes) == 1:
+                return [error]
+            return [result for write in writes for result in self._results(connection, [write])]
 
     def _waiting(self) -> Iterator[tuple[Write, asyncio.Future[Any]]]:
         while True:
@@ -305,7 +319,7 @@ def _resolve(futures: Sequence[asyncio.Future[Any]], results: Sequence[Any]) -> 
     for future, result in zip(futures, results, strict=True):
         if future.cancelled():
             continue
-        if isinstance(result, DataError):
+        if isinstance(result, Exception):
             future.set_exception(result)
         else:
             future.set_result(result)

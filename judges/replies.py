@@ -176,7 +176,7 @@ def _forbidden(content: bytes, message: str) -> Outcome:
     if "logprob" in message:
         return Outcome.REJECTED
     try:
-        metadata = json.loads(content)["error"]["metadata"]
+        metadata = _parsed(content)["error"]["metadata"]
         moderated = "flagged_input" in metadata or "reasons" in metadata
     except (ValueError, KeyError, TypeError):
         moderated = False
@@ -192,7 +192,7 @@ def charge_of(status: int) -> int | None:
 def read_completion(content: bytes, price: Price) -> Attempt:
     """The answer in a response with status 200, which is not always one."""
     try:
-        told = json.loads(content)
+        told = _parsed(content)
         choice = told["choices"][0]
         message = choice["message"]
         text, refusal = message.get("content"), message.get("refusal")
@@ -212,11 +212,12 @@ def read_completion(content: bytes, price: Price) -> Attempt:
         outcome = Outcome.REFUSED
     elif finish == "content_filter":
         outcome = Outcome.FILTERED
+    said = refusal or text
     detail = "" if outcome != Outcome.OK else _broken(choice, text, usage)
     reply = Reply(
         Outcome.TRANSIENT if detail else outcome,
-        text=refusal or text,
-        finish=finish if isinstance(finish, str) else None,
+        text=None if said is None else _whole(str(said)),
+        finish=_whole(finish) if isinstance(finish, str) else None,
         logprobs=_first_tokens(choice.get("logprobs")),
         tokens_in=tokens_in,
         tokens_out=tokens_out,
@@ -231,7 +232,7 @@ def _broken(choice: Mapping[str, Any], text: str | None, usage: Mapping[str, Any
     error = choice.get("error")
     if error or choice.get("finish_reason") == "error":
         said = error.get("message") if isinstance(error, Mapping) else error
-        return f"HTTP 200 with an error for an answer ({said or 'it does not say which'})"
+        return _whole(f"HTTP 200 with an error for an answer ({said or 'it does not say which'})")
     told = [usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens") if name in usage]
     return "HTTP 200 with no token read and none written" if not text and told and not any(told) else ""
 
@@ -257,21 +258,50 @@ def cut(request: Request, reply: Reply) -> bool:
 
 
 def _first_tokens(told: Any) -> list[tuple[str, float]] | None:
-    """[token, log-probability in nats] of the likeliest first tokens of the answer; None: it came without."""
+    """[token, log-probability in nats] of the likeliest first tokens of the answer; None: it came without any.
+
+    A probability of 0 (-Infinity) and one that is no number (NaN) say nothing and are left out, for no JSON text can
+    keep them. Above 0 is a rounded 0.
+    """
     try:
-        return [(str(each["token"]), float(each["logprob"])) for each in told["content"][0]["top_logprobs"]]
-    except (TypeError, KeyError, IndexError, ValueError):
+        listed = told["content"][0]["top_logprobs"]
+        found = [(_whole(str(each["token"])), float(each["logprob"])) for each in listed]
+    except (TypeError, KeyError, IndexError, ValueError, OverflowError):
         return None
+    return [(token, min(0.0, logprob)) for token, logprob in found if math.isfinite(logprob)] or None
+
+
+def _parsed(content: bytes) -> Any:
+    """The JSON value that a response consists of.
+
+    Raises:
+        ValueError: it is none, or one nested so deeply that it cannot be read.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _whole(text: str) -> str:
+    """The text with `?` for each half of a character, which a reply in JSON can have and neither a journal nor the
+    next question can hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    """A number of tokens that can be true, else 0: unknown. What is larger would not fit into the ledger either."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST_TOKENS else 0
+
+
+MOST_TOKENS = 10**9
+"""More than any model reads or writes at a time."""
 
 
 def _error(content: bytes) -> tuple[str, str]:
     """(code and type, message) of an error as the protocol has them, in lower case."""
     try:
-        error = json.loads(content)["error"]
+        error = _parsed(content)["error"]
         return f"{error.get('code')} {error.get('type')}".lower(), str(error.get("message")).lower()
     except (ValueError, KeyError, TypeError, AttributeError):
         return "", content[:500].decode("utf-8", "replace").lower()
@@ -280,7 +310,7 @@ def _error(content: bytes) -> tuple[str, str]:
 def message_of(content: bytes) -> str:
     """The message of an error response, or its first characters."""
     try:
-        return str(json.loads(content)["error"]["message"])[:200]
+        return _whole(str(_parsed(content)["error"]["message"])[:200])
     except (ValueError, KeyError, TypeError):
         return content[:200].decode("utf-8", "replace")
 

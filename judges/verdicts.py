@@ -63,7 +63,7 @@ def json_field(text: str, field: str) -> Any:
     fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", text, re.DOTALL)
     try:
         told = json.loads(fenced[1] if fenced else text, object_pairs_hook=_once, parse_constant=_refused)
-    except ValueError:
+    except (ValueError, RecursionError):  # the second: thousands of brackets
         return None
     return told.get(field) if isinstance(told, Mapping) else None
 

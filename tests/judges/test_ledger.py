@@ -92,6 +92,25 @@ def test_books_that_cannot_be_written_stop_the_asking(tmp_path: Path) -> None:
         asyncio.run(ledger.reserve("k", 0, 5))
 
 
+def test_what_cannot_be_written_is_an_error_for_whoever_hands_it_in_and_for_nobody_else(tmp_path: Path) -> None:
+    async def settled(ledger: Ledger, key: str, text: str) -> None:
+        call = await ledger.reserve(key, 0, 5)
+        assert call
+        await ledger.settle(call, key, 5, Result("ok", 1, reply={"text": text}))
+
+    async def work(ledger: Ledger) -> list[BaseException | None]:
+        texts = {"k1": "first", "k2": "half an emoji: \ud83d", "k3": "third"}
+        asked = [settled(ledger, key, text) for key, text in texts.items()]
+        async with asyncio.timeout(10):
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+    ledger = books(tmp_path)
+    first, second, third = asyncio.run(work(ledger))
+    assert (first, third) == (None, None) and isinstance(second, UnicodeEncodeError)
+    assert [ledger.reply(key) for key in ("k1", "k2", "k3")] == [{"text": "first"}, None, {"text": "third"}]
+    assert ledger.charged() == 1 + 5 + 1  # nobody knows of the second: its reserve
+
+
 def test_a_ledger_without_a_file_keeps_books_as_long_as_it_lives() -> None:
     ledger = Ledger(None, "run")
     assert asyncio.run(ledger.reserve("k", 0, 5))

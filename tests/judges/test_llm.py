@@ -200,6 +200,21 @@ def test_an_address_where_nothing_is_stops_before_any_pair() -> None:
         build(gone.model_copy(update={"limits": gone.limits.model_copy(update={"attempts": 1})}))
 
 
+@pytest.mark.parametrize("kind", ["half an emoji", "not finite"])
+def test_a_reply_that_no_json_text_can_hold_is_read_and_kept_all_the_same(kind: str, tmp_path: Path) -> None:
+    with judge_server(only=kind, first=99) as server:
+        verdicts = build(config(server), tmp_path).judge(PAIRS[:5])
+        assert all(verdict.evidence["mode"] == "label" and verdict.p_a is not None for verdict in verdicts)
+        assert build(config(server), tmp_path).judge(PAIRS[:5]) == verdicts
+        assert server.tell("stats")["calls"] == 6  # one to find out what it can
+
+
+def test_a_reply_of_thousands_of_brackets_leaves_its_pair_open_and_does_not_end_the_run(tmp_path: Path) -> None:
+    with judge_server(only="nested", first=99) as server:
+        verdicts = build(config(server, mode="json"), tmp_path).judge(PAIRS[:2])
+        assert {verdict.abstained for verdict in verdicts} == {"unreadable"}
+
+
 @pytest.mark.parametrize(("kind", "reason"), [("refusal", "refused"), ("filter", "filtered"), ("500", "failed")])
 def test_no_answer_is_an_abstention_with_its_reason_and_never_a_side(kind: str, reason: str, tmp_path: Path) -> None:
     with judge_server() as server:

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from judges.replies import FREE, Outcome, Price, Request, charge_of, checked, outcome_of, pause_of, read_completion
+from judges.replies import (
+    FREE,
+    Outcome,
+    Price,
+    Request,
+    charge_of,
+    checked,
+    message_of,
+    outcome_of,
+    pause_of,
+    read_completion,
+)
 
 PRICE = Price(input=0.4, output=1.6)
 
@@ -89,6 +100,55 @@ def test_no_bytes_that_are_no_completion_become_an_answer(content: bytes) -> Non
 
 def completion(content: str | None = "K", finish: str = "stop", **more: Any) -> bytes:
     return json.dumps({"choices": [{"message": {"content": content}, "finish_reason": finish}], **more}).encode()
+
+
+def test_half_a_character_is_a_question_mark_wherever_it_stands_in_a_reply() -> None:
+    told = json.loads(completion("nice \ud83d", "stop\udc00"))
+    told["choices"][0]["logprobs"] = {"content": [{"top_logprobs": [{"token": "\ud83dK", "logprob": -0.5}]}]}
+    reply = read_completion(json.dumps(told).encode(), PRICE).reply
+    assert (reply.text, reply.finish, reply.logprobs) == ("nice ?", "stop?", [("?K", -0.5)])
+    told["choices"][0]["message"] = {"content": None, "refusal": "no \ud83d"}
+    assert read_completion(json.dumps(told).encode(), PRICE).reply.text == "no ?"
+    told["choices"][0] = {"message": {"content": "K"}, "error": {"message": "gone \ud83d"}}
+    assert "gone ?" in read_completion(json.dumps(told).encode(), PRICE).reply.detail
+    assert message_of(b'{"error": {"message": "bad \\ud83d"}}') == "bad ?"
+
+
+def test_a_character_in_two_halves_is_one_character() -> None:
+    content = b'{"choices": [{"message": {"content": "nice \\ud83d\\ude00"}, "finish_reason": "stop"}]}'
+    assert read_completion(content, PRICE).reply.text == "nice \N{GRINNING FACE}"
+
+
+@pytest.mark.parametrize(
+    ("listed", "found"),
+    [
+        ('{"token": "K", "logprob": -0.5}, {"token": "P", "logprob": -Infinity}', [("K", -0.5)]),
+        ('{"token": "K", "logprob": NaN}, {"token": "P", "logprob": -2}', [("P", -2.0)]),
+        ('{"token": "K", "logprob": 1e999}, {"token": "P", "logprob": -2}', [("P", -2.0)]),
+        ('{"token": "K", "logprob": 1e-7}', [("K", 0.0)]),
+        ('{"token": "K", "logprob": NaN}', None),
+        ('{"token": "K", "logprob": -1%s}' % ("0" * 400), None),
+        ('{"token": "K"}', None),
+    ],
+)  # fmt: skip
+def test_only_log_probabilities_that_can_be_some_are_read(listed: str, found: Any) -> None:
+    logprobs = f'{{"content": [{{"top_logprobs": [{listed}]}}]}}'
+    content = f'{{"choices": [{{"message": {{"content": "K"}}, "logprobs": {logprobs}}}]}}'
+    assert read_completion(content.encode(), PRICE).reply.logprobs == found
+
+
+def test_a_response_nested_too_deeply_is_no_answer_and_no_error_of_ours() -> None:
+    nested = b'{"error": ' + b"[" * 100_000
+    assert read_completion(nested, PRICE).reply.outcome == Outcome.MALFORMED
+    assert outcome_of(500, nested) == Outcome.TRANSIENT
+    assert outcome_of(403, nested) == Outcome.NO_ACCESS
+    assert message_of(nested).startswith('{"error": [[[')
+
+
+def test_a_count_of_tokens_that_cannot_be_true_is_unknown() -> None:
+    usage = {"prompt_tokens": 10**20, "completion_tokens": 1}
+    attempt = read_completion(completion(usage=usage), PRICE)
+    assert (attempt.reply.tokens_in, attempt.charge) == (0, None)
 
 
 @pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None}, {"prompt_tokens": "9"}, {"prompt_tokens": -1}])

@@ -89,6 +89,8 @@ def test_the_last_line_is_the_verdict_or_there_is_none(reply: str, label: str | 
         ('{"verdict": NaN}', None),
         ('{"reason": "{\\"verdict\\": \\"P\\"}"}', None),
         ("K", None),
+        ("[" * 3000, None),
+        ('{"verdict": ' * 3000, None),
     ],
 )
 def test_a_json_reply_is_one_object_or_nothing(reply: str, found: str | None) -> None:

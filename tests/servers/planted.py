@@ -160,6 +160,8 @@ class World:
         elif kind == "no tokens":
             choice["message"]["content"], choice["logprobs"] = "", None
             answer["usage"] = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        else:
+            odd(kind, choice)
         usage = answer["usage"]
         tokens_out = usage["total_tokens"] - usage["prompt_tokens"]
         self.bill += usage["prompt_tokens"] * PRICE_IN + tokens_out * PRICE_OUT
@@ -280,6 +282,23 @@ class World:
                     self.files[batch[field]] = "\n".join(reversed(rows)).encode()
             batch["status"] = "completed"
         return {key: value for key, value in batch.items() if key != "ready"}
+
+
+def odd(kind: str, choice: dict[str, Any]) -> None:
+    """Make an answer one that a server may give and few clients expect."""
+    listed = ((choice["logprobs"] or {}).get("content") or [{}])[0]
+    if kind == "half an emoji":
+        choice["message"]["content"] = "nice \ud83d"
+        listed["top_logprobs"] = [{"token": "\ud83d", "logprob": -9.0}, *listed.get("top_logprobs", ())]
+    elif kind == "not finite":  # Python's JSON has words for these, and takes them
+        tops = [{"token": "never", "logprob": -math.inf}, {"token": "?", "logprob": math.nan}]
+        listed["top_logprobs"] = [*tops, *listed.get("top_logprobs", ())]
+    elif kind == "nested":
+        choice["message"]["content"] = "[" * 3000
+    elif kind == "one listed":
+        listed["top_logprobs"] = [{"token": listed.get("token"), "logprob": -0.0001}]
+    elif kind == "none listed":
+        listed["top_logprobs"] = []
 
 
 def messages_are_new(body: dict[str, Any]) -> bool:
