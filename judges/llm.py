@@ -48,7 +48,7 @@ class Config(PairwiseConfig, ApiConfig):
     """Which model is asked, and how."""
 
     RUNTIME: ClassVar[frozenset[str]] = ApiConfig.RUNTIME
-    VERSION: ClassVar[int] = PairwiseConfig.VERSION + 1
+    VERSION: ClassVar[int] = PairwiseConfig.VERSION + 2
 
     name: Literal["llm"] = "llm"
     mode: Mode = "label"

@@ -19,8 +19,8 @@ STRIPPED = " \t\r\n\"'`*_.,:;()[]{}<>"
 def label_logprobs(first_tokens: Sequence[tuple[str, float]], labels: tuple[str, str]) -> tuple[float, float] | None:
     """Log-probability (nats) of each label as the first token, its spellings summed.
 
-    A label that is not among the tokens that the server told of has at most the probability of the last one told;
-    that is what it gets, and not zero. None: neither is among them.
+    A label that is not among the tokens that the server told of gets the most that it can have, and not zero: the
+    probability of the last one told, or what all of them leave of 1 if that is less. None: neither is among them.
 
     Args:
         first_tokens: the likeliest tokens with their log-probabilities.
@@ -31,9 +31,20 @@ def label_logprobs(first_tokens: Sequence[tuple[str, float]], labels: tuple[str,
     ]
     if not any(found):
         return None
-    floor = min(logprob for _, logprob in first_tokens)
+    floor = _most_of_another([logprob for _, logprob in first_tokens])
     first, second = (_logsumexp(each) if each else floor for each in found)
     return first, second
+
+
+LEAST_LEFT = 1e-7
+"""Smallest probability that is left for tokens which were not told of. Servers compute in 32-bit numbers, which are
+6e-8 apart just below 1, so that a smaller rest is rounding: a sum of exactly 1 does not make the others impossible."""
+
+
+def _most_of_another(logprobs: Sequence[float]) -> float:
+    """The largest log-probability that a token can have which is none of the likeliest ones, with these."""
+    left = 1.0 - math.fsum(math.exp(logprob) for logprob in logprobs)
+    return min(*logprobs, math.log(max(left, LEAST_LEFT)))
 
 
 def _logsumexp(values: Sequence[float]) -> float:

@@ -118,6 +118,21 @@ def test_what_an_endpoint_cannot_do_is_found_out_once_and_the_next_mode_is_used(
         assert server.tell("stats")["calls"] == calls  # remembered, and the answer as well
 
 
+def test_a_server_that_lists_no_likely_token_is_asked_in_the_next_mode(tmp_path: Path) -> None:
+    with judge_server(only="none listed", first=99) as server:
+        verdicts = build(config(server), tmp_path).judge(PAIRS[:3])
+        assert all(verdict.evidence["mode"] == "json" and verdict.p_a is not None for verdict in verdicts)
+
+
+def test_a_sure_verdict_is_one_where_the_server_lists_a_single_token() -> None:
+    with judge_server(only="one listed", first=99) as server:
+        for pair, verdict in zip(PAIRS[:5], build(config(server)).judge(PAIRS[:5]), strict=True):
+            # exp(-0.0001) = 0.9999, and the other label can have no more than what that leaves.
+            prefers_a = opinion(pair.a.text, pair.b.text, 1.0) > 0
+            assert verdict.p_a == pytest.approx(0.9999 if prefers_a else 0.0001, abs=1e-6)
+            assert verdict.evidence["label_mass"] == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("lacking", ["no_temperature", "max_completion_tokens"])
 def test_an_option_that_an_endpoint_refuses_is_left_out_or_renamed(lacking: str) -> None:
     with judge_server(**{lacking: True}) as server:

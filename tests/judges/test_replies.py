@@ -129,6 +129,7 @@ def test_a_character_in_two_halves_is_one_character() -> None:
         ('{"token": "K", "logprob": NaN}', None),
         ('{"token": "K", "logprob": -1%s}' % ("0" * 400), None),
         ('{"token": "K"}', None),
+        ("", None),
     ],
 )  # fmt: skip
 def test_only_log_probabilities_that_can_be_some_are_read(listed: str, found: Any) -> None:

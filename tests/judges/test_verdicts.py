@@ -36,6 +36,18 @@ def test_a_label_that_was_not_told_of_gets_no_more_than_the_last_that_was_and_no
     assert [math.exp(each) for each in found] == pytest.approx([0.9, 0.001])
 
 
+def test_a_label_that_was_not_told_of_gets_no_more_than_the_others_leave() -> None:
+    # One candidate of 0.9 leaves 0.1; of 0.9 and 0.08 the rest, 0.02, is less than the last one.
+    for told, rest in (((("K", 0.9),), 0.1), ((("K", 0.9), ("The", 0.08)), 0.02)):
+        found = label_logprobs(logs(*told), KP)
+        assert found is not None
+        assert [math.exp(each) for each in found] == pytest.approx([0.9, rest])
+
+
+def test_a_label_of_probability_1_leaves_the_other_what_rounding_hides() -> None:
+    assert label_logprobs([("P", 0.0)], KP) == (pytest.approx(math.log(1e-7)), 0.0)
+
+
 def test_neither_label_is_no_reading() -> None:
     assert label_logprobs(logs(("The", 0.9), ("Keep", 0.05)), KP) is None
 
