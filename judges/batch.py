@@ -18,7 +18,7 @@ from pydantic import Field
 
 from judges.client import Client
 from judges.pacing import backoff
-from judges.replies import AGAIN, Attempt, Price, Reply, Request
+from judges.replies import AGAIN, NOT_SENT, Attempt, Price, Reply, Request
 from pipeline.errors import JudgeError
 from pipeline.plugins import Config
 
@@ -56,6 +56,19 @@ class Waiting:
         self.request = request
         self.answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self.round = 0
+
+
+class Making:
+    """A batch that is being made."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.open_ends = 0
+        """Requests to make it of which nobody knows what became: it may be there, and cost something."""
+
+
+class Refused(JudgeError):
+    """The provider said no to a request about batches or files, so that this request did nothing."""
 
 
 class BatchClient(Client):
@@ -113,11 +126,26 @@ class BatchClient(Client):
             calls = await self._reserve_all(fresh, known)
             questions = {key: fresh[key] for key in calls}
             ids = {key: call for key, (call, _, _) in calls.items()}
-            name = f"{NAME}:{secrets.token_hex(16)}"
-            await self.ledger.put_in_batch(ids, name)  # before it is made, so that whoever comes after a kill finds it
-            number = await self._patiently(lambda: self._found_or_made(questions, name))
+            making = Making(f"{NAME}:{secrets.token_hex(16)}")
+            # Before it is made, so that whoever comes after a kill finds it.
+            await self.ledger.put_in_batch(ids, making.name)
+            try:
+                number = await self._patiently(lambda: self._found_or_made(questions, making))
+            except Refused:
+                if not making.open_ends:
+                    await self._give_back({key: each for key, each in calls.items() if key not in known})
+                raise
             await self.ledger.put_in_batch(ids, number)
             await self._settle_batch(number, questions, calls)
+
+    async def _give_back(self, calls: Mapping[str, tuple[int, int, str | None]]) -> None:
+        """Charge nothing for these calls, of which it is sure that no model was asked.
+
+        That is not sure of a killed process's calls: its request for a batch may still be under way.
+        """
+        for key, (call, reserve, _) in calls.items():
+            self._under_way += 1
+            await self._settle(call, key, reserve, NOT_SENT)
 
     async def _reserve_all(
         self, fresh: Mapping[str, Waiting], known: Mapping[str, tuple[int, int, str | None]]
@@ -147,19 +175,30 @@ class BatchClient(Client):
         """The number of a batch in the ledger; None: it has a name there, and was never made."""
         return await self._patiently(lambda: self._find(batch)) if _is_name(batch) else batch
 
-    async def _found_or_made(self, questions: Mapping[str, Waiting], name: str) -> str:
+    async def _found_or_made(self, questions: Mapping[str, Waiting], making: Making) -> str:
         """The number of the batch of this name. A new one, unless an attempt whose reply was lost has made it."""
-        found = await self._find(name)
+        found = await self._find(making.name)
         if found is not None:
             return found
-        server = self._server
-        file = await server.files.create(file=("questions.jsonl", _lines(questions)), purpose="batch")
-        made = await server.batches.create(
-            input_file_id=file.id,
-            endpoint="/v1/chat/completions",
-            completion_window="24h",
-            metadata={NAME: name},
-        )
+        # A file costs nothing, whatever becomes of it; a batch does.
+        file = await self._server.files.create(file=("questions.jsonl", _lines(questions)), purpose="batch")
+        return await self._made(file.id, making)
+
+    async def _made(self, file: str, making: Making) -> str:
+        """The number of a new batch of the questions in this file."""
+        import openai
+
+        making.open_ends += 1
+        try:
+            made = await self._server.batches.create(
+                input_file_id=file,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
+                metadata={NAME: making.name},
+            )
+        except openai.APIStatusError as error:
+            making.open_ends -= _is_refusal(error.status_code)
+            raise
         return str(made.id)
 
     async def _find(self, name: str) -> str | None:
@@ -218,7 +257,8 @@ class BatchClient(Client):
         """The result of a request about batches or files, tried again while the server has trouble.
 
         Raises:
-            JudgeError: the server refuses, or has had trouble for too long.
+            Refused: the server says no.
+            JudgeError: it has had trouble for too long.
         """
         import openai
 
@@ -226,8 +266,8 @@ class BatchClient(Client):
             try:
                 return await what()
             except openai.APIStatusError as error:
-                if error.status_code not in (408, 409, 429) and error.status_code < 500:
-                    raise JudgeError(
+                if _is_refusal(error.status_code):
+                    raise Refused(
                         f"{self.base_url}: the Batch API refuses ({self._scrubbed(str(error))}); without `batch` the "
                         "same questions are asked one by one"
                     ) from None
@@ -236,6 +276,11 @@ class BatchClient(Client):
                 trouble = error
             await self._sleep(backoff(attempt + 2))
         raise JudgeError(f"{self.base_url}: the Batch API does not answer ({self._scrubbed(str(trouble))})")
+
+
+def _is_refusal(status: int) -> bool:
+    """True for a response that asking again does not change, and that says that nothing was done."""
+    return status not in (408, 409, 429) and status < 500
 
 
 def _is_name(batch: str) -> bool:

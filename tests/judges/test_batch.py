@@ -122,6 +122,41 @@ def test_a_batch_that_the_provider_does_not_begin_stops_with_its_reason_and_cost
         assert Ledger(tmp_path / "journal.sqlite", tmp_path.name).charged() == server.tell("stats")["bill"]
 
 
+ONCE = 0.015
+"""US dollars for which all pairs can be judged one by one, and not beside a batch of them that may have been made."""
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"files_status": 404},
+        {"batches_status": 404},  # where it looks for a batch of this name
+        {"batches_status": 400, "batches_after": 1},  # where it makes one, of a file that is there by then
+    ],
+)
+def test_where_the_batch_api_is_refused_for_good_nothing_is_charged_and_the_advice_can_be_followed(
+    refusal: dict[str, Any], tmp_path: Path
+) -> None:
+    with judge_server(**refusal) as server:
+        with pytest.raises(JudgeError, match="without `batch` the same questions are asked one by one"):
+            judged(server, tmp_path, ONCE, batch=batch())
+        assert Ledger(tmp_path / "journal.sqlite", tmp_path.name).charged() == server.tell("stats")["bill"]
+        assert all(verdict.p_a is not None for verdict in judged(server, tmp_path, ONCE))
+
+
+def test_a_refusal_after_a_request_for_a_batch_that_was_not_answered_leaves_the_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("judges.pacing.BACKOFF_S", 0.01)
+    # It looks for a batch of this name, makes one without hearing of it, and may not look any more.
+    with judge_server(lost_batches=1, batches_status=403, batches_after=2, batch_s=0) as server:
+        with pytest.raises(JudgeError, match="refuses"):
+            judged(server, tmp_path, batch=batch())
+        ledger = Ledger(tmp_path / "journal.sqlite", tmp_path.name)
+        assert ledger.charged() > 2 * server.tell("stats")["bill"]  # of the one call to find out what it can
+        assert ledger.at_work(60)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.6, 1.2, 2.5])
 def test_a_process_that_is_killed_finds_its_batch_again(seconds: float, tmp_path: Path) -> None:

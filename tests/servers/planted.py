@@ -65,6 +65,7 @@ class World:
         self.heads: dict[str, str] = {}
         """The last head of a request, by its path."""
         self.inside = self.most_inside = 0
+        self.asked_about_batches = 0
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.tokens_left = float(options.rpm) if options.rpm else math.inf
@@ -232,6 +233,15 @@ class World:
 
     # ---- the Batch API
 
+    def refuses(self, path: str) -> int:
+        """The status with which a request about files or batches is refused; 0: it is not."""
+        if path == "/files":
+            return int(self.options.files_status)
+        if not path.startswith("/batches"):
+            return 0
+        self.asked_about_batches += 1
+        return int(self.options.batches_status) if self.asked_about_batches > self.options.batches_after else 0
+
     def upload(self, raw: bytes) -> dict[str, Any]:
         """The file in a multipart body is what lies between the header lines of the part `file` and its boundary."""
         boundary = raw.split(b"\r\n", 1)[0]
@@ -347,6 +357,8 @@ class Connection(asyncio.Protocol):
             if kind == "hang":
                 world.inside -= 1
             return
+        if status := world.refuses(path):
+            return self.reply(status, error("not here", "not_found"), {})
         if path == "/stats":
             told: Any = {"bill": world.bill, "calls": len(world.calls), "most_inside": world.most_inside}
         elif path == "/calls":
@@ -405,7 +417,7 @@ def parser() -> argparse.ArgumentParser:
         ("latency", 0.0), ("faults", 0.0), ("accuracy", 1.0), ("bias", 0.0), ("unreadable", 0.0), ("rpm", 0.0),
         ("batch_s", 0.1), ("broken_after", 0.0), ("broken_status", 0.0), ("first", 0.0),
         ("refuses_with", 400.0), ("lost_batches", 0.0), ("reasoning", 0.0), ("context", 0.0),
-        ("least", 0.0), ("thoughts", 0.0),
+        ("least", 0.0), ("thoughts", 0.0), ("files_status", 0.0), ("batches_status", 0.0), ("batches_after", 0.0),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=float, default=default)
     parser.add_argument("--only", default="")
