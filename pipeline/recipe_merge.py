@@ -74,6 +74,9 @@ def overridden(tree: dict[str, Any] | None, override: str, kind: type[Config]) -
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError(f"{override!r} is no override; those are key.path=value")
+    if not text.strip():
+        # YAML reads nothing as null, and a shell leaves nothing of `budget_usd=$5`: the limit would be gone unsaid.
+        raise RecipeError(f"{override!r}: the value is empty; write null if that is meant")
     value = parse(text, override, lines=False)
     if tree is None:
         return None

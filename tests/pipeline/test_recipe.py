@@ -82,7 +82,7 @@ def test_a_step_is_its_algorithm_unless_it_says_otherwise(small: Path) -> None:
 
 
 def test_a_step_without_options_is_its_algorithm_with_the_defaults(small: Path) -> None:
-    assert changed(small, "train.kto=")["train"]["kto"]["name"] == "kto"
+    assert changed(small, "train.kto={}")["train"]["kto"]["name"] == "kto"
 
 
 def test_a_single_prompt_file_needs_no_list(small: Path) -> None:
@@ -232,6 +232,14 @@ def test_overrides_that_cannot_be_read_are_told_with_the_other_mistakes(small: P
         "compare.judges.1=length: '1' is no item of a list that has 1, counted from 0",
         "sed: no such option; did you mean 'seed'?",
     ]
+
+
+def test_an_empty_override_is_refused_and_does_not_take_the_budget_away(small: Path) -> None:
+    empty = "the value is empty; write null if that is meant"
+    assert mistakes(small, "budget_usd=3", "budget_usd=", "seed= ") == [
+        f"'{each}': {empty}" for each in ("budget_usd=", "seed= ")
+    ]
+    assert changed(small, "budget_usd=3", "budget_usd=null")["budget_usd"] is None
 
 
 # extends
