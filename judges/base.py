@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, get_type_hints
 
 from pipeline.errors import JudgeError
 from pipeline.plugins import Config, Plugin
@@ -106,6 +106,16 @@ class JudgeConfig(Config):
     def remote(self) -> bool:
         """True if asking it uses no model in this process: one process then asks it, about many pairs at once."""
         return False
+
+    @property
+    def scores_alone(self) -> bool:
+        """False if what `build` says that it gives compares answers, and cannot score one by itself (`Scorer`)."""
+        try:
+            made = get_type_hints(type(self).build).get("return")
+        except NameError:  # a class that is imported for type checkers alone
+            return True
+        # One that says no more than Judge is found out when it is built.
+        return made is Judge or not isinstance(made, type) or hasattr(made, "score")
 
     @property
     def window(self) -> int:

@@ -104,14 +104,19 @@ def _cost(options: argparse.Namespace) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("step", "judge", "pairs", "calls", "tokens in", "tokens out", "about USD", "at most"):
         table.add_column(name, justify="left" if name in ("step", "judge") else "right")
-    for step, judge, pairs, cost in found:
-        table.add_row(step, judge, f"{pairs:,}", *_costs(cost))
+    for line in found:
+        asked = f"{line.pairs:,} answers" if line.answers else f"{line.pairs:,}"
+        table.add_row(line.step, line.judge, asked, *_costs(line.cost))
     table.add_row("all", "", "", *_costs(total), style="bold")
     out = console()
     out.print(table)
     there = generated is not None and generated.done
     notes = [] if there else ["The answers are not there yet: each is counted at its greatest length."]
     notes.append("What is in the journal already costs nothing again; attempts that fail and cost come on top.")
+    if any(line.answers for line in found):
+        notes.append("Of rewards as many answers are counted as there are if training makes all its updates.")
+    if unknown := costing.uncounted(recipe):
+        notes.append(f"Not counted: the rewards of {', '.join(unknown)}, whose algorithm does not tell how many.")
     if recipe.budget_usd is not None and total.usd > recipe.budget_usd:
         notes.append(f"That is more than budget_usd, {recipe.budget_usd:g}: the run would stop there.")
     out.print("\n".join(notes), markup=False, highlight=False)

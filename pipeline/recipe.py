@@ -251,7 +251,7 @@ class Recipe(Config):
     def _steps_have_what_they_read(
         cls, steps: dict[str, AnyAlgorithm], info: ValidationInfo
     ) -> dict[str, AnyAlgorithm]:
-        mistakes = [*wrong_needs(steps), *wrong_starts(steps)]
+        mistakes = [*wrong_needs(steps), *wrong_starts(steps), *_not_scoring(steps)]
         if info.data.get("generate", True) is None and info.data.get("annotations", True) is None:
             mistakes += without_answers(steps)
         if "model" in info.data:
@@ -317,6 +317,29 @@ class Recipe(Config):
         if mistakes:
             raise ValidationError.from_exception_data("compare", mistakes)
         return compare
+
+
+SCORING = (("reward", "judge"), ("eval_judge",))
+"""Options of a train step, as key paths inside its block, whose judges score the answers of the policy."""
+
+
+def scoring_judges(steps: Mapping[str, AlgorithmConfig]) -> Iterator[tuple[tuple[str, ...], JudgeConfig]]:
+    """The judges that score answers while a policy learns, each with its key path under `train`."""
+    for name, step in steps.items():
+        for path in SCORING:
+            found: Any = step
+            for option in path:
+                found = getattr(found, option, None)
+            if isinstance(found, JudgeConfig):
+                yield (name, *path), found
+
+
+def _not_scoring(steps: Mapping[str, AlgorithmConfig]) -> Iterator[InitErrorDetails]:
+    """Told before the stages that come before training have been paid for."""
+    for path, judge in scoring_judges(steps):
+        if not judge.scores_alone:
+            what = f"{judge.name} compares two answers and cannot score one by itself"
+            yield mistake(path, f"{what}; name one that does, such as likelihood")
 
 
 def _unserved_checkpoints(
@@ -487,7 +510,8 @@ def check_judges(recipe: Recipe) -> None:
     """
     judges = {} if recipe.judge is None else {"judge": recipe.judge}
     samplers = {} if recipe.generate is None else {"generate.sampler": recipe.generate.sampler}
-    check_asked({**samplers, **judges}, recipe.compare)
+    scoring = {".".join(("train", *path)): judge for path, judge in scoring_judges(recipe.train)}
+    check_asked({**samplers, **judges, **scoring}, recipe.compare)
 
 
 def check_asked(others: Mapping[str, JudgeConfig | SamplerConfig], compare: CompareConfig) -> None:

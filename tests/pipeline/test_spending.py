@@ -73,6 +73,68 @@ def test_a_recipe_whose_steps_bring_their_data_has_judges_that_compare_and_cost(
     assert set(costs(capsys.readouterr().out)) == {"compare", "all"}
 
 
+REWARDED = """\
+model: smollm2-135m-instruct
+generate: {prompts: {files: data/prompts/train.jsonl, limit: 20}, sampler: {name: scripted.sampler}}
+judge: length
+exam: {prompts: 0}
+train:
+  ppo:
+    reward: {judge: {name: rating, model: m, price: {input: 1, output: 2}, api_key_env: NO_SUCH_KEY}}
+    per_device_train_batch_size: 4
+    gradient_accumulation_steps: 2
+    max_steps: 3
+    normalize_samples: 16
+    eval_steps: 2
+    eval_prompts: 5
+    eval_judge: rules
+  rloo:
+    reward: {judge: {name: rating, model: m, price: {input: 1, output: 2}, api_key_env: NO_SUCH_KEY}}
+    num_generations: 2
+    per_device_train_batch_size: 4
+    gradient_accumulation_steps: 1
+    save_steps: 1
+compare: {prompts: {files: data/prompts/heldout.jsonl, limit: 4}, judges: [length]}
+"""
+
+
+def test_a_judge_that_rewards_is_counted_by_the_answers_of_all_updates_and_needs_its_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(REWARDED)
+    assert cli.main(["judge", "cost", str(path), "--run", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr().out
+    lines = [line.split() for line in told.splitlines() if line.startswith("train.")]
+    # PPO: 3 updates of 8 answers, 16 before the first, and 5 held-out ones at updates 0 and 2; each is one call.
+    # RLOO: one pass over 20 prompts with two answers each.
+    assert [line[:5] for line in lines] == [
+        ["train.ppo", "rating", "50", "answers", "50"],
+        ["train.ppo", "rules", "10", "answers", "0"],
+        ["train.rloo", "rating", "40", "answers", "40"],
+    ]
+    assert all(float(line[-1]) > 0 for line in (lines[0], lines[2]))
+    assert "as there are if training makes all its updates" in told
+    assert cli.main(["run", str(path), "--run", str(tmp_path / "run")]) == 2
+    wrong = "reward.judge: api_key_env: the environment variable NO_SUCH_KEY is not set"
+    told = capsys.readouterr().err
+    assert f"train.ppo.{wrong}" in told and f"train.rloo.{wrong}" in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("option", "judge"), [("reward.judge", "panel"), ("eval_judge", "both_orders")])
+def test_a_judge_that_compares_is_no_reward_and_is_refused_before_anything_is_paid_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, judge: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(REWARDED)
+    of = {"panel": "[{judge: length, weight: 1}, {judge: rules, weight: 1}]", "both_orders": "{name: local_llm}"}[judge]
+    assert cli.main(["run", str(path), "--dry-run", f"train.ppo.{option}={{name: {judge}, of: {of}}}"]) == 2
+    wrong = f"train.ppo.{option}: {judge} compares two answers and cannot score one by itself; name one that does"
+    assert wrong in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_what_was_spent_is_in_the_manifest_and_stops_at_the_budget(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
