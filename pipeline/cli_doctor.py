@@ -32,7 +32,7 @@ def add_to(verbs: Any) -> None:
 
 def _doctor(options: argparse.Namespace) -> None:
     recipe = recipes.load(options.recipe, options.overrides, options.judge)
-    recipes.check_files(recipe)
+    recipes.check(recipe, starts=True)  # as `run` does: what that one would refuse is not to be called fine here
     memory = None if options.memory is None else (bytes_of(options.memory), not options.cpu)
     # Only here, because planning imports every stage, and an error in a recipe should be told before that.
     from pipeline import doctor, plan

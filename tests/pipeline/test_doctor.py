@@ -385,6 +385,24 @@ def test_the_command_tells_as_json_and_ends_with_0(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("judge", "told"),
+    [
+        (
+            "{name: rating, model: m, price: free, api_key_env: NO_SUCH_KEY}",
+            "judge: api_key_env: the environment variable NO_SUCH_KEY is not set",
+        ),
+        ("{name: human, votes: {files: [nowhere.jsonl]}}", "judge: votes.files: there is no file "),
+    ],
+)
+def test_what_a_run_would_refuse_before_it_begins_ends_the_command_with_2(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], judge: str, told: str
+) -> None:
+    recipe = recipe_of(tmp_path, tiny_folder)
+    assert cli.main(["doctor", str(recipe), "--run", str(tmp_path / "run"), f"judge={judge}"]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_too_little_memory_ends_the_command_with_2(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
