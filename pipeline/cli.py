@@ -6,11 +6,13 @@
 
 Exit codes: 0 done; 2 the recipe, the data or a judge needs mending (the message says where and how); 3 another process
 is at work in the run directory; 4 a step failed (the same command continues); 5 the next paid call could pass the
-budget; 130 and 143 stopped by a signal.
+budget; 130 and 143 stopped by a signal; 141 whoever read the output (`| head`) had enough of it.
 """
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +23,24 @@ from rich.table import Table
 from pipeline import cli_annotate, cli_compare, cli_doctor, cli_export, cli_import, cli_judge, cli_slurm, cli_sweep
 from pipeline import recipe as recipes
 from pipeline.cli_outcome import print_outcome
-from pipeline.errors import PrefloopError
+from pipeline.errors import DataError, PrefloopError
 from pipeline.run import Run, State
 from pipeline.terminal import COMPARISON, RUNS, SWEEP, recipe_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
+    try:
+        code = _main(arguments)
+        sys.stdout.flush()  # here, where it can be caught that nobody reads
+    except BrokenPipeError:
+        # Python writes what is left at its end once more, and that error could not be caught.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     # argparse takes no positional arguments after an option (`run a.yaml --run DIR seed=2`); they come back as unknown.
     options, late = parser.parse_known_args(arguments)
@@ -41,6 +54,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if str(error):
             print(error, file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        refused = error.filename2 or error.filename  # a file is renamed to what the user named
+        if not isinstance(refused, str | Path) or not _is_named(Path(refused).absolute(), options):
+            raise
+        print(f"{refused}: {error.strerror}; check what is there and who may use it, or name another", file=sys.stderr)
+        return DataError.exit_code
+
+
+def _is_named(refused: Path, options: argparse.Namespace) -> bool:
+    """Whether the path that the system refused is one that the user named, or is above or right beside or in it.
+
+    Any other is a defect of ours, whose traceback is needed.
+    """
+    for value in [RUNS, *vars(options).values()]:
+        for named in value if isinstance(value, list) else [value]:
+            if isinstance(named, Path) and _are_near(refused, named.absolute()):
+                return True
+    return False
+
+
+def _are_near(refused: Path, named: Path) -> bool:
+    # A file is written under another name beside it first.
+    return named.is_relative_to(refused) or refused.is_relative_to(named) or refused.parent == named.parent
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -81,12 +81,21 @@ DISK = Disk()
 
 
 def make_dirs(path: Path, disk: Disk = DISK) -> None:
-    """The directory and its missing parents, each of them safe on the disk when this returns."""
+    """The directory and its missing parents, each of them safe on the disk when this returns.
+
+    Raises:
+        DataError: a file has the name of one of them.
+    """
     if path.is_dir():
         return
     make_dirs(path.parent, disk)
-    with contextlib.suppress(FileExistsError):
+    try:
         disk.mkdir(path)
+    except FileExistsError as error:
+        if not path.is_dir():  # otherwise another process made it in the meantime
+            raise DataError(
+                f"{path}: a file is in the way, and a folder is to be there; move it away, or name another folder"
+            ) from error
     disk.sync(path.parent)
 
 

@@ -83,6 +83,7 @@ def convert(found: Collected, name: str, path: Path, rule: Aggregate = "dawid_sk
     if first is None:
         reasons = ", ".join(f"{reason}: {times}" for reason, times in left_out.items())
         raise DataError(f"{path}: nothing can be written as {name} ({reasons or 'nothing was imported'})")
+    store.make_dirs(path.parent)
     written = files.write(path, itertools.chain([first], rows))
     lost = [] if "thumbs" in form.CARRIES else [what for part, what in LOSSES.items() if part not in form.CARRIES]
     return Written(rows=written, left_out=dict(left_out), lost=lost)

@@ -83,6 +83,22 @@ def test_a_missing_key_is_named_before_anything_runs_and_a_dry_run_needs_none(tm
     assert run(*preset, "judge.dear.of.api_key_env=NO_SUCH_KEY", "--dry-run").returncode == 0
 
 
+def test_a_run_is_not_begun_where_a_file_is_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    result = run("run", "recipes/rlaif.yaml", "--run", str(tmp_path / "taken"))
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"{tmp_path / 'taken'}: a file is in the way")
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_reader_that_has_enough_ends_the_command_quietly() -> None:
+    command = f"{sys.executable} -m pipeline.cli schema | head -n 3; echo ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.stdout.splitlines()[0] == "{"
+    assert result.stdout.splitlines()[-1] == "141"  # as the shell calls a command that SIGPIPE ended
+    assert result.stderr == ""
+
+
 def test_an_unknown_option_of_the_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["run", "recipes/smoke.yaml", "--bogus"])

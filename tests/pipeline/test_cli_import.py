@@ -70,3 +70,31 @@ def test_convert_says_what_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture
     said = capsys.readouterr().out
     assert "2 rows of openai" in said and "not in this format: who voted" in said
     assert len(target.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_the_folder_of_a_converted_file_is_made(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder" / "f.jsonl"
+    assert cli.main(["convert", str(EXAMPLES / "votes.csv"), "--to-format", "openai", "--to", str(target)]) == 0
+    assert len(target.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_records_are_not_written_to_where_a_file_is_in_the_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    for folder in (taken, taken / "below"):
+        assert cli.main(["import", str(EXAMPLES / "votes.csv"), "--to", str(folder)]) == 2
+        assert capsys.readouterr().err.startswith(f"{taken}: a file is in the way")
+    assert taken.read_text() == "mine"
+
+
+def test_a_path_that_the_system_refuses_is_told_in_one_line_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.jsonl").mkdir()
+    words = ["convert", str(EXAMPLES / "votes.csv"), "--to-format", "openai", "--to"]
+    for name, reason in (("folder.jsonl", "Is a directory"), (f"{'x' * 300}.jsonl", "File name too long")):
+        assert cli.main([*words, str(tmp_path / name)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(tmp_path) in line and f": {reason}; " in line
