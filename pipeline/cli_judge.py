@@ -74,7 +74,8 @@ def _exam(options: argparse.Namespace) -> None:
     from pipeline.report.sheet import sheet_table
 
     if recipe.judge is None:
-        raise RecipeError("annotations: people label, and sit no exam; name a recipe that has a judge")
+        who = "annotations: people label, and sit no exam" if recipe.annotations else "judge: the recipe has none"
+        raise RecipeError(f"{who}; name a recipe that has a judge, such as recipes/rlaif.yaml")
     if not plan.examines(recipe):
         raise RecipeError("exam: nothing to ask; set exam.prompts above 0, or name a gold file with --gold")
     states = plan.open_run(recipe, options.run or RUNS / options.recipe.stem).execute(until="exam")

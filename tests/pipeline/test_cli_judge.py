@@ -81,6 +81,15 @@ def test_an_exam_that_asks_nothing_is_refused(recipe: Path, capsys: pytest.Captu
     assert capsys.readouterr().err.startswith("exam: nothing to ask; set exam.prompts above 0, or name a gold file")
 
 
+def test_where_nobody_can_be_examined_it_is_said_who_labels_or_that_nobody_does(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["judge", "exam", "recipes/sft.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("judge: the recipe has none; name a recipe that has a judge")
+    assert cli.main(["judge", "exam", "recipes/rlhf.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("annotations: people label, and sit no exam; name a recipe")
+
+
 # ---- agree
 
 
