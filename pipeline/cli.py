@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
+    # As `python -m` does, by which the workers are started: a judge of one's own is found here if it is found there.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
     parser = _parser()
     # argparse takes no positional arguments after an option (`run a.yaml --run DIR seed=2`); they come back as unknown.
     options, late = parser.parse_known_args(arguments)

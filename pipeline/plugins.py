@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import pkgutil
 import re
+import traceback
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,6 +112,10 @@ def plugin(kind: str) -> Any:
     return Annotated[Config, Plugin(kind)]
 
 
+class UnknownPluginError(LookupError):
+    """No plugin has this name."""
+
+
 def names(kind: str) -> list[str]:
     """The names a recipe may use for this kind: modules of its folder that define a `class Config`.
 
@@ -125,10 +130,11 @@ def config_class(kind: str, name: str) -> type[Config]:
     """The Config class of the plugin `name`.
 
     Raises:
-        LookupError: there is no such plugin (the message lists those there are), or it needs a missing package.
+        UnknownPluginError: there is none (the message lists those there are).
+        LookupError: it cannot be imported, lacks a package, or defines no Config.
     """
     if not _NAME.fullmatch(name):
-        raise LookupError(_unknown(kind, name))
+        raise UnknownPluginError(_unknown(kind, name))
     path = name if "." in name else f"{FOLDERS[kind]}.{name}"
     try:
         module = importlib.import_module(path)
@@ -136,11 +142,31 @@ def config_class(kind: str, name: str) -> type[Config]:
         # A plugin that exists but lacks a package must not be reported as "no such plugin".
         if error.name is not None and path != error.name and not path.startswith(error.name + "."):
             raise LookupError(f"{kind} {name!r} needs the package {error.name!r}: pip install {error.name}") from error
-        raise LookupError(_unknown(kind, name)) from error
+        raise UnknownPluginError(_unknown(kind, name)) from error
+    except (Exception, SystemExit) as error:  # whatever somebody's module does when it is imported
+        raise LookupError(f"{kind} {name!r}: {broken_import(path, error)}") from error
     found = getattr(module, "Config", None)
-    if not (isinstance(found, type) and issubclass(found, Config)) or found is Config:
-        raise LookupError(_unknown(kind, name))
-    return found
+    if (isinstance(found, type) and issubclass(found, Config)) and found is not Config:
+        return found
+    if "." not in name:
+        raise UnknownPluginError(_unknown(kind, name))
+    raise LookupError(f"{kind} {name!r}: {path} has no Config; define `class Config({kind.capitalize()}Config)` in it")
+
+
+def broken_import(module: str, error: BaseException) -> str:
+    """What went wrong when a module was imported, with the line of it where that was."""
+    where = ""
+    if isinstance(error, SyntaxError):
+        where = f" ({error.filename}:{error.lineno})"
+    else:
+        frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith("<")]
+        end = Path(*module.split("."))
+        # The module's own line, and not one deep in a library that it calls.
+        own = [each for each in frames if Path(each.filename).with_suffix("").parts[-len(end.parts) :] == end.parts]
+        for frame in (own or frames[1:])[-1:]:
+            where = f" ({frame.filename}:{frame.lineno})"
+    said = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{module} cannot be imported: {type(error).__name__}: {said}{where}; mend it"
 
 
 def parse(kind: str, value: Any) -> Config:
@@ -197,4 +223,6 @@ def _unknown(kind: str, name: str) -> str:
     known = names(kind)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? There are" if near else "there are"
+    if "." in name:
+        hint = "the folder that holds it needs to be the current one or on PYTHONPATH. Without a dot there are"
     return f"no {kind} is called {name!r}; {hint}: {', '.join(known)}"

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from pipeline.errors import RecipeError
-from pipeline.plugins import Config, config_class, names
+from pipeline.plugins import Config, UnknownPluginError, config_class, names
 from pipeline.recipe_mistakes import nearest, shown
 from pipeline.recipe_steps import with_names
 from pipeline.recipe_types import alternatives, block_class, plugin_of, type_under
@@ -57,7 +57,7 @@ def preset(name: str, folders: Sequence[Path], kind: type[Config]) -> dict[str, 
     try:
         config_class("judge", name)
     except LookupError as error:
-        if "needs the package" in str(error):
+        if not isinstance(error, UnknownPluginError):
             raise RecipeError(f"--judge: {error}") from error
         judges = names("judge")
         near = nearest(name, [*presets, *judges]) or "."

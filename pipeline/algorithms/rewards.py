@@ -22,7 +22,7 @@ from judges.base import AnyJudge, Scorer
 from pipeline.algorithms import scoring
 from pipeline.algorithms.base import Need, TrainRun
 from pipeline.errors import TrainingError
-from pipeline.plugins import Config
+from pipeline.plugins import Config, broken_import
 from pipeline.records import Prompt, Response
 
 Function = Callable[[Sequence[Prompt], Sequence[Response]], Sequence[float | None]]
@@ -161,6 +161,8 @@ def _imported(name: str) -> Function:
         found = getattr(importlib.import_module(module), function, None)
     except ModuleNotFoundError as error:
         raise ValueError(f"function: there is no module {error.name!r}; is it on PYTHONPATH?") from error
+    except (Exception, SystemExit) as error:  # whatever somebody's module does when it is imported
+        raise ValueError(f"function: {broken_import(module, error)}") from error
     if not callable(found):
         raise ValueError(f"function: {module} has no function {function!r}")
     return found  # type: ignore[no-any-return]

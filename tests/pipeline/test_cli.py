@@ -91,6 +91,25 @@ def test_a_run_is_not_begun_where_a_file_is_in_the_way(tmp_path: Path) -> None:
     assert (tmp_path / "taken").read_text() == "mine"
 
 
+def test_a_judge_of_ones_own_is_found_from_the_folder_that_holds_it(tmp_path: Path) -> None:
+    (tmp_path / "mylab" / "judges").mkdir(parents=True)
+    (tmp_path / "mylab" / "judges" / "rubric.py").write_text(
+        "from typing import Literal\n"
+        "from judges.length import Config as Length\n"
+        "class Config(Length):\n"
+        "    name: Literal['mylab.judges.rubric'] = 'mylab.judges.rubric'\n"
+    )
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    # As a console script is started: the current folder is not on its path.
+    program = f"import sys; sys.path[:] = [{str(ROOT)!r}, *filter(None, sys.path)]; from pipeline.cli import main; "
+    program += "sys.exit(main(sys.argv[1:]))"
+    for choice in (["judge=mylab.judges.rubric"], ["--judge", "mylab.judges.rubric"]):
+        words = ["run", str(ROOT / "recipes" / "rlaif.yaml"), *choice, "--dry-run"]
+        command = [sys.executable, "-c", program, *words]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_reader_that_has_enough_ends_the_command_quietly() -> None:
     command = f"{sys.executable} -m pipeline.cli schema | head -n 3; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from judges.base import JudgeConfig
 from pipeline import plugins
+from pipeline.algorithms.rewards import RewardConfig
 from pipeline.plugins import Config, Plugin, config_class, names, parse, plugin
 
 
@@ -50,8 +51,35 @@ def test_names_are_found_without_importing_anything(tmp_path: Path, monkeypatch:
 
 def test_a_dotted_name_is_any_module_that_defines_a_config() -> None:
     assert config_class("judge", "judges.length") is config_class("judge", "length")
-    with pytest.raises(LookupError, match=r"no judge is called 'os\.path'"):
+    with pytest.raises(LookupError, match=r"'os\.path': os\.path has no Config; define `class Config\(JudgeConfig\)`"):
         config_class("judge", "os.path")
+    with pytest.raises(
+        LookupError, match=r"no judge is called 'os\.none'; the folder that holds it needs to be the curr"
+    ):
+        config_class("judge", "os.none")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x = 1\ndef :\n", r"SyntaxError: invalid syntax \(.*/ownlab/rubric\.py:2\)"),
+        ("import os\nfrom os import nothing_there\n", r"ImportError: cannot import name .*/ownlab/rubric\.py:2\)"),
+        ("import json\n\njson.loads('{')\n", r"JSONDecodeError: .*/ownlab/rubric\.py:3\)"),
+        ("raise SystemExit('no')\n", r"SystemExit: no \(.*/ownlab/rubric\.py:1\)"),
+        ("{}['lost']\n", r"KeyError: 'lost' \(.*/ownlab/rubric\.py:1\)"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_is_told_with_its_line_and_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str
+) -> None:
+    (tmp_path / "ownlab").mkdir()
+    (tmp_path / "ownlab" / "rubric.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "ownlab", raising=False)
+    with pytest.raises(ValueError, match="judge 'ownlab.rubric': ownlab.rubric cannot be imported: " + told):
+        parse("judge", "ownlab.rubric")
+    with pytest.raises(ValueError, match="function: ownlab.rubric cannot be imported: " + told):
+        RewardConfig.model_validate("ownlab.rubric:score")
 
 
 @pytest.mark.parametrize(
