@@ -466,7 +466,15 @@ def _explained(config: ModelConfig) -> Iterator[None]:
             yield
         except (OSError, ValueError, ImportError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if _is_path(config.base) and not Path(config.base).is_dir():
+                # transformers takes it for a malformed name of the hub.
+                first = f"there is no folder {Path(config.base).absolute()}; check the path"
             raise ModelError(f"model.base: {config.base} cannot be loaded: {first}") from error
+
+
+def _is_path(base: str) -> bool:
+    """Whether this cannot be a name of the hub, which is `name` or `owner/name`."""
+    return base.startswith(("/", ".", "~")) or base.count("/") > 1
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ Nothing time-like is in a record, so that the same recipe writes the same bytes;
 
 import hashlib
 import json
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -39,6 +40,9 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    ALIASES: ClassVar[Mapping[str, str]] = {}
+    """What a row may have in the place of a field, and of which one."""
+
 
 class Message(Record):
     """One turn of a conversation."""
@@ -49,6 +53,8 @@ class Message(Record):
 
 class Prompt(Record):
     """What the policy answers: a conversation that ends with the user's turn."""
+
+    ALIASES: ClassVar[Mapping[str, str]] = {"prompt": "messages"}
 
     id: str
     """Unique in its file; samples, pairs and intervals are grouped by it."""

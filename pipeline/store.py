@@ -236,7 +236,8 @@ def _refuse_constant(name: str) -> None:
 def _explain(error: ValueError, line: bytes, record: type[Record]) -> str:
     if isinstance(error, ValidationError):
         found = "; ".join(_explain_field(each, record) for each in error.errors()[:3])
-        return f"{found}. The fields of a {record.__name__} are {', '.join(record.model_fields)}"
+        instead = [f"{short} in the place of {name}" for short, name in record.ALIASES.items()]
+        return f"{found}. The fields of a {record.__name__} are {', '.join([*record.model_fields, *instead])}"
     if isinstance(error, UnicodeDecodeError):
         return f"byte {line[error.start]:#04x} at column {error.start + 1} is not UTF-8; save the file as UTF-8"
     if isinstance(error, json.JSONDecodeError):
@@ -249,7 +250,7 @@ def _explain(error: ValueError, line: bytes, record: type[Record]) -> str:
 def _explain_field(error: ErrorDetails, record: type[Record]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), record.model_fields, n=1)
+        near = difflib.get_close_matches(str(error["loc"][-1]), [*record.model_fields, *record.ALIASES], n=1)
         return f"{where}: no such field" + (f", did you mean {near[0]!r}?" if near else "")
     message = error["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message

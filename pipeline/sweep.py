@@ -169,7 +169,7 @@ def _check(variants: Sequence[Variant]) -> None:
     for each in variants:
         same = first.setdefault(canonical(each.recipe.identity()), each)
         if same is not each:
-            differing = [key for key, value in each.values.items() if same.values[key] != value]
+            differing = [key for key, value in each.values.items() if same.values[key] != value] or list(each.values)
             one, other = (", ".join(f"{key}={made.values[key]}" for key in differing) for made in (same, each))
             raise RecipeError(
                 f"{one} and {other} are the same experiment: the value is the same, another key replaces it, or it "

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,6 +134,13 @@ def test_gpus_that_the_system_does_not_list_are_counted_by_torch(driver: str, mo
 def test_a_model_that_is_not_there_is_named_in_the_error(base: str, load: Callable[[ModelConfig], Any]) -> None:
     with pytest.raises(ModelError, match=rf"^model\.base: {base} cannot be loaded: .+"):
         load(ModelConfig(base=base))
+
+
+@pytest.mark.parametrize("base", ["/nowhere/at/all", "./models/mine/v1", "models/mine/v1", "../mine"])
+def test_a_folder_that_is_not_there_is_not_called_a_malformed_name(base: str) -> None:
+    where = re.escape(f"there is no folder {Path(base).absolute()}; check the path")
+    with pytest.raises(ModelError, match=where):
+        models.told_of(ModelConfig(base=base))
 
 
 @pytest.fixture

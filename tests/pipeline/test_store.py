@@ -117,6 +117,10 @@ def test_gzip_a_byte_order_mark_blank_lines_and_windows_line_ends_are_read(tmp_p
         (b'{"id": "a", "prompt": "\xe9"}\n', r"byte 0xe9 at column 24 is not UTF-8; save the file as UTF-8"),
         (b'{"id": "a", "prompt": NaN}\n', r"NaN is not a JSON number"),
         (b'{"id": "a"}\n', r"messages: Field required. The fields of a Prompt are id, kind, lang, messages, reference"),
+        (
+            b'{"id": "a", "promt": "x"}\n',
+            r"promt: no such field, did you mean 'prompt'\?.* prompt in the place of messages",
+        ),
         (b'{"id": "a", "prompt": "x", "langg": "fr"}\n', r"langg: no such field, did you mean 'lang'\?"),
         (b'{"id": "a", "prompt": " "}\n', r"2: the last message must be a user's and must not be empty"),
         (b'["a"]\n', r"Input should be a valid dictionary"),

@@ -73,6 +73,7 @@ def test_commas_outside_brackets_and_quotes_are_between_values() -> None:
         (["train.walk.steps=1,2", "train.walk.steps=3,4"], "train.walk.steps: is swept twice"),
         (["train.walk.stebs=1,2"], "train.walk.stebs: no such option; did you mean 'steps'?"),
         (["train.walk.steps=1,many"], "train.walk.steps: 'many' found; needs to be a whole number"),
+        (["train.walk.steps=1,1"], "train.walk.steps=1 and train.walk.steps=1 are the same experiment"),
         (["train.walk.steps=1,+1"], "train.walk.steps=1 and train.walk.steps=+1 are the same experiment"),
         (["label.processes=1,2"], "it only changes how the work is done"),
         (["model.base=a,b"], "model.base: cannot be swept: one base is in memory"),
