@@ -223,6 +223,6 @@ def _unknown(kind: str, name: str) -> str:
     known = names(kind)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? There are" if near else "there are"
-    if "." in name:
+    if "." in name and _NAME.fullmatch(name):
         hint = "the folder that holds it needs to be the current one or on PYTHONPATH. Without a dot there are"
     return f"no {kind} is called {name!r}; {hint}: {', '.join(known)}"
