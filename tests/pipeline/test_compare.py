@@ -259,7 +259,7 @@ def test_every_judge_that_policies_were_trained_to_please_is_warned_of_for_what_
     config = comparing(long, scripted).model_copy(
         update={"labelled": {long.fingerprint(): "labelled in part", scripted.fingerprint(): "rewarded"}}
     )
-    told = list(compare._warnings(results_of(run(tmp_path, config, chatty(3))), examined=True))
+    told = list(compare._warnings(results_of(run(tmp_path, config, chatty(3))), unexamined=[]))
     less = "and also compares: trust it less than a judge that did not."
     assert told[:3] == [
         f"length had a part in labelling the training data {less}",
