@@ -17,7 +17,7 @@ from judges.base import MAX_LOGIT, JudgeConfig, logit, sigmoid
 from judges.exam import ALTERED, Floors, GoldPair, Question
 from pipeline import agreement
 from pipeline.ratings import interval, percent
-from pipeline.records import ABSTENTIONS, Pair, Record, Verdict, seed_of
+from pipeline.records import ABSTENTIONS, EXCHANGED, Pair, Record, Verdict, seed_of
 from pipeline.statistics.win_rate import Estimate, clustered_mean, share
 
 VERSION = 2
@@ -392,10 +392,9 @@ def _p_gold(answer: Answer) -> float:
 
 def _by_side(answers: Sequence[Answer]) -> tuple[list[str], list[str]]:
     """What the judge said and what people said, both of the sides of the pair: drawn by hash, neither has an edge."""
-    other = {"a": "b", "b": "a", "tie": "tie"}
     said = [agreement.says(answer.verdict.p_a) for answer in answers if answer.verdict.p_a is not None]
     labels = [
-        _row(answer).label if answer.question.pair.a.source == answer.question.side_a else other[_row(answer).label]
+        _row(answer).label if answer.question.pair.a.source == answer.question.side_a else EXCHANGED[_row(answer).label]
         for answer in answers
     ]
     return said, labels

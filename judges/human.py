@@ -21,13 +21,11 @@ from typing import Any, Literal, NamedTuple
 from judges import cached
 from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask, unheard
 from pipeline.importers.base import NOBODY, Source
-from pipeline.records import Message, Pair, Sample, Verdict, Vote, digest
+from pipeline.records import EXCHANGED, Message, Pair, Sample, Verdict, Vote, digest
 from pipeline.store import sha256_file
 
 NAME = "people"
 """Who decided, where they did."""
-
-_OTHER = {"a": "b", "b": "a", "tie": "tie"}
 
 
 class Config(JudgeConfig):
@@ -159,7 +157,7 @@ def _by_mark(judgements: Iterable[tuple[Pair, Sequence[Vote]]]) -> dict[str, lis
             who = (pair.id, vote.annotator) if vote.annotator.startswith(f"{NOBODY}/") else (vote.annotator,)
             if who in votes and vote.at and votes[who].at > vote.at:
                 continue  # what is there was said later
-            choice = vote.choice if a_first == _first_is_a(mark) else _OTHER[vote.choice]
+            choice = vote.choice if a_first == _first_is_a(mark) else EXCHANGED[vote.choice]
             votes[who] = vote.model_copy(update={"pair_id": mark, "choice": choice})
     return {mark: list(votes.values()) for mark, votes in found.items()}
 

@@ -22,7 +22,7 @@ from judges.panel import members_of
 from pipeline import recipe as recipes
 from pipeline import store
 from pipeline.errors import DataError, JudgeError, RecipeError
-from pipeline.records import Pair, Verdict
+from pipeline.records import EXCHANGED, Pair, Verdict
 from pipeline.terminal import RUNS, console, recipe_of
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ def _cost(options: argparse.Namespace) -> None:
     from pipeline import costing, plan
 
     states = plan.open_run(recipe, options.run or RUNS / options.recipe.stem).states()
-    generated = next((state for state in states if state.step.name == "generate"), None)
-    found = list(costing.lines(recipe, generated.path if generated and generated.done else None))
+    generated = next((state.path for state in states if state.step.name == "generate" and state.done), None)
+    found = list(costing.lines(recipe, generated))
     total = reduce(Cost.plus, (line.cost for line in found))
     table = Table(box=None, pad_edge=False)
     for name in ("step", "judge", "pairs", "calls", "tokens in", "tokens out", "about USD", "at most"):
@@ -111,8 +111,7 @@ def _cost(options: argparse.Namespace) -> None:
     table.add_row("all", "", "", *_costs(total), style="bold")
     out = console()
     out.print(table)
-    there = generated is not None and generated.done
-    notes = [] if there else ["The answers are not there yet: each is counted at its greatest length."]
+    notes = [] if generated else ["The answers are not there yet: each is counted at its greatest length."]
     notes.append("What is in the journal already costs nothing again; attempts that fail and cost come on top.")
     if any(line.answers for line in found):
         notes.append("Of rewards as many answers are counted as there are if training makes all its updates.")
@@ -199,8 +198,7 @@ def labels_of(pairs: Any, gold: Path) -> dict[str, str]:
     for pair in pairs:
         row = rows.get((pair.prompt.text, frozenset((pair.a.text, pair.b.text))))
         if row is not None:
-            other = {"a": "b", "b": "a", "tie": "tie"}
-            found[pair.id] = row.label if pair.a.text == row.a else other[row.label]
+            found[pair.id] = row.label if pair.a.text == row.a else EXCHANGED[row.label]
     return found
 
 

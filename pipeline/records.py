@@ -35,6 +35,10 @@ Sample = Literal["control", "unsure"]
 """`control`: drawn at random. `unsure`: placed by what a judge said, so that it stands for no other pair."""
 
 
+EXCHANGED = {"a": "b", "b": "a", "tie": "tie"}
+"""What a choice between two answers is called when they change sides."""
+
+
 class Record(BaseModel):
     """Base of all records: frozen, unknown fields refused."""
 
@@ -205,6 +209,6 @@ class Thumb(Record):
 
 
 __all__ = [
-    "ABSTENTIONS", "Message", "Pair", "Preference", "Prompt", "Record", "Response", "Sample", "Thumb", "Verdict",
-    "Vote", "canonical", "digest", "seed_of",
+    "ABSTENTIONS", "EXCHANGED", "Message", "Pair", "Preference", "Prompt", "Record", "Response", "Sample", "Thumb",
+    "Verdict", "Vote", "canonical", "digest", "seed_of",
 ]  # fmt: skip

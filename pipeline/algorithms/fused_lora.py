@@ -47,7 +47,8 @@ def fuse(model: Any) -> Switch:
 def held(model: Any) -> Iterator[None]:
     """Inside, for passes without gradient: what each would dequantise, cast or rearrange is held ready.
 
-    Costs the compute dtype's bytes a parameter of the adapted layers meanwhile. No weight may change inside.
+    Costs the compute dtype's bytes a parameter of the adapted and the output layers meanwhile. No weight may change
+    inside.
     """
     layers = [module.forward for module in model.modules() if isinstance(getattr(module, "forward", None), _Layer)]
     head = model.get_output_embeddings()

@@ -333,7 +333,7 @@ def column(row: Row, what: Named, options: Options) -> str | None:
         BadRow: `columns` of the options names one that is not there.
     """
     if what in options.columns:
-        return named(row, what, options, "")
+        return present(row, options.columns[what])
     known = {name.lower(): name for name in row if isinstance(name, str)}
     return next((known[name] for name in COLUMNS[what] if name in known), None)
 
