@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rlaif rlhf run exam status annotate check test test-fast test-wide test-distributed bench-labels bench-faults bench-ppo bench-ppo-reward bench-import bench-memory bench-compare coverage scale lock clean
+.PHONY: help setup rlaif rlhf run exam status annotate check test test-fast test-wide test-distributed bench-labels bench-faults bench-ppo bench-ppo-curve bench-ppo-reward bench-import bench-memory bench-compare coverage scale lock clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ bench-faults: $(READY) ## 10,000 pairs, 30 % faults, 20 kills, a budget: runs/be
 
 bench-ppo: $(READY) ## our PPO against TRL's last one, same work: runs/bench/ppo.json (about ten minutes)
 	@$(BIN)/python tests/bench/ppo.py $(KIND)
+
+bench-ppo-curve: $(READY) ## what both gain at the same divergence: runs/bench/ppo_curve.json (about an hour)
+	@$(BIN)/python tests/bench/ppo_curve.py $(KIND)
 
 bench-ppo-reward: $(READY) ## PPO and RLOO against a contrived reward: runs/bench/ppo_reward.json (about 30 minutes)
 	@$(BIN)/python tests/bench/ppo_reward.py $(ALGORITHM)

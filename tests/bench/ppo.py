@@ -21,13 +21,13 @@ import venv
 from pathlib import Path
 from typing import Any
 
+from ppo_work import WORKS
+
 from pipeline.launch import KEEPING_MEMORY
 
 HERE = Path(__file__).parent
 TRL = "trl==1.12.0"
 KINDS = ("nf4", "bf16")
-UPDATES = 3
-"""Of which the first is a warm-up."""
 
 
 def main() -> None:
@@ -37,10 +37,10 @@ def main() -> None:
     theirs = trl_python(out / "trl")
     written = out / "ppo.json"
     found: dict[str, Any] = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
-    found |= {"updates": UPDATES - 1, "threads": 1, "against": TRL}
+    found |= {"updates": WORKS["speed"].updates - 1, "threads": 1, "against": TRL}
     for quantization in sys.argv[1:] or KINDS:
-        ours_side = measured(sys.executable, HERE / "ppo_ours.py", quantization, out)
-        trl_side = measured(str(theirs), HERE / "ppo_trl.py", quantization, out)
+        ours_side = measured(sys.executable, HERE / "ppo_ours.py", quantization, "speed", out)
+        trl_side = measured(str(theirs), HERE / "ppo_trl.py", quantization, "speed", out)
         found[quantization] = {
             "speedup": round(ours_side["episodes_per_s"] / trl_side["episodes_per_s"], 3),
             "memory_ratio": round(ours_side["peak_mb"] / trl_side["peak_mb"], 3),
@@ -66,13 +66,13 @@ def trl_python(folder: Path) -> Path:
     return python
 
 
-def measured(python: str, script: Path, quantization: str, out: Path) -> dict[str, Any]:
+def measured(python: str, script: Path, quantization: str, work: str, out: Path) -> dict[str, Any]:
     """What the script writes, with its peak memory in MB and its answers a second."""
-    result = out / f"{script.stem}.{quantization}.json"
+    result = out / f"{script.stem}.{work}.{quantization}.json"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     environment |= {"PYTHONPATH": str(HERE.parents[1]), **KEEPING_MEMORY}
-    command = [python, str(script), quantization, str(UPDATES), str(result)]
-    with open(out / f"{script.stem}.{quantization}.log", "wb") as log:
+    command = [python, str(script), quantization, work, str(result)]
+    with open(result.with_suffix(".log"), "wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):

@@ -1,9 +1,10 @@
-"""Our PPO on the benchmark's work: python ppo_ours.py nf4|bf16 UPDATES RESULT.json"""
+"""Our PPO on a benchmark's work: python ppo_ours.py nf4|bf16 speed|curve RESULT.json"""
 
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from ppo_work import (
     ALPHA,
-    EPISODES,
-    EPOCHS,
-    LEARNING_RATE,
-    MICRO_BATCH,
-    NEW_TOKENS,
     RANK,
     TEMPERATURE,
+    WORKS,
+    computing,
     held,
+    learnable,
     prompts,
 )
 
@@ -29,10 +28,10 @@ from pipeline.algorithms.ppo_rollout import Task
 from pipeline.algorithms.ppo_trainer import PPOTrainer
 from pipeline.algorithms.scoring import RewardHead
 from pipeline.models import load_model, load_tokenizer
-from pipeline.records import Message, Prompt
+from pipeline.records import Message, Prompt, Response
 from pipeline.sampling.local import end_tokens
 
-kind, updates, result = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+kind, work, result = sys.argv[1], WORKS[sys.argv[2]], Path(sys.argv[3])
 
 
 class Timed(PPOTrainer):
@@ -42,6 +41,7 @@ class Timed(PPOTrainer):
         super().__init__(*args, **kwargs)
         self.passes = 0.0
         self.updates: list[dict[str, float]] = []
+        self.curve: list[tuple[float, float]] = []
 
     def _micro_batch(self, *args: Any) -> Any:
         began = time.perf_counter()
@@ -54,7 +54,16 @@ class Timed(PPOTrainer):
         line = super().update()
         whole = time.perf_counter() - began
         self.updates.append({**self.seconds, "passes": self.passes, "whole": whole, "length": line["length"]})
+        self.curve.append((line["kl"], line["score"]))
         return line
+
+
+class Learnable:
+    """The reward that both sides can learn, as a judge."""
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float | None]:
+        """See `judges.base.Scorer`."""
+        return [learnable(each.text) for each in responses]
 
 
 torch.set_num_threads(1)
@@ -76,18 +85,24 @@ with tempfile.TemporaryDirectory() as folder:
         accuracy=(1.0, 1.0, 1.0),
         temperature=1.0,
     )
-    roles = Roles(adapted.unload(), lora, seed=1, reward=head)
+    roles = Roles(adapted.unload(), lora, seed=1, reward=head if work.timed else None)
 config = Config(
     reward="the_adapter_above",
-    learning_rate=LEARNING_RATE,
-    per_device_train_batch_size=MICRO_BATCH,
-    gradient_accumulation_steps=EPISODES // MICRO_BATCH,
-    num_mini_batches=1,
-    max_steps=updates,
-    num_ppo_epochs=EPOCHS,
-    max_new_tokens=NEW_TOKENS,
+    learning_rate=work.learning_rate,
+    critic_learning_rate=None if work.timed else work.learning_rate,
+    lr_scheduler_type="constant",
+    missing_eos_penalty=work.missing_eos_penalty,
+    normalize_scores=work.timed,
+    per_device_train_batch_size=work.micro_batch,
+    gradient_accumulation_steps=work.accumulated,
+    num_mini_batches=work.mini_batches,
+    max_steps=work.updates,
+    num_ppo_epochs=work.epochs,
+    kl_coef=work.kl_coef,
+    lam=work.lam,
+    max_new_tokens=work.new_tokens,
     temperature=TEMPERATURE,
-    normalize_samples=EPISODES,
+    normalize_samples=work.episodes,
 )
 tasks = []
 for text, ids in prompts(tokenizer):
@@ -97,18 +112,20 @@ trainer = Timed(
     roles,
     tokenizer,
     tasks,
-    reward=None,
+    reward=None if work.timed else Learnable(),
     eos=end_tokens(base, tokenizer),
     seed=1,
     checkpoints=Checkpoints(result.with_suffix(".checkpoints"), "bench"),
     step="bench",
 )
-trainer.train()
+with computing(kind, work):
+    trainer.train()
 kept = trainer.updates[1:]
 found = {
     "dtype": model.dtype,
-    "episodes": EPISODES,
+    "episodes": work.episodes,
     "seconds": [each["whole"] for each in trainer.updates],
+    "curve": trainer.curve,
     "phases": {name: round(sum(each[name] for each in kept) / len(kept), 2) for name in kept[0]},
     "overhead": round(sum(each["whole"] for each in kept) / sum(each["rollout"] + each["passes"] for each in kept), 3),
 }

@@ -1,4 +1,4 @@
-"""TRL 1.12's PPO on the benchmark's work: python ppo_trl.py nf4|bf16 UPDATES RESULT.json"""
+"""TRL 1.12's PPO on a benchmark's work: python ppo_trl.py nf4|bf16 speed|curve RESULT.json"""
 
 import itertools
 import json
@@ -10,17 +10,15 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from ppo_work import (
     ALPHA,
-    EPISODES,
-    EPOCHS,
-    LEARNING_RATE,
-    MICRO_BATCH,
-    NEW_TOKENS,
     RANK,
     TEMPERATURE,
+    WORKS,
+    computing,
     held,
+    learnable,
     prompts,
 )
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
@@ -28,9 +26,10 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 from pipeline.models import built_in, dtype_of, quantization
 
-kind, updates, result = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+kind, work, result = sys.argv[1], WORKS[sys.argv[2]], Path(sys.argv[3])
 spent = {"rollout": 0.0, "backward": 0.0}
 ends: list[float] = []
+curve: list[tuple[float, float]] = []
 
 
 def timed(phase: str, function: Any) -> Any:
@@ -54,6 +53,17 @@ class Clock(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, *_: Any, **__: Any) -> None:
         ends.append(time.perf_counter())
 
+    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+        curve.append((logs["objective/kl"], logs["objective/scores"]))
+
+
+def paid(model: Any, ids_BT: torch.Tensor, pad_id: int, prompt: int) -> tuple[Any, torch.Tensor, Any]:
+    """TRL's `get_reward`, by which it asks reward and critic alike, with the learnable reward in the reward's place."""
+    if model is not reward:
+        return ask(model, ids_BT, pad_id, prompt)  # type: ignore[no-any-return]
+    texts = tokenizer.batch_decode(ids_BT[:, prompt:], skip_special_tokens=True)
+    return None, torch.tensor([learnable(text) for text in texts]), None
+
 
 torch.set_num_threads(1)
 torch.manual_seed(1)
@@ -65,20 +75,30 @@ policy = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype_of(model), qua
 value, reward = (
     AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype_of(model), num_labels=1) for _ in range(2)
 )
+if not work.timed:
+    ask, ppo_trainer.get_reward = ppo_trainer.get_reward, paid
+    value = inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear"), value)
+    for parameter in value.parameters():
+        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+    torch.nn.init.zeros_(value.score.weight.requires_grad_(True))  # as our critic starts
 ppo_trainer.batch_generation = timed("rollout", ppo_trainer.batch_generation)
 trainer = PPOTrainer(
     args=PPOConfig(
         output_dir=tempfile.mkdtemp(),
-        learning_rate=LEARNING_RATE,
-        per_device_train_batch_size=MICRO_BATCH,
-        gradient_accumulation_steps=EPISODES // MICRO_BATCH,
-        num_mini_batches=1,
-        total_episodes=EPISODES * updates,
-        num_ppo_epochs=EPOCHS,
-        response_length=NEW_TOKENS,
+        learning_rate=work.learning_rate,
+        lr_scheduler_type="constant",
+        # It accumulates over the whole batch, whatever its minibatches are, unless it need not accumulate.
+        per_device_train_batch_size=work.micro_batch if work.mini_batches == 1 else work.episodes,
+        gradient_accumulation_steps=work.accumulated if work.mini_batches == 1 else 1,
+        num_mini_batches=work.mini_batches,
+        total_episodes=work.episodes * work.updates,
+        num_ppo_epochs=work.epochs,
+        kl_coef=work.kl_coef,
+        lam=work.lam,
+        response_length=work.new_tokens,
         temperature=TEMPERATURE,
         stop_token="eos",
-        missing_eos_penalty=1.0,
+        missing_eos_penalty=work.missing_eos_penalty,
         num_sample_generations=0,
         bf16=kind == "bf16",  # with bf16=True it cannot sample from a 4-bit policy
         use_cpu=True,
@@ -98,8 +118,8 @@ trainer = PPOTrainer(
     callbacks=[Clock()],
 )
 trainer.accelerator.backward = timed("backward", trainer.accelerator.backward)
-trainer.train()
+with computing(kind, work):
+    trainer.train()
 seconds = [after - before for before, after in itertools.pairwise(ends)]
-result.write_text(
-    json.dumps({"dtype": model.dtype, "episodes": EPISODES, "seconds": seconds, "all_updates": spent}), encoding="utf-8"
-)
+found = {"dtype": model.dtype, "episodes": work.episodes, "seconds": seconds, "curve": curve, "all_updates": spent}
+result.write_text(json.dumps(found), encoding="utf-8")

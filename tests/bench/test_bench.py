@@ -4,9 +4,12 @@ import ast
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from bench import ppo_reward
-from bench.ppo_work import PROMPTS, prompts
+from bench.ppo_work import PROMPTS, WORKS, learnable, prompts, share_of_e
+from bench.rounded import Rounded
 from pipeline.algorithms.ppo import Config
 from pipeline.models import ModelConfig
 from pipeline.records import Response
@@ -46,3 +49,38 @@ def test_the_benchmark_has_its_prompts_and_our_side_names_options_that_there_are
     calls = [node for node in ast.walk(ast.parse((HERE / "ppo_ours.py").read_text())) if isinstance(node, ast.Call)]
     (call,) = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "Config"]
     assert {keyword.arg for keyword in call.keywords} <= set(Config.model_fields)
+
+
+def test_the_two_works_are_those_that_are_told_of() -> None:
+    assert WORKS["speed"].episodes == 16  # with 4 epochs of 48 tokens: what TRL, LLaMA-Factory and we were measured on
+    assert WORKS["curve"].episodes == 64
+
+
+def test_the_learnable_reward_is_the_share_of_e_in_deviations() -> None:
+    assert share_of_e("See, 12!") == 2 / 3
+    assert learnable("e") - learnable("xe") == pytest.approx(0.5 / 0.0539)
+
+
+def test_the_gain_is_the_slope_of_the_reward_over_the_root_of_the_divergence_up_to_where_both_have_been() -> None:
+    from ppo_curve import compared
+
+    ours = [[0.0, 0.0], [1.0, 3.0], [4.0, 6.0], [9.0, 0.0]]  # on 3 sqrt(kl), and one point that TRL never came to
+    trl = [[-0.1, 0.5], [1.0, 1.0], [4.0, 2.0]]  # on sqrt(kl), but for the first, whose divergence counts as 0
+    found = compared(ours, trl)
+    assert (found["kl_up_to"], found["gain_ratio"]) == (4.0, 3.0)
+    assert (found["ours"]["gain"], found["ours"]["gain_error"]) == (3.0, 0.0)
+    # Residuals 0.5, 0, 0; two degrees of freedom; the roots' squares add up to 5.
+    assert found["trl"]["gain_error"] == round((0.25 / 2 / 5) ** 0.5, 3)
+    assert found["trl"]["curve"] == trl
+
+
+def test_rounded_products_are_those_of_fp32_rounded_once_forward_and_backward() -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(8, 40).bfloat16(), torch.randn(8).bfloat16()
+    x = torch.randn(5, 40).bfloat16().requires_grad_()
+    with Rounded():
+        y = F.linear(x, weight, bias)
+        (by_x,) = torch.autograd.grad(y.float().sum(), x)
+    exact = (x.detach().double() @ weight.double().T + bias.double()).bfloat16()
+    assert torch.equal(y, exact)
+    assert torch.equal(by_x, weight.double().sum(0).bfloat16().expand(5, 40))
