@@ -5,8 +5,12 @@ A verdict on a pair comes from its votes by one of two rules. Both keep ties, an
 `majority`     The label that most chose; two labels that most chose are a tie. p(a) = (n_a + n_tie / 2 + 1) / (n + 2),
                Laplace's rule of succession: 2/3 after one vote for a, 4/5 after three of three, 3/5 after two of three.
 `dawid_skene`  Each annotator has a confusion matrix, found with the true labels by expectation maximisation (Dawid and
-               Skene 1979, equations 2.3 to 2.5). Only pairs with two votes or more teach anything about who cast them.
+               Skene 1979, equations 2.3 to 2.5), that says of a and b the same: a hash of the answers decides which is
+               called a, so that nobody can be better at it. A habit of the left side is none of the side called a, and
+               `people` has it. Only pairs with two votes or more teach anything about who cast them.
                p(a) = T_a + T_tie / 2 of the posterior T; where a tie is the likeliest, exactly one half.
+
+By both, a pair whose sides change names has the same verdict with its sides exchanged, and no other pair has another.
 
 What is left out: reading votes (`pipeline.importers`), and the agreement of judges with people (`pipeline.agreement`).
 """
@@ -25,7 +29,7 @@ from pipeline.importers.base import NOBODY, Aggregate, Choice
 from pipeline.records import Record, Sample, Verdict, Vote, digest
 from pipeline.statistics.win_rate import Estimate
 
-VERSION = 2
+VERSION = 3
 """Raised when a change of this file changes what votes amount to."""
 
 NAME = "human"
@@ -63,14 +67,21 @@ class Skene(NamedTuple):
     posterior_NL: Floats
     """T_ij: probability that label j is the true one of pair i."""
     confusion_WLL: Floats
-    """pi_jl of annotator k: probability that they say l where j is true."""
+    """pi_jl of annotator k: probability that they say l where j is true. The same with a and b exchanged."""
     prior_L: Floats
     """p_j: share of each label, where a and b share what is no tie."""
 
 
+def tied(table_WLL: Floats) -> Floats:
+    """A table of annotators, true labels and labels that they said, and the same with a and b exchanged, in one sum."""
+    other_L = np.arange(table_WLL.shape[2])
+    other_L[:2] = 1, 0
+    return table_WLL + table_WLL[:, other_L[:, None], other_L]
+
+
 def dawid_skene(pair_V: Ints, who_V: Ints, label_V: Ints, labels: int, smoothing: float = 1.0) -> Skene:
-    """Expectation maximisation from the shares of the votes. The first two labels are the two sides of a pair, and
-    equally likely before anybody voted.
+    """Expectation maximisation from the shares of the votes. The first two labels are the two sides of a pair:
+    equally likely before anybody voted, and told from each other and from the rest equally well.
 
     Args:
         pair_V, who_V, label_V: the pair, the annotator and the label of each of V votes, as numbers from 0.
@@ -95,6 +106,8 @@ def dawid_skene(pair_V: Ints, who_V: Ints, label_V: Ints, labels: int, smoothing
         for true in range(labels):
             said = (who_V[teaches_V], np.full_like(label_V[teaches_V], true), label_V[teaches_V])
             np.add.at(confusion_WLL, said, posterior_NL[pair_V[teaches_V], true])
+        # Else the side that is seldom true would have a matrix of few votes: the more pairs on one side, the less sure.
+        confusion_WLL = tied(confusion_WLL)
         confusion_WLL /= confusion_WLL.sum(axis=2, keepdims=True)
         # eq. 2.5, in logarithms: T_ij is proportional to p_j times the product of pi over the votes on i.
         log_NL = np.tile(np.log(prior_L), (pairs, 1))
