@@ -18,6 +18,7 @@ def add_to(verbs: Any) -> None:
     verb.add_argument(
         "run", type=Path, metavar="RUN", help="a run directory, a folder with pairs.jsonl, or such a file"
     )
+    verb.add_argument("--round", type=int, metavar="N", help="of a run with rounds: whose pairs (the newest)")
     verb.add_argument("--port", type=int, default=0, help="on 127.0.0.1 (default: a free one)")
     verb.add_argument("--double", type=float, default=0.2, metavar="SHARE", help="of pairs for two people (0.2)")
     verb.add_argument("--control", type=float, default=0.1, metavar="SHARE", help="of pairs drawn at random (0.1)")
@@ -39,14 +40,17 @@ def _annotate(options: argparse.Namespace) -> None:
 
     if options.to_format and not options.export:
         raise DataError(f"--to-format: {options.to_format} found without --export FILE; say which file to write")
+    if options.round is not None and options.export:
+        raise DataError(f"--round: {options.round} found with --export, which writes those on all rounds; leave it out")
     if options.export:
         _export(options.run, options.export, options.to_format)
         return
-    pairs, verdicts = material.find(options.run)
+    pairs, verdicts, number = material.find(options.run, options.round)
     items = material.read(pairs, verdicts, double=options.double, control=options.control, seed=options.seed)
     order = "the least sure first" if verdicts else "in random order: no judge has labelled them"
+    which = f" of round {number}" if number > 1 else ""
     with closing(open_ballots(options.run)) as ballots:
-        print(f"{len(items):,} pairs, {order}; votes: {ballots.path}", flush=True)
+        print(f"{len(items):,} pairs{which}, {order}; votes: {ballots.path}", flush=True)
         serve(Desk(items, ballots, options.seed), options.port, lambda address: print(address, flush=True))
 
 

@@ -62,12 +62,12 @@ class Desk:
             if item is not None:
                 held = _Held(annotator, page, time.monotonic() + HELD_S)
                 self._held.setdefault(item.pair.id, []).append(held)
-        mine = [ballot for (who, _), ballot in standing.items() if who == annotator]
-        last = next((ballot.pair_id for ballot in reversed(mine) if ballot.pair_id in self.items), None)
+        # What they said of other rounds is no part of this work.
+        mine = [each for (who, pair), each in standing.items() if who == annotator and pair in self.items]
         return {
             "question": self._question(item, annotator) if item else None,
             "progress": self._progress(mine, done),
-            "last": last,
+            "last": mine[-1].pair_id if mine else None,
         }
 
     def vote(self, annotator: str, page: str, pair: str, choice: Choice, note: str) -> dict[str, Any]:

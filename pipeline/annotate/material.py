@@ -5,6 +5,9 @@ others, in an order that is random as well, so that whenever the voting stops, t
 a random sample of all pairs. How far people agree with the judge is estimated on them alone. Another share is shown to
 two annotators, who agree with each other less on pairs that the judge is unsure of than on others.
 
+Of a run with rounds one round is asked about, the newest if none is named: a vote that labels in an earlier one makes
+other answers in those after it, so that whoever votes on both at once votes on pairs that are about to go.
+
 What is left out: who has seen what (`pipeline.annotate.desk`).
 """
 
@@ -16,6 +19,7 @@ from typing import NamedTuple
 from pipeline import store
 from pipeline.errors import DataError
 from pipeline.records import Pair, Sample, Verdict, seed_of
+from pipeline.rounds import place_of, step_of
 
 DATABASE = store.VOTES
 """Where votes are kept, beside the pairs or in the run directory: reruns of steps do not touch it."""
@@ -49,28 +53,50 @@ def beside(run: Path) -> Path:
     return run.with_name(DATABASE) if run.is_file() else run / DATABASE
 
 
-def find(run: Path) -> tuple[Path, Path | None]:
+class Found(NamedTuple):
+    """Where the pairs are, and what a judge said of them."""
+
+    pairs: Path
+    verdicts: Path | None
+    """None: no judge has labelled them."""
+    number: int = 1
+    """The round of the run."""
+
+
+def find(run: Path, number: int | None = None) -> Found:
     """The pairs of a run, a folder or a file of pairs, and the verdicts on them if there are any.
 
+    Args:
+        number: the round of the run. None: the newest.
+
     Raises:
-        DataError: there are no pairs.
+        DataError: there are no pairs, or there is no such round.
     """
+    if number is not None and not (run / "steps").is_dir() and run.exists():
+        raise DataError(f"--round: {number} found, and {run} is no run directory, which has rounds; leave it out")
     if run.is_file():
-        return run, None
+        return Found(run, None)
     if not run.is_dir():
         raise DataError(f"{run}: no such run; name a run directory, a folder with pairs.jsonl, or a file of pairs")
     if not (run / "steps").is_dir():
         pairs, verdicts = run / "pairs.jsonl", run / "verdicts.jsonl"
         if not pairs.is_file():
             raise DataError(f"{run}: neither a run directory nor a folder with pairs.jsonl; generate or import pairs")
-        return pairs, verdicts if verdicts.is_file() else None
-    generated = _current(run, "generate", store.published(run / "steps" / "generate"))
+        return Found(pairs, verdicts if verdicts.is_file() else None)
+    return _of_round(run, _newest(run) if number is None else number)
+
+
+def _of_round(run: Path, number: int) -> Found:
+    generate, label = (step_of(number, step) for step in ("generate", "label"))
+    generated = _current(run, generate, store.published(run / "steps" / generate))
     if generated is None:
+        if there := ", ".join(map(str, _rounds(run))):
+            remedy = f"name one of {there}; a later one has some when its generate step is done (prefloop run)"
+            raise DataError(f"--round: {number} found, of which {run} has no pairs; {remedy}")
         raise DataError(f"{run}: no pairs yet; let its generate step finish (prefloop run), then annotate")
-    labelled = _current(
-        run, "label", (path for path in store.published(run / "steps" / "label") if _of(path, generated))
-    )
-    return generated / "pairs.jsonl", labelled / "verdicts.jsonl" if labelled else None
+    labels = (path for path in store.published(run / "steps" / label) if _of(path, generate, generated))
+    labelled = _current(run, label, labels)
+    return Found(generated / "pairs.jsonl", labelled / "verdicts.jsonl" if labelled else None, number)
 
 
 def read(pairs: Path, verdicts: Path | None, *, double: float, control: float, seed: int) -> list[Item]:
@@ -127,17 +153,38 @@ def _sureness(verdict: Verdict) -> float:
 # ---- the published steps of a run
 
 
-def _of(labelled: Path, generated: Path) -> bool:
+def _rounds(run: Path) -> list[int]:
+    """The rounds that have pairs, of whichever command."""
+    places = [place_of(step.name) for step in (run / "steps").iterdir() if store.published(step)]
+    return sorted(number for number, step in places if step == "generate")
+
+
+def _newest(run: Path) -> int:
+    """The newest round that the run's last command has pairs of; the newest of all while it has none."""
+    there = _rounds(run)
+    return max([number for number in there if _is_used(run, step_of(number, "generate"))] or there, default=1)
+
+
+def _is_used(run: Path, step: str) -> bool:
+    return any(_used(run, step).startswith(path.name) for path in store.published(run / "steps" / step))
+
+
+def _of(labelled: Path, generate: str, generated: Path) -> bool:
     """Whether these verdicts are on those pairs."""
     manifest = store.read_manifest(labelled) or {}
-    return str(manifest["inputs"]["generate"]["fingerprint"]).startswith(generated.name)
+    return str(manifest["inputs"][generate]["fingerprint"]).startswith(generated.name)
 
 
 def _current(run: Path, step: str, published: Iterable[Path]) -> Path | None:
     """That which the run's last command used; the newest while that is not known."""
-    try:
-        name = json.loads((run / "manifest.json").read_bytes())["steps"][step]["fingerprint"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        name = ""
+    name = _used(run, step)
     paths = sorted(published, key=lambda path: (path / store.MANIFEST).stat().st_mtime)
     return next((path for path in paths if name.startswith(path.name)), paths[-1] if paths else None)
+
+
+def _used(run: Path, step: str) -> str:
+    """The fingerprint of a step in the run's last command; nothing while that is not known."""
+    try:
+        return str(json.loads((run / "manifest.json").read_bytes())["steps"][step]["fingerprint"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return ""

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 from annotating import Served, fetch, folder_of, pair_of, verdict_of
 
-from pipeline import cli, store
+from pipeline import cli, rounds, store
 from pipeline.annotate import material, words
 from pipeline.annotate.ballots import Ballots, open_ballots
 from pipeline.annotate.desk import Desk
@@ -71,9 +71,57 @@ def test_of_a_run_the_pairs_of_its_last_command_are_taken_and_the_verdicts_on_th
     publish(tmp_path, "label", "said", {"generate": "old1234"}, {"verdicts.jsonl": [verdict_of(pairs[0], 0.5)]})  # type: ignore[list-item]
     steps = tmp_path / "steps"
     (tmp_path / "manifest.json").write_text('{"steps": {"generate": {"fingerprint": "old1234"}}}')
-    assert material.find(tmp_path) == (steps / "generate/old/pairs.jsonl", steps / "label/said/verdicts.jsonl")
+    assert material.find(tmp_path) == (steps / "generate/old/pairs.jsonl", steps / "label/said/verdicts.jsonl", 1)
     (tmp_path / "manifest.json").write_text('{"steps": {"generate": {"fingerprint": "new1234"}}}')
-    assert material.find(tmp_path) == (steps / "generate/new/pairs.jsonl", None)
+    assert material.find(tmp_path) == (steps / "generate/new/pairs.jsonl", None, 1)
+
+
+def rounds_of(run: Path, count: int) -> None:
+    """A run of so many rounds, each with a pair of its own and a verdict on it."""
+    for number in range(1, count + 1):
+        generate, label, mark = (rounds.step_of(number, step) for step in ("generate", "label", "mark"))
+        publish(run, generate, mark, {}, {"pairs.jsonl": [pair_of(number)]})
+        verdicts = {"verdicts.jsonl": [verdict_of(pair_of(number), 0.5)]}
+        publish(run, label, "said", {generate: mark + "1234"}, verdicts)  # type: ignore[arg-type]
+
+
+def used(run: Path, count: int) -> None:
+    """Say that the last command was one of so many rounds."""
+    names = [[rounds.step_of(number, step) for step in ("generate", "mark")] for number in range(1, count + 1)]
+    store.write_json(run / "manifest.json", {"steps": {name: {"fingerprint": mark + "1234"} for name, mark in names}})
+
+
+def test_of_a_run_with_rounds_the_newest_that_its_last_command_has_is_asked_about_or_the_one_that_is_named(
+    tmp_path: Path,
+) -> None:
+    def asked(number: int | None = None) -> tuple[int, list[Pair]]:
+        pairs, verdicts, found = material.find(tmp_path, number)
+        assert verdicts is not None and verdicts.parts[-3] == rounds.step_of(found, "label")
+        return found, list(store.read_jsonl(pairs, Pair))
+
+    rounds_of(tmp_path, 3)
+    assert asked() == (3, [pair_of(3)])
+    assert [asked(number) for number in (1, 2, 3)] == [(number, [pair_of(number)]) for number in (1, 2, 3)]
+    used(tmp_path, 2)
+    assert asked() == (2, [pair_of(2)])
+    used(tmp_path, 4)  # which is at work, and has not generated its fourth
+    assert asked() == (3, [pair_of(3)])
+
+
+def test_votes_on_several_rounds_are_kept_together_and_each_page_counts_those_on_its_own(tmp_path: Path) -> None:
+    rounds_of(tmp_path, 2)
+    told = {}
+    for number, options in ((1, ["--round", "1"]), (2, [])):
+        with Served(tmp_path, *options) as page:
+            told[number] = page.told
+            state = page.ask("ann", "1")
+            assert (state["progress"], state["last"]) == ({"mine": 0, "skipped": 0, "done": 0, "needed": 1}, None)
+            assert state["question"]["pair"] == pair_of(number).id
+            page.ask("ann", "1", "vote", pair=pair_of(number).id, choice="tie")
+    assert told[1].startswith("1 pairs, the least sure first") and told[2].startswith("1 pairs of round 2, the least")
+    assert cli.main(["annotate", str(tmp_path), "--export", str(tmp_path / "votes.csv")]) == 0
+    found = collect([tmp_path / "votes.csv"], "auto", Options(), max_bad=0)
+    assert [pair.prompt.text for pair, _ in found.judgements()] == ["Question 1?", "Question 2?"]
 
 
 def test_what_has_no_pairs_is_told_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,6 +138,12 @@ def test_what_has_no_pairs_is_told_what_to_do(tmp_path: Path, capsys: pytest.Cap
     assert "holds no pair" in told(str(empty))
     assert "--double: 1.5 found; needs a share from 0 to 1" in told(str(tmp_path), "--double", "1.5")
     assert "so nobody has voted" in told(str(tmp_path), "--export", str(tmp_path / "votes.csv"))
+    assert "--round: 2 found, and" in told(str(empty), "--round", "2")
+    every = told(str(tmp_path), "--round", "2", "--export", str(tmp_path / "votes.csv"))
+    assert "--round: 2 found with --export, which writes those on all rounds" in every
+    rounds_of(tmp_path / "run", 2)
+    assert "--round: 3 found, of which" in (several := told(str(tmp_path / "run"), "--round", "3"))
+    assert "name one of 1, 2; a later one has some when its generate step is done" in several
 
 
 # ---- votes

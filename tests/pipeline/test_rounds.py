@@ -1,19 +1,24 @@
 """Each later round begins with the policy of the one before, and one round more redoes nothing of those there are."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_run import RECIPE, prepare
+from scripted_run import RECIPE, here, prepare
 from tiny import prompt_of
 
-from pipeline import costing, plan, rounds, store
+from pipeline import cli, costing, plan, rounds, store
+from pipeline import run as engine
+from pipeline.annotate import material
+from pipeline.annotate.ballots import open_ballots
+from pipeline.annotate.desk import Desk
 from pipeline.errors import RecipeError
 from pipeline.generate import Answer
 from pipeline.ratings import Results
 from pipeline.recipe import Recipe, load
-from pipeline.records import Preference, Prompt, Response
+from pipeline.records import Pair, Preference, Prompt, Response, Verdict
 from pipeline.run import Run, State
 from pipeline.sampling import base as sampling
 from pipeline.sampling.local import Config as Local
@@ -298,6 +303,39 @@ def test_a_run_of_two_rounds_goes_on_from_its_first_and_a_third_is_added_to_it(t
     assert store.read_json(done(after)["round3.train.run"] / "walked.json")["words"] == 6
     for name in before.keys() - {"doctor", "report"}:
         assert done(after)[name].stat().st_mtime_ns == before[name]
+
+
+def test_votes_on_the_pairs_of_every_round_label_the_pairs_that_they_were_cast_on(
+    top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "run_workers", here)
+    before = done(run_of(top, iterated(top, 2)).execute())
+    run = top / "runs" / "test"
+    wanted = {}
+    # Against the judge, and first on the newest round.
+    for number in (None, 1):
+        pairs, verdicts, _ = material.find(run, number)
+        items = material.read(pairs, verdicts, double=0, control=0.1, seed=0)
+        with contextlib.closing(open_ballots(run)) as ballots:
+            desk = Desk(items, ballots, seed=0)
+            while question := desk.next("ann", "1")["question"]:
+                side = min(("left", "right"), key=lambda name: len(question[name]))
+                wanted[question["pair"]] = question[side]
+                desk.vote("ann", "1", question["pair"], side, "")  # type: ignore[arg-type]
+    assert cli.main(["annotate", str(run), "--export", "votes.csv"]) == 0
+
+    after = done(run_of(top, iterated(top, 2, "judge={name: human, votes: {files: votes.csv}}")).execute())
+    labelled = {}
+    for step in ("label", "round2.label"):
+        (generated,) = [after[name] for name in after if name == step.replace("label", "generate")]
+        pairs_of = {pair.id: pair for pair in store.read_jsonl(generated / "pairs.jsonl", Pair)}
+        for verdict in store.read_jsonl(after[step] / "verdicts.jsonl", Verdict):
+            assert verdict.p_a is not None and verdict.evidence["decided_by"] == "people"
+            pair = pairs_of[verdict.pair_id]
+            labelled[pair.id] = (pair.a if verdict.p_a > 0.5 else pair.b).text
+    assert labelled == wanted and len(wanted) == 12
+    # Other labels in the first round, and with these scripted policies the same answers in the second.
+    assert before["round2.generate"] != after["round2.generate"]
 
 
 @pytest.mark.slow
