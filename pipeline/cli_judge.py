@@ -23,6 +23,7 @@ from pipeline import recipe as recipes
 from pipeline import store
 from pipeline.errors import DataError, JudgeError, RecipeError
 from pipeline.records import EXCHANGED, Pair, Verdict
+from pipeline.rounds import place_of, step_of
 from pipeline.terminal import RUNS, console, recipe_of
 
 if TYPE_CHECKING:
@@ -169,18 +170,26 @@ def said_in(runs: Sequence[Path]) -> dict[str, list[Said]]:
 
 
 def _said_in(steps: Path) -> Iterator[Said]:
-    for folder in store.published(steps / "label"):
-        manifest = store.read_manifest(folder) or {}
-        generated = steps / "generate" / manifest["inputs"]["generate"]["fingerprint"][:12]
+    for number, folder in _of_rounds(steps, "label"):
+        manifest, generate = store.read_manifest(folder) or {}, step_of(number, "generate")
+        generated = steps / generate / manifest["inputs"][generate]["fingerprint"][:12]
         yield from _matched(generated / "pairs.jsonl", folder / "verdicts.jsonl")
-    for folder in store.published(steps / "compare"):
+    for _, folder in _of_rounds(steps, "compare"):
         yield from _matched(folder / "pairs.jsonl", folder / "verdicts.jsonl")
-    for folder in store.published(steps / "exam"):
+    for _, folder in _of_rounds(steps, "exam"):
         from pipeline.examine import Answered
 
         for each in store.read_jsonl(folder / "answers.jsonl", Answered):
             if each.kind == "gold":
                 yield each.pair, each.verdict
+
+
+def _of_rounds(steps: Path, step: str) -> Iterator[tuple[int, Path]]:
+    """The published directories of a step in every round, with the round's number."""
+    for folder in sorted(steps.glob("*")):
+        number, plain = place_of(folder.name)
+        if plain == step:
+            yield from ((number, path) for path in store.published(folder))
 
 
 def _matched(pairs: Path, verdicts: Path) -> Iterator[Said]:

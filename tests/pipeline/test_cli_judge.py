@@ -13,6 +13,7 @@ from pipeline import cli, cli_judge, store
 from pipeline.agreement import Rater, agree
 from pipeline.errors import DataError
 from pipeline.records import Pair, Verdict
+from pipeline.rounds import step_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,13 +94,14 @@ def test_where_nobody_can_be_examined_it_is_said_who_labels_or_that_nobody_does(
 # ---- agree
 
 
-def label_folder(run: Path, mark: str, pairs: list[Pair], verdicts: list[Verdict]) -> None:
-    """A run in which these pairs were generated and labelled."""
-    generated = run / "steps" / "generate" / "0123456789ab"
+def label_folder(run: Path, mark: str, pairs: list[Pair], verdicts: list[Verdict], number: int = 1) -> None:
+    """A run in which these pairs were generated and labelled in this round."""
+    generate, label = (step_of(number, step) for step in ("generate", "label"))
+    generated = run / "steps" / generate / "0123456789ab"
     if not generated.exists():
         publish(generated, {"pairs.jsonl": pairs}, {})
-    inputs = {"generate": {"fingerprint": "0123456789abcdef"}}
-    publish(run / "steps" / "label" / mark, {"verdicts.jsonl": verdicts}, {"inputs": inputs})
+    inputs = {generate: {"fingerprint": "0123456789abcdef"}}
+    publish(run / "steps" / label / mark, {"verdicts.jsonl": verdicts}, {"inputs": inputs})
     store.write_text(run / "recipe.yaml", "seed: 1\n")
 
 
@@ -129,6 +131,13 @@ def test_every_judge_that_labelled_is_a_rater_with_what_it_said_before_calibrati
     one, two = (cli_judge._rater(name, each) for name, each in found.items())
     assert set(one.p.values()) == {0.9}
     assert (two.asked, len(two.p)) == (8, 7)
+
+
+def test_what_a_judge_said_in_later_rounds_is_counted_as_well(tmp_path: Path) -> None:
+    pairs, run = some_pairs(5), tmp_path / "run"
+    for number, some in ((1, pairs[:2]), (2, pairs[2:])):
+        label_folder(run, "a", some, [by("one", pair, 0.9) for pair in some], number)
+    assert {pair.id for pair, _ in cli_judge.said_in([run])["one"]} == {pair.id for pair in pairs}
 
 
 def test_the_members_of_a_panel_are_raters_and_one_that_was_asked_elsewhere_is_the_same(tmp_path: Path) -> None:
