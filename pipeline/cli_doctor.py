@@ -1,6 +1,7 @@
 """`prefloop doctor RECIPE`: the checks that every run begins with, alone; the exit code is 2 if one is an error.
 
-Labels are looked at too if the run has them. What is left out: the checks (`pipeline.doctor`).
+Labels are looked at too if the run has them. With `--memory` it is a plan for a machine that need not be this one: what
+this one lacks for a run (a key, DeepSpeed) is told and is no error. What is left out: the checks (`pipeline.doctor`).
 """
 
 import argparse
@@ -32,7 +33,8 @@ def add_to(verbs: Any) -> None:
 
 def _doctor(options: argparse.Namespace) -> None:
     recipe = recipes.load(options.recipe, options.overrides, options.judge)
-    recipes.check(recipe, starts=True)  # as `run` does: what that one would refuse is not to be called fine here
+    # As `run` does: what that one would refuse is not to be called fine here, unless it is to run elsewhere.
+    recipes.check(recipe, starts=options.memory is None)
     memory = None if options.memory is None else (bytes_of(options.memory), not options.cpu)
     # Only here, because planning imports every stage, and an error in a recipe should be told before that.
     from pipeline import doctor, plan

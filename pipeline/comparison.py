@@ -103,7 +103,7 @@ def open_comparison(
     made = sources.checkpoints(found)
     config = _settings(named, found, runs, made, overrides)
     if asking:
-        recipe.check_asked({}, config.compare)
+        recipe.check_comparing(config.compare)
     _check_agreement(named, runs, config, overrides)
     options = _named_options(overrides)
     for each in made:

@@ -33,7 +33,7 @@ from pipeline.measure import texts_of
 from pipeline.memory import machine_bytes
 from pipeline.models import chat_ids, has_encoder, load_tokenizer, skeleton
 from pipeline.plugins import Config
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, lacking
 from pipeline.records import Message, Prompt, Thumb
 from pipeline.rounds import files_in
 from pipeline.sampling.base import Question, SamplerConfig
@@ -111,6 +111,7 @@ def before(recipe: Recipe, memory: tuple[int, bool] | None = None) -> list[Findi
     if text := recipe.compare.perplexity:
         taught = {f"train.{name}.data.train": rows for name, rows in shown.items()}
         found += text_findings(texts_of(text, recipe.model), taught, trained)
+    found += _lacking(recipe)
     found += _servers(recipe)
     try:
         found += _of_models(recipe, trained, held_out, shown, memory or machine_bytes())
@@ -119,6 +120,15 @@ def before(recipe: Recipe, memory: tuple[int, bool] | None = None) -> list[Findi
         remedy = "mend it before the run, which would stop there"
         found.append(Finding(level="error", check="tokenizer", where=where, what=what or str(error), remedy=remedy))
     return found
+
+
+def _lacking(recipe: Recipe) -> Iterator[Finding]:
+    """What this machine lacks for a run, which one that begins here has refused (`recipe.check`), and which a plan for
+    another machine does without."""
+    for where, lacks in lacking(recipe):
+        what, _, remedy = lacks.partition("; ")
+        what += ", so a run is refused on this machine"
+        yield Finding(level="warning", check="machine", where=where, what=what, remedy=remedy)
 
 
 def trained_on(recipe: Recipe) -> list[Prompt]:
@@ -256,7 +266,8 @@ def _samplers(recipe: Recipe, rendered: int | None, longest: Mapping[str, int]) 
             reference=compares and sampler.plain,
             later=block == "compare",
         )
-        yield from sampler.findings(question)
+        if not any(sampler.lacks()):  # or it could not be asked, and `_lacking` says why
+            yield from sampler.findings(question)
         if compares and not sampler.plain:
             what = "answers are not drawn from a policy's own distribution, so their KL to the base will not be told"
             remedy = f"for KL set {block}.sampler.temperature=1 (and top_p=1, top_k=0), or leave it if that is meant"
@@ -266,7 +277,7 @@ def _samplers(recipe: Recipe, rendered: int | None, longest: Mapping[str, int]) 
 def _servers(recipe: Recipe) -> Iterator[Finding]:
     """Whether the servers that sample for a train step can. One that does not reply may not be started yet."""
     for name, algorithm in recipe.train.items():
-        if not isinstance(algorithm, PPO) or algorithm.rollouts is None:
+        if not isinstance(algorithm, PPO) or algorithm.rollouts is None or any(algorithm.lacks()):
             continue
         where = f"train.{name}.rollouts"
         try:

@@ -18,7 +18,7 @@ class Finding(Record):
     level: Level
     """error: a run would fail or its result would be wrong, so it does not begin."""
     check: str
-    """What kind of thing: memory, model, template, tokenizer, sampler, data, labels, server."""
+    """What kind of thing: memory, model, template, tokenizer, sampler, data, labels, server, machine."""
     where: str
     """A key path of the recipe, a step, or a file."""
     what: str

@@ -16,7 +16,7 @@ imports torch, and no plugin is imported that the recipe does not name. In files
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -66,6 +66,9 @@ B = TypeVar("B", bound=Config)
 
 AnySampler = Annotated[SamplerConfig, Plugin("sampler")]
 AnyAlgorithm = Annotated[AlgorithmConfig, Plugin("algorithm")]
+
+_Asked = JudgeConfig | SamplerConfig | AlgorithmConfig
+"""What may lack something, such as a key."""
 
 
 def _asked_fairly(judge: JudgeConfig) -> JudgeConfig:
@@ -503,53 +506,65 @@ def check_files(recipe: Recipe) -> None:
 
 
 def check_judges(recipe: Recipe) -> None:
-    """Asks every judge and sampler what it lacks, such as a key, so that a run does not stop for it half-way.
+    """Asks judges, samplers and train steps what they lack, such as a key, so that no run stops for it half-way.
 
     Raises:
         RecipeError: naming everything that is missing.
     """
-    judges = {} if recipe.judge is None else {"judge": recipe.judge}
-    samplers = {} if recipe.generate is None else {"generate.sampler": recipe.generate.sampler}
-    scoring = {".".join(("train", *path)): judge for path, judge in scoring_judges(recipe.train)}
-    check_asked({**samplers, **judges, **scoring}, recipe.compare)
+    _refuse(_lacked_by(_asked(recipe)))
 
 
-def check_asked(others: Mapping[str, JudgeConfig | SamplerConfig], compare: CompareConfig) -> None:
-    """`check_judges` of those that compare, and of others by their key paths."""
-    asked: dict[str, JudgeConfig | SamplerConfig] = dict(others)
-    if compare.sampler is not None:
-        asked["compare.sampler"] = compare.sampler
-    asked |= {f"compare.judges.{n}": each for n, each in enumerate(compare.judges)}
-    mistakes = [f"{path}: {lacking}" for path, each in asked.items() for lacking in each.lacks()]
-    if mistakes:
-        raise all_of(mistakes, "")
-
-
-def check_launch(recipe: Recipe) -> None:
-    """Looks whether DeepSpeed is there where a train step is to use it.
-
-    Raises:
-        RecipeError: it is not.
-    """
-    asking = [name for name, step in recipe.train.items() if (step.launch or recipe.launch).zero]
-    if asking and importlib.util.find_spec("deepspeed") is None:
-        raise RecipeError(
-            f"train.{asking[0]}: launch.zero needs DeepSpeed, which is not installed; pip install 'prefloop[gpu]', "
-            "or set launch.zero to 0"
-        )
+def check_comparing(compare: CompareConfig) -> None:
+    """`check_judges` of those that compare."""
+    _refuse(_lacked_by(_comparing(compare)))
 
 
 def check(recipe: Recipe, *, starts: bool) -> None:
-    """What is looked at before a recipe's steps are planned: its files, and where it `starts`, judges and launch.
+    """What is looked at before a recipe's steps are planned: its files, and where it `starts`, what it needs here.
 
     Raises:
-        RecipeError: as `check_judges` and `check_launch`.
+        RecipeError: naming everything that is missing.
         DataError: as `check_files`.
     """
     check_files(recipe)
     if starts:
-        check_judges(recipe)
-        check_launch(recipe)
+        _refuse(lacking(recipe))
+
+
+def lacking(recipe: Recipe) -> list[tuple[str, str]]:
+    """What this machine lacks for a run to begin, such as a key or DeepSpeed: key paths, and `what; what to do`."""
+    return [*_lacked_by(_asked(recipe)), *_without_deepspeed(recipe)]
+
+
+def _lacked_by(asked: Mapping[str, _Asked]) -> Iterator[tuple[str, str]]:
+    return ((path, lacks) for path, each in asked.items() for lacks in each.lacks())
+
+
+def _asked(recipe: Recipe) -> dict[str, _Asked]:
+    """Every judge, sampler and train step, by its key path."""
+    judges = {} if recipe.judge is None else {"judge": recipe.judge}
+    samplers = {} if recipe.generate is None else {"generate.sampler": recipe.generate.sampler}
+    scoring = {".".join(("train", *path)): judge for path, judge in scoring_judges(recipe.train)}
+    steps = {f"train.{name}": step for name, step in recipe.train.items()}
+    return {**samplers, **judges, **steps, **scoring, **_comparing(recipe.compare)}
+
+
+def _comparing(compare: CompareConfig) -> dict[str, _Asked]:
+    samplers = {} if compare.sampler is None else {"compare.sampler": compare.sampler}
+    return {**samplers, **{f"compare.judges.{n}": each for n, each in enumerate(compare.judges)}}
+
+
+def _without_deepspeed(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """DeepSpeed, where a train step is to use it and it is not there."""
+    asking = [name for name, step in recipe.train.items() if (step.launch or recipe.launch).zero]
+    if asking and importlib.util.find_spec("deepspeed") is None:
+        what = "launch.zero needs DeepSpeed, which is not installed"
+        yield f"train.{asking[0]}", f"{what}; pip install 'prefloop[gpu]', or set launch.zero to 0"
+
+
+def _refuse(lacking: Iterable[tuple[str, str]]) -> None:
+    if mistakes := [f"{path}: {what}" for path, what in lacking]:
+        raise all_of(mistakes, "")
 
 
 def _with_choices(schema: Any) -> Any:

@@ -6,7 +6,7 @@ leaves (`checkpoints.py`), which are the same for every algorithm.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
@@ -138,6 +138,10 @@ class AlgorithmConfig(Config):
 
     def needs(self) -> tuple[Need, ...]:
         """The earlier train steps whose output it reads."""
+        return ()
+
+    def lacks(self) -> Iterable[str]:
+        """What is missing for it to train, such as a key, as `option: what; what to do`: told before anything runs."""
         return ()
 
     def trains_base(self) -> bool:

@@ -15,9 +15,11 @@ critic are adapters on one frozen, quantised base. This file puts the parts toge
 What is left out: DeepSpeed.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from judges.api import lacking_key
 from pipeline.algorithms import rewards
 from pipeline.algorithms.base import TrainRun
 from pipeline.algorithms.ppo_options import Options
@@ -115,6 +117,10 @@ class Config(Options):
             checkpoints=run.checkpoints,
             step=run.step,
         )
+
+    def lacks(self) -> Iterable[str]:
+        key = None if self.rollouts is None else self.rollouts.api_key_env
+        return (f"rollouts.{lacking}" for lacking in lacking_key(key))
 
     def server(self, step: str, folder: Path) -> Server | None:
         """The server that samples for this step; None: there is none.

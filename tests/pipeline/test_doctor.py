@@ -1,5 +1,6 @@
 """What the doctor finds, and that its errors stop a run before a model loads."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -385,22 +386,60 @@ def test_the_command_tells_as_json_and_ends_with_0(
     assert not (tmp_path / "run").exists()
 
 
+NO_KEY = "api_key_env: the environment variable NO_SUCH_KEY is not set"
+NO_SERVER = "http://localhost:1/v1"
+
+
 @pytest.mark.parametrize(
-    ("judge", "told"),
+    ("override", "where", "told"),
     [
+        ("judge={name: rating, model: m, price: free, api_key_env: NO_SUCH_KEY}", "judge", NO_KEY),
+        ("judge={name: human, votes: {files: [nowhere.jsonl]}}", "judge", "votes.files: there is no file "),
         (
-            "{name: rating, model: m, price: free, api_key_env: NO_SUCH_KEY}",
-            "judge: api_key_env: the environment variable NO_SUCH_KEY is not set",
+            f"generate.sampler={{name: openai, model: m, base_urls: {NO_SERVER}, api_key_env: NO_SUCH_KEY}}",
+            "generate.sampler",
+            NO_KEY,
         ),
-        ("{name: human, votes: {files: [nowhere.jsonl]}}", "judge: votes.files: there is no file "),
+        (
+            f"train.ppo={{reward: tiny_ppo:capitals, rollouts: {{base_url: {NO_SERVER}, api_key_env: NO_SUCH_KEY}}}}",
+            "train.ppo",
+            f"rollouts.{NO_KEY}",
+        ),
+        ("launch={gpus: 2, zero: 2}", "train.dpo", "launch.zero needs DeepSpeed, which is not installed"),
     ],
 )
-def test_what_a_run_would_refuse_before_it_begins_ends_the_command_with_2(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], judge: str, told: str
+def test_what_a_run_would_refuse_before_it_begins_ends_the_command_with_2_and_is_a_warning_in_a_plan_for_elsewhere(
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    where: str,
+    told: str,
 ) -> None:
-    recipe = recipe_of(tmp_path, tiny_folder)
-    assert cli.main(["doctor", str(recipe), "--run", str(tmp_path / "run"), f"judge={judge}"]) == 2
-    assert told in capsys.readouterr().err
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "deepspeed" else find(name, *rest)
+    )
+    command = ["doctor", str(recipe_of(tmp_path, tiny_folder)), "--run", str(tmp_path / "run"), override]
+    assert cli.main(command) == 2
+    refused = capsys.readouterr()
+    assert f"{where}: {told}" in refused.err and not refused.out
+    assert cli.main([*command, "--memory", "24GB", "--format", "json"]) == 0
+    found = [Finding.model_validate(each) for each in json.loads(capsys.readouterr().out)]
+    (lacking,) = [each for each in found if each.check == "machine"]
+    assert (lacking.level, lacking.where) == ("warning", where) and lacking.what.startswith(told)
+    assert "train.dpo" in [each.where for each in found if each.check == "memory"]
+
+
+def test_a_plan_for_elsewhere_needs_a_sound_recipe_all_the_same(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["doctor", str(recipe_of(tmp_path, tiny_folder)), "--memory", "24GB"]
+    assert cli.main([*command, "generate.prompts.files=nowhere.jsonl"]) == 2
+    assert "generate.prompts.files: there is no file" in capsys.readouterr().err
+    assert cli.main([*command, f"compare.prompts.files={tmp_path / 'train.jsonl'}"]) == 2
+    assert "comparing needs prompts that were not trained on" in capsys.readouterr().err
 
 
 def test_too_little_memory_ends_the_command_with_2(
