@@ -21,7 +21,8 @@ from typing import Any, Literal, NamedTuple
 from judges import cached
 from judges.base import AnyJudge, Cost, Judge, JudgeConfig, Session, ask, unheard
 from pipeline.importers.base import NOBODY, Source
-from pipeline.records import EXCHANGED, Message, Pair, Sample, Verdict, Vote, digest
+from pipeline.importers.times import earlier
+from pipeline.records import Message, Pair, Sample, Verdict, Vote, digest
 from pipeline.store import sha256_file
 
 NAME = "people"
@@ -146,7 +147,7 @@ def _by_mark(judgements: Iterable[tuple[Pair, Sequence[Vote]]]) -> dict[str, lis
     """Mark of a pair -> the votes on it, with sides as `_first_is_a` draws them.
 
     Pairs of a file that differ in the system message alone have one mark: their votes are put together. Of several by
-    one person the latest counts, and where there are no times that on the pair that the files bring later.
+    one person the latest counts, and where times do not tell that on the pair that the files bring later.
     """
     found: dict[str, dict[tuple[str, ...], Vote]] = {}
     for pair, cast in judgements:
@@ -155,10 +156,10 @@ def _by_mark(judgements: Iterable[tuple[Pair, Sequence[Vote]]]) -> dict[str, lis
         for vote in cast:
             # Nobody in particular is somebody else on each pair.
             who = (pair.id, vote.annotator) if vote.annotator.startswith(f"{NOBODY}/") else (vote.annotator,)
-            if who in votes and vote.at and votes[who].at > vote.at:
+            if who in votes and earlier(vote.at, votes[who].at):
                 continue  # what is there was said later
-            choice = vote.choice if a_first == _first_is_a(mark) else EXCHANGED[vote.choice]
-            votes[who] = vote.model_copy(update={"pair_id": mark, "choice": choice})
+            vote = vote if a_first == _first_is_a(mark) else vote.swap()
+            votes[who] = vote.model_copy(update={"pair_id": mark})
     return {mark: list(votes.values()) for mark, votes in found.items()}
 
 

@@ -35,8 +35,8 @@ Sample = Literal["control", "unsure"]
 """`control`: drawn at random. `unsure`: placed by what a judge said, so that it stands for no other pair."""
 
 
-EXCHANGED = {"a": "b", "b": "a", "tie": "tie"}
-"""What a choice between two answers is called when they change sides."""
+EXCHANGED = {"a": "b", "b": "a", "tie": "tie", "ab": "ba", "ba": "ab"}
+"""What a choice between two answers, and the order in which they were shown, is called when they change sides."""
 
 
 class Record(BaseModel):
@@ -195,7 +195,12 @@ class Vote(Record):
     """How the pair came to be asked about. None: not known."""
     note: str = ""
     at: str = ""
-    """When, in ISO 8601 with its zone; later votes of one person on one pair replace earlier ones."""
+    """When, best in ISO 8601 with its zone; later votes of one person on one pair replace earlier ones."""
+
+    def swap(self) -> "Vote":
+        """The vote on `pair.swap()` that says the same."""
+        shown = self.shown and EXCHANGED[self.shown]
+        return self.model_copy(update={"choice": EXCHANGED[self.choice], "shown": shown})
 
 
 class Thumb(Record):

@@ -17,7 +17,7 @@ from pipeline.importers import files
 from pipeline.importers.base import Aggregate, BadRow, Ballot, Format, Judged, Source, Thumbed
 from pipeline.importers.collect import ANONYMOUS, Collected, Judgement, collect, format_of
 
-VERSION = 4
+VERSION = 5
 """Raised when a change of the importers or of this file changes what comes out."""
 
 

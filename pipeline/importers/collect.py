@@ -2,8 +2,9 @@
 
 A pair is its prompt and its two texts, so that it is one pair in whichever order and however often a file has it, and
 whoever is said to have written them: the first row that has it says who did. Of several votes of one person on a pair
-the latest counts. A vote of nobody in particular is `anonymous/1`, `anonymous/2` ... on its pair. Every row is
-imported, or skipped with a reason, or in the quarantine with a reason: the counts add up.
+the latest counts, by their times or, where these cannot tell, by their order. A vote of nobody in particular is
+`anonymous/1`, `anonymous/2` ... on its pair. Every row is imported, or skipped with a reason, or in the quarantine with
+a reason: the counts add up.
 
 Pairs are kept as the lines that they will be, about a quarter of what the records would take. What is left out: what
 the votes say together (`pipeline.crowd`).
@@ -38,7 +39,8 @@ from pipeline.importers.base import (
     format_names,
     no_format,
 )
-from pipeline.records import Pair, Prompt, Record, Response, Thumb, Vote, digest
+from pipeline.importers.times import earlier
+from pipeline.records import EXCHANGED, Pair, Prompt, Record, Response, Thumb, Vote, digest
 
 FIRST = 50
 """Rows by which a format is recognised."""
@@ -266,7 +268,7 @@ class Collected:
             said = _in_sides_of_pair(vote, same_sides)
             if who in entry.votes:
                 self._tally["replaced"] += 1
-                if said[-1] and entry.votes[who][-1] > said[-1]:
+                if earlier(said[-1], entry.votes[who][-1]):
                     continue  # what is there was said later
             entry.votes[who] = said
         self._votes_skipped.update(item.skipped)
@@ -350,9 +352,8 @@ def collect(paths: Sequence[Path], name: str, options: Options, max_bad: float) 
 
 
 def _in_sides_of_pair(vote: Ballot, same: bool) -> tuple[Any, ...]:
-    other = {"a": "b", "b": "a", "ab": "ba", "ba": "ab"}
-    choice: str = vote.choice if same else other.get(vote.choice, vote.choice)
-    order = vote.shown if same or vote.shown is None else other[vote.shown]
+    choice: str = vote.choice if same else EXCHANGED[vote.choice]
+    order = vote.shown if same or vote.shown is None else EXCHANGED[vote.shown]
     return (choice, order, vote.strength, vote.note, vote.sample, vote.at)
 
 

@@ -101,7 +101,7 @@ def test_a_lone_vote_is_not_turned_round_by_how_many_other_pairs_have_a(rule: Ag
 
 @pytest.mark.parametrize("rule", ["dawid_skene", "majority"])
 def test_exchanging_the_sides_exchanges_every_verdict(rule: Aggregate) -> None:
-    swapped = [vote.model_copy(update={"choice": EXCHANGED[vote.choice]}) for vote in INVERTED]
+    swapped = [vote.swap() for vote in INVERTED]
     one = crowd.probabilities(crowd.grouped(INVERTED), rule)
     exchanged = crowd.probabilities(crowd.grouped(swapped), rule)
     assert exchanged == pytest.approx({pair: 1 - p for pair, p in one.items()})

@@ -185,6 +185,22 @@ def test_votes_on_one_pair_count_together_whichever_system_message_or_source_the
     assert verdict.p_a == pytest.approx(6 / 7 if two_is_a else 1 / 7)
 
 
+def test_of_two_votes_of_one_person_the_later_time_counts_though_it_is_the_smaller_text(tmp_path: Path) -> None:
+    path = tmp_path / "votes.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        # Under two system messages, so that the judge alone puts them together.
+        csv.writer(file).writerows(
+            [
+                ["prompt", "response_a", "response_b", "rater", "choice", "system", "at"],
+                ["P?", "one", "two", "ana", "a", "", "2024-01-02 10:05"],
+                ["P?", "one", "two", "ana", "b", "Be brief.", "2024-01-02 9:05"],
+            ]
+        )
+    asked = pair("one", "two", "P?")
+    (verdict,) = ask(Human(votes={"files": path}), [asked])  # type: ignore[arg-type]
+    assert verdict.p_a is not None and (verdict.p_a > 0.5) == (asked.a.text == "one")
+
+
 def test_another_judge_answers_where_nobody_voted_and_their_agreement_is_told(votes: Path) -> None:
     human = Human(votes={"files": votes}, otherwise="length")  # type: ignore[arg-type]
     unknown = pair("a much longer answer", "short")

@@ -245,6 +245,45 @@ def test_the_later_vote_of_a_person_counts_whatever_the_order_of_the_rows(tmp_pa
         assert found.counts().votes_replaced == 1
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("2024-01-02 9:05", "2024-01-02 10:05"),
+        ("2024-01-02 9:05 UTC", "2024-01-02T10:05:00Z"),
+        ("2024-03-01T12:00:00+02:00", "2024-03-01T10:30:00+00:00"),
+        ("2024-03-01T10:30:00+00:00", "2024-03-01T10:30:00.5Z"),
+        ("999999999", "1000000001"),
+        (1704153600.25, 1704153600.5),
+        ("1704153600000", "1704153600001"),
+    ],
+)
+def test_times_of_one_kind_are_compared_as_times_and_not_as_texts(tmp_path: Path, first: Any, second: Any) -> None:
+    for rows in ([("a", first), ("b", second)], [("b", second), ("a", first)]):
+        found = read(tmp_path, [{**AB, "rater": "ana", "choice": said, "at": at} for said, at in rows])
+        ((pair, (vote,)),) = found.judgements()
+        assert {"a": pair.a.text, "b": pair.b.text}[vote.choice] == "two"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("2/1/2024", "10/1/2024"),  # in February and October, or both in January
+        ("2024-03-01T12:00:00", "2024-03-01T11:00:00Z"),  # wherever the first was
+        ("2024-03-01", "2024-03-01 11:00"),  # whenever on that day
+        ("2024-03-01 9:05 PM", "2024-03-01 10:05 AM"),
+        ("1704153600", "1704153600001"),  # seconds and milliseconds
+        ("2024-03-01", ""),
+        ("nan", "2024-03-01"),
+        ("2024-03-01", "2024-03-01"),
+    ],
+)
+def test_of_times_that_cannot_tell_which_was_first_the_later_row_counts(tmp_path: Path, one: str, other: str) -> None:
+    for first, second in ((one, other), (other, one)):
+        rows = [{**AB, "rater": "ana", "choice": said, "at": at} for said, at in (("a", first), ("b", second))]
+        ((pair, (vote,)),) = read(tmp_path, rows).judgements()
+        assert {"a": pair.a.text, "b": pair.b.text}[vote.choice] == "two"
+
+
 def test_hh_sides_that_part_early_have_no_one_prompt_and_an_empty_answer_is_one(tmp_path: Path) -> None:
     sides = [
         ("Human: Hi|Assistant: Hello.", "Human: Hi|Assistant:"),
