@@ -6,7 +6,8 @@ because how far it agrees with people is what its other labels are worth; the su
 
 A vote is found by the texts of the prompt and of the two answers, so it counts whichever run the pair came from. The
 evidence says, where it is known, whether the pair was drawn at random (`sample`): what people say of the pairs that a
-judge was least sure of says little about the others.
+judge was least sure of says little about the others. Two answers of the same text are put to nobody, so that on these
+there is no verdict either: a tie that nobody said would outweigh, where people voted on few pairs, what they did say.
 
 What is left out: formats (`pipeline.importers`), and what several votes amount to (`pipeline.crowd`).
 """

@@ -32,6 +32,8 @@ class Match(NamedTuple):
     """Probability that its answer is better."""
     difference: float
     """d of its answer against the other, in characters."""
+    same: bool
+    """Whether both answers are one text: a tie, about which nobody is asked."""
 
 
 def adjusted(job: Job, results: Results, exam: ExamReport | None, people: AgreementReport | None) -> Results:
@@ -93,7 +95,7 @@ def _matches(pairs: Mapping[str, Pair], verdicts: Iterable[Verdict], one: str, o
         if verdict.p_a is not None and {pair.a.source, pair.b.source} == {one, other} and not _by_people(verdict):
             d = relative(len(pair.a.text), len(pair.b.text))
             seen = (verdict.p_a, d) if pair.a.source == one else (1.0 - verdict.p_a, -d)
-            yield Match(pair.id, pair.prompt.id, *seen)
+            yield Match(pair.id, pair.prompt.id, *seen, same=pair.a.text == pair.b.text)
 
 
 def _coefficient(job: Job, judge: str, fingerprint: str) -> LengthCoefficient:
@@ -141,18 +143,27 @@ def _corrected(
     trust: Mapping[str, Estimate],
     confidence: float,
 ) -> Corrected | None:
+    apart = [row for row in rows if not row.same]  # the votes are a sample of these alone
     labels = {
         place: votes[row.pair] if pairs[row.pair].a.source == found.one else 1.0 - votes[row.pair]
-        for place, row in enumerate(rows)
+        for place, row in enumerate(apart)
         if row.pair in votes
     }
     if labels:
-        p, prompts = [row.p for row in rows], [row.prompt for row in rows]
-        drawn = {place: label for place, label in labels.items() if rows[place].pair not in chosen}
+        p, prompts = [row.p for row in apart], [row.prompt for row in apart]
+        drawn = {place: label for place, label in labels.items() if apart[place].pair not in chosen}
         left_out = len(labels) - len(drawn)
-        return prediction_powered(
+        corrected = prediction_powered(
             found.judge, found.one, found.other, p, drawn, prompts, left_out=left_out, confidence=confidence
         )
+        return _with_ties(corrected, 1 - len(apart) / len(rows))
     if found.judge in trust:
         return rogan_gladen(found.judge, found.one, found.other, found, trust[found.judge], confidence=confidence)
     return None
+
+
+def _with_ties(found: Corrected, ties: float) -> Corrected:
+    """The rate over all pairs from that over those whose texts differ, where the share `ties` has equal texts."""
+    rates = {name: getattr(found, name) for name in ("win_rate", "low", "high")}
+    over_all = {name: ties / 2 + (1 - ties) * rate for name, rate in rates.items() if rate is not None}
+    return found.model_copy(update=over_all)

@@ -72,4 +72,13 @@ def _export(run: Path, path: Path, to_format: str | None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             table = Path(folder) / "votes.csv"
             export(ballots, table)
-            convert(collect([table], "votes", Options(), max_bad=0), to_format, path, "dawid_skene")
+            try:
+                found = collect([table], "votes", Options(), max_bad=0)
+            except DataError as error:
+                # Whoever reads this could not look into the table: it is gone.
+                told = str(error).replace(str(table), "their table")
+                raise DataError(
+                    f"{ballots.path}: the votes cannot be written as {to_format}: {told}; --export FILE.csv without "
+                    "--to-format writes the table"
+                ) from error
+            convert(found, to_format, path, "dawid_skene")

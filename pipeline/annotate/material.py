@@ -100,18 +100,22 @@ def _of_round(run: Path, number: int) -> Found:
 
 
 def read(pairs: Path, verdicts: Path | None, *, double: float, control: float, seed: int) -> list[Item]:
-    """All pairs in the order in which they are asked.
+    """All pairs of two texts in the order in which they are asked.
 
     Args:
         double: share of the pairs that two people shall vote on.
         control: share of the pairs that is a random sample.
 
     Raises:
-        DataError: there is no pair, or a line cannot be read.
+        DataError: there is no such pair, or a line cannot be read.
     """
-    found = {pair.id: pair for pair in store.read_jsonl(pairs, Pair)}
-    if not found:
+    every = {pair.id: pair for pair in store.read_jsonl(pairs, Pair)}
+    if not every:
         raise DataError(f"{pairs}: holds no pair; generate or import some")
+    # Two checkpoints often write the same, and nobody needs to look at it: nothing could be preferred.
+    found = {name: pair for name, pair in every.items() if pair.a.text != pair.b.text}
+    if not found:
+        raise DataError(f"{pairs}: in each of {len(every)} pairs both answers are the same text; compare other answers")
     said = store.read_jsonl(verdicts, Verdict) if verdicts else ()
     sureness = {verdict.pair_id: _sureness(verdict) for verdict in said}
     return [

@@ -213,6 +213,7 @@ class Collected:
 
         Raises:
             BadRow, ValidationError, UnicodeError: it cannot.
+            Skip: nothing could be preferred.
         """
         told = [[turn.role, turn.content] for turn in item.prompt]
         if isinstance(item, Thumbed):
@@ -228,7 +229,8 @@ class Collected:
         if mark in self._known_pairs:
             return _Checked(item, mark)
         if item.a == item.b:
-            raise BadRow("the two answers are the same text: nothing could be preferred")
+            # No fault of the row: a page or a tool that asks about what models wrote asks about such pairs too.
+            raise Skip("the two answers are the same text")
         prompt = Prompt(id=digest(told), messages=item.prompt)
         one, other = (Response(text=text, source=who) for text, who in zip(item[1:3], item.sources, strict=True))
         return _Checked(item, mark, Pair.of(prompt, one, other))

@@ -5,6 +5,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -312,6 +313,38 @@ def test_what_people_voted_is_read_back_from_every_format_that_it_can_be_written
     found = collect([file], "auto", Options(), max_bad=0)
     back = {pair.prompt.text: getattr(pair, cast[0].choice).text for pair, cast in found.judgements()}
     assert back == said
+
+
+def same_text(number: int) -> Pair:
+    return pair_of(number, "the same", "the same")
+
+
+def test_two_answers_of_the_same_text_are_not_asked_about(tmp_path: Path) -> None:
+    pairs = [pair_of(0), same_text(1), pair_of(2)]
+    folder = folder_of(tmp_path, pairs, [0.1, 0.5, 0.9])
+    items = material.read(folder / "pairs.jsonl", folder / "verdicts.jsonl", double=1, control=0.5, seed=0)
+    assert {item.pair.id for item in items} == {pairs[0].id, pairs[2].id}
+    store.write_jsonl(folder / "pairs.jsonl", [same_text(0), same_text(1)])
+    with pytest.raises(DataError, match=r"pairs\.jsonl: in each of 2 pairs both answers are the same text"):
+        material.read(folder / "pairs.jsonl", None, double=0, control=0, seed=0)
+
+
+def test_votes_that_were_once_cast_on_the_same_text_are_exported_and_skipped_wherever_they_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(Ballots(tmp_path / material.DATABASE)) as ballots:
+        ballots.cast(material.Item(same_text(0), "unsure", 1), "ann", "tie", "ab")
+        argilla = ["annotate", str(tmp_path), "--export", str(tmp_path / "votes.jsonl"), "--to-format", "argilla"]
+        assert cli.main(argilla) == 2
+        told = capsys.readouterr().err
+        assert f"{ballots.path}: the votes cannot be written as argilla: their table: no row says anything" in told
+        assert "the two answers are the same text: 1" in told and "votes.csv" not in told
+        ballots.cast(material.Item(pair_of(1), "control", 1), "ann", "a", "ab")
+    assert cli.main(argilla) == 0
+    assert cli.main(["annotate", str(tmp_path), "--export", str(tmp_path / "votes.csv")]) == 0
+    for file in ("votes.csv", "votes.jsonl"):
+        ((pair, _),) = collect([tmp_path / file], "auto", Options(), max_bad=0).judgements()
+        assert pair.prompt.text == "Question 1?"
 
 
 def test_a_format_without_a_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -211,6 +211,16 @@ def test_another_judge_answers_where_nobody_voted_and_their_agreement_is_told(vo
     assert human.summary(verdicts) == {"people_rate": 2 / 3, "agreement_rate": 1 / 2}
 
 
+def test_on_two_equal_texts_there_is_no_vote_and_another_judge_has_its_tie(tmp_path: Path) -> None:
+    same = ["Question 0?", "the same", "the same", "x", "a"]  # as the page once exported them
+    file = table(tmp_path / "votes.csv", [same, ["Question 1?", "Good answer 1.", "bad 1", "x", "a"]])
+    pairs = [GOOD, pair("the same", "the same", "Question 0?")]
+    good, equal = ask(Human(votes={"files": file}), pairs)  # type: ignore[arg-type]
+    assert good.p_a is not None and equal.abstained == "no_vote"
+    _, equal = ask(Human(votes={"files": file}, otherwise="length"), pairs)  # type: ignore[arg-type]
+    assert equal.is_tie and equal.evidence["decided_by"] == "length"
+
+
 def test_its_fingerprint_is_that_of_the_votes_and_not_of_their_place(tmp_path: Path, votes: Path) -> None:
     def fingerprint(path: Path) -> str:
         return Human(votes={"files": path}).fingerprint()  # type: ignore[arg-type]

@@ -206,10 +206,10 @@ def test_shp_says_1_for_a_and_0_for_b(tmp_path: Path) -> None:
     assert "needs 1 (A is better) or 0 (B is)" in reasons(found)
 
 
-def test_identical_answers_are_put_into_the_quarantine(tmp_path: Path) -> None:
-    found = read(tmp_path, [{**AB, "response_b": "one", "winner": "a"}, {**AB, "winner": "a"}])
-    assert found.counts().quarantined == 1
-    assert "same text" in reasons(found)
+def test_identical_answers_are_skipped_and_no_fault_of_the_file(tmp_path: Path) -> None:
+    found = read(tmp_path, [{**AB, "response_b": "one", "winner": "a"}, {**AB, "winner": "a"}], max_bad=0)
+    counts = found.counts()
+    assert (counts.pairs, counts.skipped, counts.quarantined) == (1, {"the two answers are the same text": 1}, 0)
 
 
 def test_a_swapped_pair_is_the_same_pair_and_its_votes_are_exchanged(tmp_path: Path) -> None:
