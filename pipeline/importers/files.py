@@ -24,6 +24,9 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 CHUNK = 1 << 20
 """Characters of a JSON list that are read at once."""
 
+BLANK = " \t\r\n"
+"""What JSON lets stand between values."""
+
 csv.field_size_limit(1 << 30)  # an answer may be longer than the 128 kB that are the default
 
 
@@ -134,15 +137,21 @@ def _object(place: int, line: str) -> Raw:
 def _list(path: Path, file: IO[str]) -> Iterator[Raw]:
     """The objects of a JSON list, each decoded when it is reached; a file of JSON lines called `.json` as well."""
     decoder, text, line, ended = json.JSONDecoder(), "", 1, False
-    first = True
+    listed: bool | None = None  # nothing has been seen yet
     while True:
-        stripped = text.lstrip(" \t\r\n,[" if first else " \t\r\n,")
+        stripped = text.lstrip(BLANK + ",")
         line += text[: len(text) - len(stripped)].count("\n")
-        first, text = first and not stripped, stripped
-        if text and (text[0] == "]" or (text[0] != "{" and ended)):
-            if text[0] != "]":
-                raise DataError(f"{path}:{line}: needs to be a list of objects; call a file of JSON lines .jsonl")
+        text = stripped
+        if text and listed is None:
+            listed = text[0] == "["
+            if listed:
+                text = text[1:]
+                continue
+        if listed and text.startswith("]"):
+            _check_end(path, file, text[1:], line)
             return
+        if text and (text[0] == "]" or (text[0] != "{" and ended)):
+            raise _no_list(path, line, text)
         try:
             value, end = decoder.raw_decode(text) if text else (None, 0)
         except (ValueError, RecursionError) as error:
@@ -154,12 +163,34 @@ def _list(path: Path, file: IO[str]) -> Iterator[Raw]:
             yield Raw(line, value) if isinstance(value, dict) else Raw(line, None, "needs to be an object", value)
             line += text[:end].count("\n")
             text = text[end:]
-        elif ended:
-            return
-        else:
+        elif not ended:
             more = file.read(max(CHUNK, len(text)))  # twice as much each time, so that one huge object is not quadratic
             ended = not more
             text += more
+        elif listed:
+            raise DataError(f"{path}:{line}: the list has no ] at its end, so that rows may be missing; make it again")
+        else:
+            return
+
+
+def _check_end(path: Path, file: IO[str], text: str, line: int) -> None:
+    """What follows a list would be lost in silence.
+
+    Raises:
+        DataError: something does.
+    """
+    while not (stripped := text.lstrip(BLANK)):
+        line += text.count("\n")
+        text = file.read(CHUNK)
+        if not text:
+            return
+    raise _no_list(path, line + text[: len(text) - len(stripped)].count("\n"), stripped)
+
+
+def _no_list(path: Path, line: int, text: str) -> DataError:
+    return DataError(
+        f"{path}:{line}: {text[:20]!r} found; needs to be one list of objects; call a file of JSON lines .jsonl"
+    )
 
 
 def _table(path: Path, file: IO[str], separator: str) -> Iterator[Raw]:

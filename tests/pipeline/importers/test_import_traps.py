@@ -3,6 +3,7 @@
 import copy
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -598,6 +599,51 @@ def test_a_json_list_is_read_object_by_object_with_line_numbers(tmp_path: Path) 
     path.write_text(f"[\n{good},\n" + '{"prompt": ', encoding="utf-8")
     with pytest.raises(DataError, match=r"rows\.json:8: not JSON"):
         collect([path], "pairs", Options(), 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("[ROW]\n[ROW]\n", "2: '[{"),
+        ("[ROW]\n\n ROW\n", "3: '{"),
+        ("[ROW], ROW", "1: ', {"),
+        ("[ROW]]", "1: ']"),
+        ("ROW\nROW]\nROW\n", "2: ']"),
+        ("[ROW,\nROW", "2: the list has no ] at its end"),
+    ],
+)
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
+def test_what_follows_a_json_list_is_never_lost_in_silence(
+    tmp_path: Path, text: str, place: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "CHUNK", chunk)
+    path = tmp_path / "rows.json"
+    path.write_text(text.replace("ROW", json.dumps({**AB, "winner": "b"})), encoding="utf-8")
+    with pytest.raises(DataError, match=re.escape(f"{path}:{place}")):
+        collect([path], "pairs", Options(), 1)
+
+
+@pytest.mark.parametrize("text", ["[ROW,ROW]\n \n", "\n[\nROW\n,\nROW\n]", "ROW\nROW\n", "ROW,\nROW"])
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
+def test_a_json_list_and_json_lines_are_read_to_their_end(
+    tmp_path: Path, text: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "CHUNK", chunk)
+    path = tmp_path / "rows.json"
+    path.write_text(text.replace("ROW", json.dumps({**AB, "winner": "b"})), encoding="utf-8")
+    assert collect([path], "auto", Options(), 0).counts().imported == 2
+
+
+def test_lists_in_a_list_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    row = json.dumps({**AB, "winner": "b"})
+    path.write_text(f"[{row},\n[{row}],\n[{row}, {row}]]", encoding="utf-8")
+    found = collect([path], "pairs", Options(), 1)
+    assert [(each.place, each.reason) for each in found.quarantine] == [
+        (2, "needs to be an object"), (3, "needs to be an object")
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"rows\.json: 2 of 3 rows are bad"):
+        collect([path], "pairs", Options(), 0.1)
 
 
 def test_a_file_that_nobody_knows_or_that_is_not_there_says_so(tmp_path: Path) -> None:
