@@ -53,7 +53,7 @@ class Session:
     journal: Path | None = None
     """The SQLite file of replies and of the ledger, shared by runs. None: in memory, forgotten at the end."""
     run: str = ""
-    """The account that calls are charged to: the run's name."""
+    """The account that calls are charged to: the run's (`pipeline.account`)."""
     step: str = ""
     """The step that asks, for the ledger."""
     making: str = ""

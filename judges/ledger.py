@@ -172,15 +172,19 @@ class Ledger:
         return found
 
     async def settle(self, call: int, key: str, reserved: int, result: Result) -> None:
-        """Say how an attempt ended, and keep its reply. When this returns, both survive a power cut."""
+        """Say how an attempt ended, and keep its reply. When this returns, both survive a power cut.
+
+        An attempt ends once: whoever waited for the same batch and comes later changes nothing.
+        """
         charged = reserved if result.charge is None else result.charge
 
         def write(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "UPDATE calls SET outcome = ?, charged = ?, tokens_in = ?, tokens_out = ?, seconds = ? WHERE id = ?",
+            ended = connection.execute(
+                "UPDATE calls SET outcome = ?, charged = ?, tokens_in = ?, tokens_out = ?, seconds = ?"
+                " WHERE id = ? AND outcome IS NULL",
                 (result.outcome, charged, result.tokens_in, result.tokens_out, round(result.seconds, 4), call),
-            )
-            if charged != reserved:
+            ).rowcount
+            if ended and charged != reserved:
                 connection.execute(
                     "UPDATE accounts SET charged = charged + ? WHERE name = ?", (charged - reserved, self.account)
                 )

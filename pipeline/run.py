@@ -5,7 +5,7 @@ reads: its part of the recipe, the fingerprints of its inputs, the bytes of its 
 nothing, a change redoes what depends on it, and going back redoes nothing at all.
 
     .lock                                    held while anything of the run is at work
-    recipe.yaml  manifest.json               what this run is; what was done, where, in how long
+    recipe.yaml  manifest.json               what this run is; what was done, where, in how long, on whose account
     report.html  ...                         copies of what the steps left in `out/public/`
     steps/<step>/<fingerprint>/              what a step made, with the MANIFEST.json that proves it
     steps/<step>/<fingerprint>.provenance.json   when, how long, on which machine, with which versions
@@ -13,11 +13,12 @@ nothing, a change redoes what depends on it, and going back redoes nothing at al
       work/parts/<task>-of-<tasks>.jsonl     what tasks of a job array found out, until the run takes it in
 
 The work is done in processes of their own (`pipeline.processes`), so that memory is given back between steps. What is
-left out: recipes, models and judges, of which the engine knows nothing, and cleaning up what no recipe asks for any
-more.
+left out: recipes, models and judges, of which the engine knows nothing but who pays (`pipeline.account`), and cleaning
+up what no recipe asks for any more.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -35,7 +36,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import launch, parts, store
+from pipeline import account, launch, parts, store
 from pipeline.errors import DataError, RecipeError
 from pipeline.launch import HERE, LaunchConfig
 from pipeline.lock import locked
@@ -124,6 +125,15 @@ class Run:
             assert step.name not in earlier, f"two steps are called {step.name!r}"
             assert earlier.issuperset(step.inputs), f"{step.name!r} reads a step that does not come before it"
             earlier.add(step.name)
+
+    @functools.cached_property
+    def account(self) -> str:
+        """Whose account paid calls are charged to. It stays so in this process, whatever becomes of the manifest.
+
+        Raises:
+            DataError: the manifest is damaged.
+        """
+        return account.name_of(self.directory)
 
     def states(self) -> list[State]:
         """Where each step stands. Reads no outputs, only their sizes, so it answers at once.
@@ -288,6 +298,8 @@ class Run:
     def _do_all(self, data: Mapping[Path, str], lock: int, wanted: frozenset[str]) -> list[State]:
         for leftover in self.directory.glob(".*.tmp"):
             store.remove(leftover)
+        if found := account.notice(self.directory, self.cache, self.account):
+            self._print(escape(found))
         told: set[str] = set()
         while True:
             states = self._states(data)
@@ -367,7 +379,7 @@ class Run:
             },
             "files": [str(path) for path in step.files],
             "cache": str(self.cache),
-            "run": self.directory.absolute().name,
+            "run": self.account,
             "work": step.work,
             "finish": step.finish,
         }
@@ -381,7 +393,7 @@ class Run:
         """The files at the top that are missing or not as they should be, with what they should hold."""
         wanted = {
             self.recipe_name: self.recipe_text.encode(),
-            "manifest.json": store.pretty(self._summary(states)).encode(),
+            account.FILE: store.pretty(self._summary(states)).encode(),
         }
         if all(state.done for state in states):
             for path in (path for state in states for path in (state.path / "public").glob("*") if path.is_file()):
@@ -389,13 +401,15 @@ class Run:
         return {name: content for name, content in wanted.items() if _bytes_of(self.directory / name) != content}
 
     def _summary(self, states: Sequence[State]) -> dict[str, Any]:
-        """`manifest.json`. It is a function of what is published, so that it is never rewritten in vain."""
+        """`manifest.json`. It is a function of what is published and of the account, so that it is never rewritten in
+        vain."""
         told = {state.step.name: _json_of(_provenance_path(state)) for state in states if state.done}
         machines: dict[str, list[str]] = {}
         for name, provenance in told.items():
             machines.setdefault(canonical(provenance.pop("environment", {})), []).append(name)
         return {
             "prefloop": _version("prefloop"),
+            "account": self.account,
             "recipe_sha256": hashlib.sha256(self.recipe_text.encode()).hexdigest(),
             "steps": {state.step.name: _entry(state) | told.get(state.step.name, {}) for state in states},
             "environments": [{"steps": names, **json.loads(machine)} for machine, names in machines.items()],

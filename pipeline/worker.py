@@ -50,7 +50,7 @@ class Job:
     """Which of the `world` processes this is. In `finish`, those of a train step are a group, and the first writes."""
     world: int
     run: str = ""
-    """The run's name: whose account paid calls are charged to."""
+    """Whose account paid calls are charged to: the run's (`pipeline.account`)."""
     part: Path | None = None
     """Where a task of a job array keeps what it finds out (`pipeline.parts`). None: in the journal, with the others."""
 

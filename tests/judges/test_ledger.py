@@ -76,6 +76,18 @@ def test_a_refusal_is_final_for_the_account_that_was_refused_and_for_no_other(tm
     assert books(tmp_path, account="other").reply("k") is None
 
 
+def test_an_attempt_that_two_processes_waited_for_ends_once_and_gives_its_reserve_back_once(tmp_path: Path) -> None:
+    async def work(one: Ledger, other: Ledger) -> None:
+        call = await one.reserve("k", 0, 1000)
+        assert call
+        for ledger in (one, other):
+            await ledger.settle(call, "k", 1000, Result("ok", 250, reply={"text": "K"}))
+
+    one = books(tmp_path)
+    asyncio.run(work(one, books(tmp_path)))
+    assert one.charged() == 250
+
+
 def test_accounts_do_not_pay_for_each_other(tmp_path: Path) -> None:
     asyncio.run(books(tmp_path, account="a").reserve("k", 0, 5))
     assert books(tmp_path, account="b").charged() == 0

@@ -4,14 +4,16 @@
 lengths come from `ask` through the journal. Each call leaves its name in the file `trace`: a test can see what ran.
 """
 
+import asyncio
 import json
 import os
 import sys
 import time
 from pathlib import Path
 
-from pipeline.errors import DataError
-from pipeline.worker import Job
+from judges.ledger import NANO, Ledger, Result, bill
+from pipeline.errors import BudgetError, DataError
+from pipeline.worker import Job, tell
 
 
 def _trace(job: Job, name: str) -> None:
@@ -112,3 +114,28 @@ def edits_its_data(job: Job) -> None:
 
 def talks(job: Job) -> None:
     print(f"rank {job.rank} says hello", flush=True)
+
+
+def pays(job: Job) -> None:
+    """Asks for each of its words, for a dollar of a budget of three; dies before what the option says."""
+    journal = job.cache / "journal.sqlite"
+
+    async def ask(ledger: Ledger, word: str) -> None:
+        call = await ledger.reserve(word, 0, NANO)
+        if call is None:
+            raise BudgetError(f"{word}: the budget is spent")
+        await ledger.settle(call, word, NANO, Result("ok", NANO, reply={"text": word}))
+
+    ledger = Ledger(journal, job.run, job.step, "judge", budget=3, making=job.making)
+    for word in job.identity["words"]:
+        if word == job.options.get("dies before"):
+            raise ZeroDivisionError
+        if ledger.reply(word) is None:
+            asyncio.run(ask(ledger, word))
+    ledger.close()
+    tell(job, spending=[line._asdict() for line in bill(journal, job.run, job.making)])
+
+
+def says_whose_account(job: Job) -> None:
+    job.work_dir.mkdir(exist_ok=True)
+    (job.work_dir / f"account-{job.rank}").write_text(job.run)
