@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 from rich.console import Console
 
-from pipeline import compare, doctor, doctor_data, fitting, generate, label, measure, plan, recipe, sources, weights
+from pipeline import compare, doctor, doctor_data, fitting, generate, measure, plan, recipe, sources, weights
 from pipeline.errors import DataError
 from pipeline.models import ModelConfig
 from pipeline.plugins import Config
@@ -271,109 +271,32 @@ def _run(
 
 
 def _steps(config: ComparisonConfig, runs: Sequence[OpenRun], made: Sequence[Made], title: str) -> list[Step]:
-    measures = _measures(config, runs, made)
-    reporting = compare.Reporting(
-        title=title,
-        recipe_yaml=recipe.dump(config),
-        steps=("answers", *(step.name for step in measures), "compare"),
-        origins=tuple(origin for run in runs for origin in _origins(run, made)),
-    )
-    return [
-        _answers(config, made),
-        *measures,
-        _compare(config, runs, made, [step.name for step in measures]),
-        plan.as_step(
-            "report", reporting, [compare.VERSION], inputs=reporting.steps, finish="pipeline.compare:report_finish"
-        ),
-    ]
-
-
-def _answers(config: ComparisonConfig, made: Sequence[Made]) -> Step:
-    assert config.compare.sampler is not None  # as a run's, or the local one
-    sampling = generate.Sampling(
-        seed=config.seed,
-        model=config.model,
-        sampler=config.compare.sampler,
-        prompts=config.compare.prompts,
-        samples=config.compare.samples,
-        purpose="heldout",
-    )
-    answering = compare.Answering(
-        sampling=sampling,
-        checkpoints=tuple(each.name for each in made),
-        elsewhere=tuple(_elsewhere(each, config) for each in made if each.kind != "base"),
-    )
-    return plan.as_step(
-        "answers",
-        answering,
-        [generate.VERSION, compare.VERSION],
-        files=config.compare.prompts.files,
-        work="pipeline.compare:answers_work",
-        finish="pipeline.compare:answers_finish",
-        processes=plan.answering(config.compare.sampler, config.compare.processes),
-    )
-
-
-def _measures(config: ComparisonConfig, runs: Sequence[OpenRun], made: Sequence[Made]) -> list[Step]:
-    """Nothing, where there is neither a reward model nor a text to measure with."""
     # A whole model may count its tokens otherwise, and perplexities are compared by the token.
-    read = [each for each in made if each.kind != "model"] if config.compare.perplexity else []
+    readers = [each for each in made if each.kind != "model"] if config.compare.perplexity else []
     rewards = [each for run in runs for each in _rewards(run)]
-    if not (read or rewards):
-        return []
-    text = config.compare.perplexity if read else None
-    measuring = measure.Measuring(
-        model=config.model,
-        checkpoints=tuple(each.name for each in read),
-        rewards=tuple(each.name for each in rewards),
-        perplexity=text,
-        elsewhere=(*(_elsewhere(each, config) for each in read if each.kind != "base"), *rewards),
-    )
-    step = plan.as_step(
-        "measure",
-        measuring,
-        [measure.VERSION],
-        inputs=("answers",),
-        files=text.files if text else (),
-        work="pipeline.measure:work",
-        finish="pipeline.measure:finish",
-        processes=config.compare.processes,
-    )
-    return [step]
+    who, reading, scoring = ([_contender(each, config) for each in some] for some in (made, readers, rewards))
+    steps = plan.comparison(config, who, scoring, [run.recipe for run in runs], readers=reading)
+    origins = [origin for run in runs for origin in _origins(run, made)]
+    return [*steps, plan.report(title, recipe.dump(config), [step.name for step in steps], origins=origins)]
 
 
-def _compare(
-    config: ComparisonConfig, runs: Sequence[OpenRun], made: Sequence[Made], measures: Sequence[str]
-) -> Step:  # fmt: skip
-    labelled, labelled_by = plan.who_labelled([each.recipe for each in runs])
-    comparing = compare.Comparing(
-        seed=config.seed,
-        judges=config.compare.judges,
-        labelled=labelled,
-        labelled_by=labelled_by,
-        confidence=config.compare.confidence,
-        checkpoints=tuple((each.name, each.algorithm) for each in made),
-        budget_usd=config.budget_usd,
-    )
-    return plan.as_step(
-        "compare",
-        comparing,
-        [label.VERSION, compare.VERSION],
-        inputs=("answers", *measures),
-        work="pipeline.compare:compare_work",
-        finish="pipeline.compare:compare_finish",
-        processes=plan.judging(config.compare.judges, config.compare.processes),
-    )
+def _contender(made: Made, config: ComparisonConfig) -> plan.Contender:
+    if made.folder is None:
+        return plan.Contender(made.name, made.algorithm)
+    folder = made.folder.absolute()
+    whole = None
+    if made.kind == "model":
+        whole = ModelConfig(base=str(folder), quantization=config.whole.quantization, dtype=config.whole.dtype)
+    elsewhere = generate.Elsewhere(name=made.name, digest=made.digest, folder=folder, whole=whole)
+    return plan.Contender(made.name, made.algorithm, elsewhere=elsewhere)
 
 
-def _rewards(run: OpenRun) -> Iterator[generate.Elsewhere]:
+def _rewards(run: OpenRun) -> Iterator[Made]:
     """The reward models of a run that are done."""
     for step, state in run.states.items():
         name = _trained(run, step)
         if name is not None and state.digest is not None and run.recipe.train[name].MAKES == "reward":
-            yield generate.Elsewhere(
-                name=_named(run, step), digest=state.digest, folder=state.path.absolute(), whole=None
-            )
+            yield Made(_named(run, step), run.recipe.train[name].name, "step", state.path, state.digest)
 
 
 def _trained(run: OpenRun, step: str) -> str | None:
@@ -386,15 +309,6 @@ def _named(run: OpenRun, step: str) -> str:
     """What is made by a training, as a comparison calls it unless the user does."""
     number, plain = place_of(step)
     return f"{run.label}/{policy_of(number, plain.removeprefix('train.'))}"
-
-
-def _elsewhere(made: Made, config: ComparisonConfig) -> generate.Elsewhere:
-    assert made.folder is not None
-    folder = made.folder.absolute()
-    whole = None
-    if made.kind == "model":
-        whole = ModelConfig(base=str(folder), quantization=config.whole.quantization, dtype=config.whole.dtype)
-    return generate.Elsewhere(name=made.name, digest=made.digest, folder=folder, whole=whole)
 
 
 def _origins(run: OpenRun, made: Sequence[Made]) -> Iterator[compare.Origin]:

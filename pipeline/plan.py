@@ -21,7 +21,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from judges import exam, grading
 from judges.base import JudgeConfig, judge_names
@@ -29,10 +29,10 @@ from pipeline import agreement, compare, crowd, doctor, examine, generate, label
 from pipeline import rounds as iterated
 from pipeline.algorithms.base import AlgorithmConfig
 from pipeline.launch import HERE, LaunchConfig
-from pipeline.models import processes_for
+from pipeline.models import ModelConfig, processes_for
 from pipeline.plugins import Config
 from pipeline.ratings import How
-from pipeline.recipe import BASE, AnnotationsConfig, AnySampler, GenerateConfig, Recipe, dump
+from pipeline.recipe import BASE, AnnotationsConfig, AnySampler, CompareConfig, GenerateConfig, Recipe, dump
 from pipeline.recipe_steps import policies
 from pipeline.run import Run, Step
 
@@ -59,13 +59,27 @@ def open_run(recipe: Recipe, directory: Path) -> Run:
 
 
 class Contender(NamedTuple):
-    """A policy that is compared."""
+    """A policy that is compared, or a reward model that scores the answers of all."""
 
     name: str
     algorithm: str
     """`base`, or what trained it."""
-    step: str | None
-    """The step that made it. None: the base."""
+    step: str | None = None
+    """The step of this run that made it. None: the base, or it is from elsewhere."""
+    elsewhere: generate.Elsewhere | None = None
+
+
+class Asked(Protocol):
+    """What a comparison needs to know: a recipe, or the options of `prefloop compare`."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def compare(self) -> CompareConfig: ...
+    @property
+    def budget_usd(self) -> float | None: ...
 
 
 def labelled(recipe: Recipe) -> bool:
@@ -91,7 +105,7 @@ def contenders(recipe: Recipe, number: int = 1) -> list[Contender]:
 
 def _contender(recipe: Recipe, name: str, number: int) -> Contender:
     if name == BASE:
-        return Contender(BASE, BASE, None)
+        return Contender(BASE, BASE)
     step = iterated.step_of(number, f"train.{name}")
     return Contender(iterated.policy_of(number, name), recipe.train[name].name, step)
 
@@ -150,7 +164,7 @@ def _doctor(recipe: Recipe) -> Step:
     prompts = recipe.generate.prompts.files if recipe.generate else ()
     demonstrations = [file for algorithm in recipe.train.values() for file in _files(algorithm)]
     text = recipe.compare.perplexity
-    return as_step(
+    return _as_step(
         "doctor",
         doctor.Examining.of(recipe),
         [doctor.VERSION],
@@ -165,7 +179,7 @@ def _files(algorithm: AlgorithmConfig) -> tuple[Path, ...]:
 
 def _doctor_of_labels(recipe: Recipe) -> Step:
     # That there are more rounds makes no difference to the labels of one.
-    return as_step(
+    return _as_step(
         "doctor.labels",
         doctor.Examining.of(recipe.model_copy(update={"rounds": 1, "carry": None})),
         [doctor.VERSION],
@@ -176,7 +190,7 @@ def _doctor_of_labels(recipe: Recipe) -> Step:
 
 
 def _generate(recipe: Recipe, config: GenerateConfig, who: Contender) -> Step:
-    return as_step(
+    return _as_step(
         "generate",
         generate.Pairing.of(recipe.seed, recipe.model, config, who.name),
         [generate.VERSION],
@@ -185,12 +199,12 @@ def _generate(recipe: Recipe, config: GenerateConfig, who: Contender) -> Step:
         work="pipeline.generate:work",
         parted=not config.sampler.REMOTE,
         finish="pipeline.generate:finish",
-        processes=answering(config.sampler, config.processes),
+        processes=_answering(config.sampler, config.processes),
     )
 
 
 def _import(recipe: Recipe, annotations: AnnotationsConfig) -> Step:
-    return as_step(
+    return _as_step(
         "generate",
         people.Importing(seed=recipe.seed, annotations=annotations),
         [votes.VERSION, crowd.VERSION, people.VERSION],
@@ -200,7 +214,7 @@ def _import(recipe: Recipe, annotations: AnnotationsConfig) -> Step:
 
 
 def _count(recipe: Recipe, annotations: AnnotationsConfig) -> Step:
-    return as_step(
+    return _as_step(
         "label",
         people.Counting(aggregate=annotations.aggregate, label=recipe.label),
         [crowd.VERSION, label.VERSION, people.VERSION],
@@ -210,14 +224,14 @@ def _count(recipe: Recipe, annotations: AnnotationsConfig) -> Step:
 
 
 def _check(recipe: Recipe) -> Step:
-    return as_step(
+    return _as_step(
         "people",
         people.Checking(seed=recipe.seed, judges=recipe.compare.judges, budget_usd=recipe.budget_usd),
         [label.VERSION, people.VERSION, agreement.VERSION],
         inputs=("generate",),
         work="pipeline.people:check_work",
         finish="pipeline.people:check_finish",
-        processes=judging(recipe.compare.judges, recipe.label.processes),
+        processes=_judging(recipe.compare.judges, recipe.label.processes),
     )
 
 
@@ -235,7 +249,7 @@ def _exam(recipe: Recipe, judge: JudgeConfig) -> Step:
         floors=recipe.exam.floors,
         budget_usd=recipe.budget_usd,
     )
-    return as_step(
+    return _as_step(
         "exam",
         config,
         [exam.VERSION, grading.VERSION, examine.VERSION],
@@ -243,7 +257,7 @@ def _exam(recipe: Recipe, judge: JudgeConfig) -> Step:
         files=(recipe.exam.gold,) if recipe.exam.gold else (),
         work="pipeline.examine:work",
         finish="pipeline.examine:finish",
-        processes=judging([judge], recipe.label.processes),
+        processes=_judging([judge], recipe.label.processes),
     )
 
 
@@ -255,14 +269,14 @@ def _label(recipe: Recipe, judge: JudgeConfig, generated: GenerateConfig) -> Ste
         enforce=recipe.exam.enforce,
         budget_usd=recipe.budget_usd,
     )
-    return as_step(
+    return _as_step(
         "label",
         config,
         [label.VERSION],
         inputs=("generate", "exam") if examines(recipe) else ("generate",),
         work="pipeline.label:work",
         finish="pipeline.label:finish",
-        processes=judging([judge], recipe.label.processes),
+        processes=_judging([judge], recipe.label.processes),
     )
 
 
@@ -278,7 +292,7 @@ def _train(recipe: Recipe, name: str) -> Step:
         allow_inexact_resume=recipe.allow_inexact_resume,
     )
     earlier = dict.fromkeys(f"train.{need.step}" for need in algorithm.needs())
-    return as_step(
+    return _as_step(
         f"train.{name}",
         config,
         [train.VERSION],
@@ -289,12 +303,12 @@ def _train(recipe: Recipe, name: str) -> Step:
     )
 
 
-def sampler_of(recipe: Recipe) -> AnySampler:
+def sampler_of(asked: Asked) -> AnySampler:
     """How held-out answers are drawn."""
-    if recipe.compare.sampler is not None:
-        return recipe.compare.sampler
-    assert recipe.generate is not None  # or the recipe would have been refused
-    return recipe.generate.sampler
+    if asked.compare.sampler is not None:
+        return asked.compare.sampler
+    assert isinstance(asked, Recipe) and asked.generate is not None  # or it would have been refused
+    return asked.generate.sampler
 
 
 def _comparison(recipe: Recipe, number: int) -> list[Step]:
@@ -302,104 +316,119 @@ def _comparison(recipe: Recipe, number: int) -> list[Step]:
 
 
 def comparison(
-    recipe: Recipe,
+    asked: Asked,
     who: Sequence[Contender],
-    reward_models: Mapping[str, str],
+    reward_models: Sequence[Contender],
     learned: Sequence[Recipe],
     number: int = 1,
+    readers: Sequence[Contender] | None = None,
 ) -> list[Step]:
     """The steps that compare policies on held-out prompts, without the report.
 
     Args:
         who: what is compared, in the order of the report.
-        reward_models: the steps whose reward models score the answers, and what these are called.
+        reward_models: what scores the answers.
         learned: the recipes by which they learned.
         number: the round.
+        readers: whose perplexity is measured. None: everybody's.
     """
-    measures = [_measure(recipe, who, reward_models, number)] if recipe.compare.perplexity or reward_models else []
-    compared = _compare(recipe, who, learned, [step.name for step in measures], number)
-    return [_answers(recipe, who, number), *measures, compared]
+    measures = _measures(asked, who if readers is None else readers, reward_models, number)
+    compared = _compare(asked, who, learned, [step.name for step in measures], number)
+    return [_answers(asked, who, number), *measures, compared]
 
 
-def _answers(recipe: Recipe, who: Sequence[Contender], number: int) -> Step:
+def _answers(asked: Asked, who: Sequence[Contender], number: int) -> Step:
     # With the same seeds in every round: whoever answered before is found in the journal, and asked nothing twice.
+    sampler = sampler_of(asked)
     sampling = generate.Sampling(
-        seed=recipe.seed,
-        model=recipe.model,
-        sampler=sampler_of(recipe),
-        prompts=recipe.compare.prompts,
-        samples=recipe.compare.samples,
+        seed=asked.seed,
+        model=asked.model,
+        sampler=sampler,
+        prompts=asked.compare.prompts,
+        samples=asked.compare.samples,
         purpose="heldout",
     )
-    return as_step(
+    names = tuple(each.name for each in who)
+    return _as_step(
         iterated.step_of(number, "answers"),
-        compare.Answering(sampling=sampling, checkpoints=tuple(each.name for each in who)),
+        compare.Answering(sampling=sampling, checkpoints=names, elsewhere=_from_elsewhere(who)),
         [generate.VERSION, compare.VERSION],
-        inputs={each.step: f"train.{each.name}" for each in who if each.step},
-        files=recipe.compare.prompts.files,
+        inputs=_made_here(who),
+        files=asked.compare.prompts.files,
         work="pipeline.compare:answers_work",
-        parted=not sampler_of(recipe).REMOTE,
+        parted=not sampler.REMOTE,
         finish="pipeline.compare:answers_finish",
-        processes=answering(sampler_of(recipe), recipe.compare.processes),
+        processes=_answering(sampler, asked.compare.processes),
     )
 
 
-def rewards(recipe: Recipe, number: int) -> dict[str, str]:
-    """The steps of a round's reward models, and what these are called."""
-    steps = [name for name, algorithm in recipe.train.items() if algorithm.MAKES == "reward"]
-    return {iterated.step_of(number, f"train.{name}"): iterated.policy_of(number, name) for name in steps}
+def _made_here(who: Sequence[Contender]) -> dict[str, str]:
+    """The steps that made these, and by what names those that read them find them."""
+    return {each.step: f"train.{each.name}" for each in who if each.step}
 
 
-def _measure(recipe: Recipe, who: Sequence[Contender], reward_models: Mapping[str, str], number: int) -> Step:
-    text = recipe.compare.perplexity
+def _from_elsewhere(who: Sequence[Contender]) -> tuple[generate.Elsewhere, ...]:
+    return tuple(each.elsewhere for each in who if each.elsewhere)
+
+
+def rewards(recipe: Recipe, number: int) -> list[Contender]:
+    """A round's reward models."""
+    return [_contender(recipe, name, number) for name, made in recipe.train.items() if made.MAKES == "reward"]
+
+
+def _measures(
+    asked: Asked, readers: Sequence[Contender], reward_models: Sequence[Contender], number: int
+) -> list[Step]:
+    """Nothing, where there is neither a reward model nor a text to measure with."""
+    text = asked.compare.perplexity if readers else None
+    if not (text or reward_models):
+        return []
+    read = [*(readers if text else ()), *reward_models]
     config = measure.Measuring(
-        model=recipe.model,
-        checkpoints=tuple(each.name for each in who),
-        rewards=tuple(reward_models.values()),
+        model=asked.model,
+        checkpoints=tuple(each.name for each in readers),
+        rewards=tuple(each.name for each in reward_models),
         perplexity=text,
+        elsewhere=_from_elsewhere(read),
     )
-    policies = {each.step: f"train.{each.name}" for each in who if each.step} if text else {}
-    return as_step(
+    step = _as_step(
         iterated.step_of(number, "measure"),
         config,
         [measure.VERSION],
-        inputs={
-            iterated.step_of(number, "answers"): "answers",
-            **policies,
-            **{step: f"train.{name}" for step, name in reward_models.items()},
-        },
+        inputs={iterated.step_of(number, "answers"): "answers", **_made_here(read)},
         files=text.files if text else (),
         work="pipeline.measure:work",
         finish="pipeline.measure:finish",
-        processes=recipe.compare.processes,
+        processes=asked.compare.processes,
     )
+    return [step]
 
 
 def _compare(
-    recipe: Recipe, who: Sequence[Contender], learned: Sequence[Recipe], measures: Sequence[str], number: int
+    asked: Asked, who: Sequence[Contender], learned: Sequence[Recipe], measures: Sequence[str], number: int
 ) -> Step:
-    labelled, labelled_by = who_labelled(learned)
+    labelled, labelled_by = _who_labelled(learned)
     config = compare.Comparing(
-        seed=recipe.seed,
-        judges=recipe.compare.judges,
+        seed=asked.seed,
+        judges=asked.compare.judges,
         labelled=labelled,
         labelled_by=labelled_by,
-        confidence=recipe.compare.confidence,
+        confidence=asked.compare.confidence,
         checkpoints=tuple((each.name, each.algorithm) for each in who),
-        budget_usd=recipe.budget_usd,
+        budget_usd=asked.budget_usd,
     )
-    return as_step(
+    return _as_step(
         iterated.step_of(number, "compare"),
         config,
         [label.VERSION, compare.VERSION],
         inputs={iterated.step_of(number, "answers"): "answers", **dict.fromkeys(measures, "measure")},
         work="pipeline.compare:compare_work",
         finish="pipeline.compare:compare_finish",
-        processes=judging(recipe.compare.judges, recipe.compare.processes),
+        processes=_judging(asked.compare.judges, asked.compare.processes),
     )
 
 
-def who_labelled(learned: Sequence[Recipe]) -> tuple[dict[str, How], str | None]:
+def _who_labelled(learned: Sequence[Recipe]) -> tuple[dict[str, How], str | None]:
     """`labelled` and `labelled_by` of `compare.Comparing`, for policies that learned by these recipes."""
     judges = list({each.judge.fingerprint(): each.judge for each in learned if each.judge}.values())
     people = [crowd.NAME] if any(each.annotations for each in learned) else []
@@ -408,31 +437,36 @@ def who_labelled(learned: Sequence[Recipe]) -> tuple[dict[str, How], str | None]
 
 
 def report(
-    title: str, recipe_yaml: str, before: Sequence[str], variants: Mapping[str, Mapping[str, str]] | None = None
+    title: str,
+    recipe_yaml: str,
+    before: Sequence[str],
+    variants: Mapping[str, Mapping[str, str]] | None = None,
+    origins: Sequence[compare.Origin] = (),
 ) -> Step:
-    """The step that tells of all steps before it; `variants` are those of a sweep (`compare.Reporting`)."""
+    """The step that tells of all steps before it; the rest is as in `compare.Reporting`."""
     config = compare.Reporting(
         title=title,
         recipe_yaml=recipe_yaml,
         steps=tuple(before),
+        origins=tuple(origins),
         variants={name: dict(steps) for name, steps in (variants or {}).items()},
     )
-    return as_step("report", config, [compare.VERSION], inputs=config.steps, finish="pipeline.compare:report_finish")
+    return _as_step("report", config, [compare.VERSION], inputs=config.steps, finish="pipeline.compare:report_finish")
 
 
-def judging(judges: Sequence[JudgeConfig], processes: int | None) -> int | None:
+def _judging(judges: Sequence[JudgeConfig], processes: int | None) -> int | None:
     """Processes that judge: where the judges only wait for a server, a call takes about a millisecond of a core."""
     if processes is None and all(judge.remote for judge in judges):
         return min(2, os.cpu_count() or 1)
     return processes
 
 
-def answering(sampler: AnySampler, processes: int | None) -> int | None:
+def _answering(sampler: AnySampler, processes: int | None) -> int | None:
     """Processes that sample: where they only wait for servers, one has as many answers under way as they take."""
     return 1 if processes is None and sampler.REMOTE else processes
 
 
-def as_step(
+def _as_step(
     name: str,
     config: Config,
     versions: list[int],

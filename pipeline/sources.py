@@ -263,7 +263,7 @@ def policies(run: OpenRun, step: str | None) -> list[plan.Contender]:
     known = recipe_steps.policies(run.recipe.train)
     made = made_by(run.recipe.train, step)
     if step == BASE:
-        return [plan.Contender(BASE, BASE, None)]
+        return [plan.Contender(BASE, BASE)]
     if made is None or made[0] > run.recipe.rounds:
         near = difflib.get_close_matches(step, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"

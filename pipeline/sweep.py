@@ -364,26 +364,28 @@ def _steps(variants: Sequence[Variant], title: str) -> list[Step]:
 
 def _contenders(variants: Sequence[Variant], made: Graph) -> list[plan.Contender]:
     """The base, then the policies of all variants, those of one train step side by side."""
-    found: dict[str, dict[str, plan.Contender]] = {}
+    found: dict[str, list[plan.Contender]] = {}
     for each, names in zip(variants, made.names, strict=True):
         for who in plan.contenders(each.recipe):
-            step = names[who.step] if who.step else None
-            name = _policy(step) if step else who.name
-            found.setdefault(who.name, {})[name] = plan.Contender(name, who.algorithm, step)
-    return list(itertools.chain.from_iterable(same.values() for same in found.values()))
+            found.setdefault(who.name, []).append(_renamed(who, names))
+    return list(dict.fromkeys(itertools.chain.from_iterable(found.values())))
+
+
+def _reward_models(variants: Sequence[Variant], made: Graph) -> list[plan.Contender]:
+    pairs = zip(variants, made.names, strict=True)
+    return list(dict.fromkeys(_renamed(who, names) for each, names in pairs for who in plan.rewards(each.recipe, 1)))
+
+
+def _renamed(who: plan.Contender, names: Mapping[str, str]) -> plan.Contender:
+    """As the sweep calls it."""
+    if who.step is None:
+        return who
+    step = names[who.step]
+    return who._replace(name=_policy(step), step=step)
 
 
 def _policy(step: str) -> str:
     return step.removeprefix("train.")
-
-
-def _reward_models(variants: Sequence[Variant], made: Graph) -> dict[str, str]:
-    """The steps of all variants' reward models, and what these are called."""
-    found = {}
-    for each, names in zip(variants, made.names, strict=True):
-        for step in plan.rewards(each.recipe, 1):
-            found[names[step]] = _policy(names[step])
-    return found
 
 
 def _told(variants: Sequence[Variant]) -> str:
