@@ -255,7 +255,22 @@ def prompt_of(row: Row, options: Options) -> tuple[Message, ...]:
     Raises:
         BadRow: there is none, or it is no conversation.
     """
-    return with_system(row, messages_of(cell(row, "prompt", options)))
+    value = cell(row, "prompt", options)
+    name = _present(row, "prompt", options)
+    if name.lower() == "instruction" and isinstance(_unpacked(value), str):
+        value = instruction_of(row, name)
+    return with_system(row, messages_of(value))
+
+
+def instruction_of(row: Row, name: str = "instruction") -> str:
+    """What a row of Alpaca's asks: the instruction, a line break, and its `input` if it has one.
+
+    Raises:
+        BadRow: one of them is no text.
+    """
+    asked = text(row, name)
+    beside = next((each for each in row if isinstance(each, str) and each.lower() == "input" and row[each]), None)
+    return asked if beside is None else f"{asked}\n{text(row, beside)}"
 
 
 def with_system(row: Row, prompt: tuple[Message, ...]) -> tuple[Message, ...]:

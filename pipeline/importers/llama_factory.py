@@ -17,12 +17,12 @@ from pipeline.importers.base import (
     Thumbed,
     answer_of,
     by_choice,
+    instruction_of,
     last_turn,
     messages_of,
     part,
     share,
     shown,
-    text,
     voter,
     with_system,
 )
@@ -72,10 +72,7 @@ def _alpaca(row: Row) -> tuple[Message, ...]:
         if not isinstance(turn, list | tuple) or len(turn) != 2 or not all(isinstance(each, str) for each in turn):
             raise BadRow(f"history: {shown(turn)} found; needs pairs of what the user and the assistant said")
         before += [Message(role="user", content=turn[0]), Message(role="assistant", content=turn[1])]
-    asked = text(row, "instruction")
-    if row.get("input"):
-        asked += "\n" + text(row, "input")
-    return (*before, Message(role="user", content=asked))
+    return (*before, Message(role="user", content=instruction_of(row)))
 
 
 def _conversation(row: Row) -> Any:

@@ -349,6 +349,52 @@ def test_a_system_column_of_thumbs_counts(tmp_path: Path) -> None:
     assert [message.content for message in thumb.prompt.messages] == ["You are terse.", "P?"]
 
 
+ALPACA = {"instruction": "Translate to English", "input": "Bonjour"}
+PANDALM = {"response1": "Hello", "response2": "Bye", "annotator1": 1, "annotator2": 2}
+RATED = [{"response": "Hello", "score": 2}, {"response": "Bye", "score": 1}]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_the_input_of_an_instruction_is_part_of_the_prompt_of_a_table(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"pandalm{suffix}"
+    files.write(path, [{**ALPACA, **PANDALM}, {**ALPACA, "instruction": "Say hello", "input": None, **PANDALM}])
+    found = collect([path], "auto", Options(choices={"1": "a", "2": "b"}), 0)
+    assert [pair.prompt.text for pair, _ in found.judgements()] == ["Translate to English\nBonjour", "Say hello"]
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("votes", {"response_a": "Hello", "response_b": "Bye", "rater": "ana", "choice": "a"}),
+        ("pairs", {"response_a": "Hello", "response_b": "Bye", "winner": "a"}),
+        ("ratings", {"completions": RATED}),
+        ("rankings", {"responses": ["Hello", "Bye"], "ranking": [0, 1]}),
+        ("thumbs", {"output": "Hello", "label": True}),
+        ("llama_factory", {"chosen": "Hello", "rejected": "Bye"}),
+    ],
+)
+def test_an_instruction_and_its_input_are_one_prompt_in_every_format(
+    tmp_path: Path, name: str, row: dict[str, Any]
+) -> None:
+    found = read(tmp_path, [{**ALPACA, **row}], name=name, max_bad=0)
+    assert [json.loads(line)["messages"][0]["content"] for line in found.prompts.values()] == [
+        "Translate to English\nBonjour"
+    ]
+
+
+def test_an_input_that_is_none_of_an_instruction_changes_no_prompt(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "P?"}]
+    rows = [
+        {**AB, "input": "x", "winner": "a"},
+        {"instruction": "Do it", "question": "Why?", "input": "x", **PANDALM, "winner": "a"},
+        {"instruction": said, "input": "x", "response_a": "one", "response_b": "four", "winner": "a"},
+    ]
+    found = read(tmp_path, rows[:1] + rows[2:], max_bad=0)
+    assert [pair.prompt.text for pair, _ in found.judgements()] == ["P?", "P?"]
+    found = read(tmp_path, rows[1:2], name="pairs", max_bad=0, columns={"prompt": "question", "vote": "winner"})
+    assert [pair.prompt.text for pair, _ in found.judgements()] == ["Why?"]
+
+
 def test_an_arena_row_that_nobody_judged_is_no_vote_and_not_a_bad_one(tmp_path: Path) -> None:
     sides = {f"conversation_{side}": [{"role": "user", "content": "P?"}, {"role": "assistant", "content": side}]
              for side in "ab"}  # fmt: skip
