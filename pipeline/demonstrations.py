@@ -6,7 +6,8 @@ JSONL, JSON, CSV, TSV and Parquet, `.gz` or not. A row is a conversation or a pl
     prompt, completion       what is asked and what is answered, as texts or as turns
     text                     a plain text; the recipe may give the column another name
 
-What is left out: votes and preferences (`pipeline.importers`), and tokens (`algorithms.sft`).
+In a table, turns are JSON in the cell. What is left out: votes and preferences (`pipeline.importers`), and tokens
+(`algorithms.sft`).
 """
 
 import itertools
@@ -17,6 +18,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import DataError
+from pipeline.importers.base import unpacked
 from pipeline.importers.files import rows
 from pipeline.plugins import Config, Files
 from pipeline.records import Message, Preference, Prompt, Record
@@ -131,12 +133,14 @@ def _fields(row: dict[str, Any], text_field: str) -> dict[str, Any]:
 
 
 def _said(value: Any, role: str) -> tuple[Message, ...]:
+    value = unpacked(value)
     return (Message(role=role, content=value),) if isinstance(value, str) else _turns(value)
 
 
 def _turns(value: Any) -> tuple[Message, ...]:
+    value = unpacked(value)
     if isinstance(value, str):
-        raise ValueError("messages are text here, which a table cannot hold otherwise; save as JSONL or Parquet")
+        raise ValueError("messages are text here and no list of turns; write that as JSON, or save as JSONL or Parquet")
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise ValueError("messages need to be a list of turns, each with role and content")
     return tuple(_turn(turn) for turn in value)

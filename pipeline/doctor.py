@@ -39,7 +39,7 @@ from pipeline.rounds import files_in
 from pipeline.sampling.base import Question, SamplerConfig
 from pipeline.worker import Job
 
-VERSION = 3
+VERSION = 4
 """Raised when a change of this file or of the checks changes what is found."""
 
 FILE = "doctor.json"

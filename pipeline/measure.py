@@ -29,8 +29,8 @@ from pipeline.worker import Job
 KIND = "measures"
 """The kind of the journal's rows: a batch's numbers."""
 
-VERSION = 1
-"""Raised when a change of this file changes what comes out."""
+VERSION = 2
+"""Raised when a change of this file or of what rows of text are read as changes what comes out."""
 
 ANSWERS, ROWS = 32, 8
 """Answers, and rows of text, of a unit of work."""

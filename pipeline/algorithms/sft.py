@@ -43,7 +43,7 @@ class Example(NamedTuple):
 class Config(PolicyConfig):
     """SFT's options, by TRL's and transformers' names."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     DROPOUT: ClassVar[bool] = True
     ENCODER_DECODERS: ClassVar[bool] = True
 

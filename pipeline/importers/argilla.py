@@ -18,11 +18,11 @@ from pipeline.importers.base import (
     Options,
     Row,
     Skip,
-    answer_of,
-    cell,
+    answers,
     choice_of,
     column,
     number,
+    packed_answer,
     part,
     person,
     prompt_of,
@@ -46,13 +46,13 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
     """The votes on one record."""
     if isinstance(row.get("fields"), dict):
         fields: Row = row["fields"]
-        answers = list(_nested(row, options))
+        said = list(_nested(row, options))
     else:
         fields = row
-        answers = list(_columns(row, options))
+        said = list(_columns(row, options))
     names = {side: column(fields, side, options) or side for side in ("a", "b")}
     votes, skipped = [], []
-    for value, who, status in answers:
+    for value, who, status in said:
         if status != "submitted":
             skipped.append(str(status))
         elif (choice := _choice(value, names, options)) is None:
@@ -61,16 +61,15 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
             votes.append(Ballot(choice, annotator=who))
     if not votes:
         raise Skip(f"no submitted answer{f' ({skipped[0]})' if skipped else ''}")
-    a, b = (answer_of(_chat(cell(fields, side, options)), names[side]) for side in ("a", "b"))
-    yield Judged(prompt_of(fields, options), a, b, tuple(votes), skipped=tuple(skipped))
+    yield Judged(prompt_of(fields, options), *answers(fields, options), tuple(votes), skipped=tuple(skipped))
 
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:
     """Flat, as its data sets have it: the only one that says that the answers are submitted."""
     yield {
         "prompt": turns(item.prompt),
-        "response_a": item.a,
-        "response_b": item.b,
+        "response_a": packed_answer(item.a),
+        "response_b": packed_answer(item.b),
         "preference.responses": [vote.choice for vote in item.votes],
         "preference.responses.users": [vote.annotator for vote in item.votes],
         "preference.responses.status": ["submitted"] * len(item.votes),
@@ -174,8 +173,3 @@ def _ranked(ranking: Any) -> list[tuple[Any, Any]]:
     if not isinstance(ranks, list | tuple) or not isinstance(values, list | tuple) or len(ranks) != len(values):
         raise BadRow(f"the ranking {shown(ranking)} found; needs rank and value, lists of one length")
     return [*zip(ranks, values, strict=True)]
-
-
-def _chat(value: Any) -> Any:
-    """An answer of a chat field: a list of messages, as it is."""
-    return list(value) if isinstance(value, tuple) else value

@@ -61,6 +61,8 @@ COLUMNS: dict[Named, tuple[str, ...]] = {
 """What columns are called, the likelier first; `columns` of the options comes before all of them."""
 
 
+_MAY_BE_TURNS = re.compile(r"\s*(\[\s*)?\{")
+
 _IS_FORMAT = re.compile(r"^def recognise\(", re.MULTILINE)
 
 
@@ -199,7 +201,7 @@ def messages_of(value: Any, what: str = "prompt") -> tuple[Message, ...]:
     Raises:
         BadRow: it is neither.
     """
-    value = _unpacked(value)
+    value = _conversation(value)
     if isinstance(value, str):
         return (Message(role="user", content=value),)
     if isinstance(value, dict) and isinstance(value.get("messages"), list | tuple):
@@ -210,11 +212,12 @@ def messages_of(value: Any, what: str = "prompt") -> tuple[Message, ...]:
 
 
 def answer_of(value: Any, what: str) -> str:
-    """One answer: its text, or a message or a list of one message that holds it.
+    """One answer: its text, or a message or a list of one message that holds it; in a table, the list as JSON.
 
     Raises:
         BadRow: it is none, or has several turns.
     """
+    value = unpacked(value)
     if isinstance(value, str):
         return value
     if isinstance(value, dict):
@@ -257,7 +260,7 @@ def prompt_of(row: Row, options: Options) -> tuple[Message, ...]:
     """
     value = cell(row, "prompt", options)
     name = _present(row, "prompt", options)
-    if name.lower() == "instruction" and isinstance(_unpacked(value), str):
+    if name.lower() == "instruction" and isinstance(_conversation(value), str):
         value = instruction_of(row, name)
     return with_system(row, messages_of(value))
 
@@ -293,9 +296,14 @@ def by_choice(item: "Judged") -> tuple[str, str]:
 def packed(prompt: tuple[Message, ...]) -> str:
     """A prompt in one cell: the text of a single user turn, JSON otherwise. `messages_of` reads both back."""
     alone = len(prompt) == 1 and prompt[0].role == "user"
-    if alone and isinstance(_unpacked(prompt[0].content), str):
+    if alone and isinstance(_conversation(prompt[0].content), str):
         return prompt[0].content
     return json.dumps(turns(prompt), ensure_ascii=False)
+
+
+def packed_answer(answer: str) -> str:
+    """An answer in one cell: its text, JSON where that would be taken for turns. `answer_of` reads both back."""
+    return answer if unpacked(answer) is answer else json.dumps(assistant(answer), ensure_ascii=False)
 
 
 def turns(prompt: tuple[Message, ...]) -> list[dict[str, str]]:
@@ -308,17 +316,37 @@ def assistant(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-def _unpacked(value: Any) -> Any:
-    # A cell of a table can hold a conversation as JSON. Any other text, JSON or not, is what somebody said.
-    if isinstance(value, str) and re.match(r"\s*\[\s*\{", value):
-        try:
-            found = json.loads(value)
-        except ValueError:
-            return value
-        keys = ({"role", "content"}, {"from", "value"})
-        if isinstance(found, list) and all(isinstance(turn, dict) and set(turn) in keys for turn in found):
-            return found
-    return value
+def unpacked(value: Any) -> Any:
+    """The turns that a cell of a table holds as JSON. Any other text, JSON or not, is what somebody said, and stays."""
+    found = _json(value)
+    return found if _are_turns(found) else value
+
+
+def _conversation(value: Any) -> Any:
+    # Only of a prompt: an answer can well be an object with messages, because the prompt asked for one.
+    found = _json(value)
+    found = found["messages"] if isinstance(found, dict) and set(found) == {"messages"} else found
+    return found if _are_turns(found) else value
+
+
+def _json(value: Any) -> Any:
+    if not isinstance(value, str) or not _MAY_BE_TURNS.match(value):
+        return None
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _are_turns(found: Any) -> bool:
+    """Whether these are turns, whatever else each of them has; objects with a `role` are, if one is a known speaker's:
+    lists of users or of flights have a role or a from as well."""
+    names = ({"role", "content"}, {"from", "value"})
+    return (
+        isinstance(found, list)
+        and all(isinstance(turn, dict) and any(turn.keys() >= both for both in names) for turn in found)
+        and any(str(turn.get("role", turn.get("from"))) in ROLES for turn in found)
+    )
 
 
 def _message(turn: Any, what: str) -> Message:
@@ -412,12 +440,9 @@ def answers(row: Row, options: Options) -> tuple[str, str]:
     """The two answers of a table's row.
 
     Raises:
-        BadRow: one is missing or no text.
+        BadRow: one is missing, or none.
     """
-    a, b = cell(row, "a", options), cell(row, "b", options)
-    if not isinstance(a, str) or not isinstance(b, str):
-        raise BadRow("an answer is not a text")
-    return a, b
+    return answer_of(cell(row, "a", options), "a"), answer_of(cell(row, "b", options), "b")
 
 
 def person(value: Any) -> str | None:

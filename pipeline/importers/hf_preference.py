@@ -27,6 +27,7 @@ from pipeline.importers.base import (
     same_prompt,
     share,
     turns,
+    unpacked,
     voter,
     with_system,
 )
@@ -44,7 +45,7 @@ def recognise(rows: Sequence[Row], options: Options) -> float:
 
 def read(row: Row, options: Options) -> Iterator[Judged]:
     """The chosen answer is the first."""
-    chosen, rejected = (row.get(side, row.get(f"{side}_response")) for side in ("chosen", "rejected"))
+    chosen, rejected = (unpacked(row.get(side, row.get(f"{side}_response"))) for side in ("chosen", "rejected"))
     name = column(row, "prompt", options)
     whole = all(isinstance(side, list | tuple) and len(side) > 1 for side in (chosen, rejected))
     if whole:

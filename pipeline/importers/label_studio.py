@@ -19,10 +19,10 @@ from pipeline.importers.base import (
     Options,
     Row,
     Skip,
-    answer_of,
-    cell,
+    answers,
     named,
     packed,
+    packed_answer,
     part,
     person,
     prompt_of,
@@ -60,14 +60,17 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
             votes.append(Ballot(choice, annotator=person(who), at=at))
     if not votes:
         raise Skip(skipped[0] if skipped else "no annotation")
-    a, b = (answer_of(cell(fields, side, options), side) for side in ("a", "b"))
-    yield Judged(prompt_of(fields, options), a, b, tuple(votes), skipped=tuple(skipped))
+    yield Judged(prompt_of(fields, options), *answers(fields, options), tuple(votes), skipped=tuple(skipped))
 
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:
     """The full export: one task, an annotation for each vote."""
     yield {
-        "data": {"prompt": packed(item.prompt), "answer1": item.a, "answer2": item.b},
+        "data": {
+            "prompt": packed(item.prompt),
+            "answer1": packed_answer(item.a),
+            "answer2": packed_answer(item.b),
+        },
         "annotations": [
             {"completed_by": vote.annotator, "was_cancelled": False, "created_at": vote.at, "result": _result(vote)}
             for vote in item.votes

@@ -24,6 +24,7 @@ from pipeline.importers.base import (
     has,
     number,
     packed,
+    packed_answer,
     part,
     person,
     present,
@@ -54,7 +55,8 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
 def write(item: Judged) -> Iterator[dict[str, Any]]:
     """With counts: columns of names would be others in every file."""
     counts = {name: sum(vote.choice == choice for vote in item.votes) for name, choice in COUNTS.items()}
-    yield {"prompt": packed(item.prompt), "response_a": item.a, "response_b": item.b, **counts}
+    a, b = packed_answer(item.a), packed_answer(item.b)
+    yield {"prompt": packed(item.prompt), "response_a": a, "response_b": b, **counts}
 
 
 def _is_pair(row: Row, options: Options) -> bool:

@@ -23,6 +23,7 @@ from pipeline.importers.base import (
     has,
     number,
     packed,
+    packed_answer,
     part,
     person,
     prompt_of,
@@ -72,8 +73,8 @@ def write(item: Judged) -> Iterator[dict[str, Any]]:
         yield {
             "pair_id": digest([prompt, item.a, item.b]),
             "prompt": prompt,
-            "response_a": item.a,
-            "response_b": item.b,
+            "response_a": packed_answer(item.a),
+            "response_b": packed_answer(item.b),
             "rater": vote.annotator,
             "choice": vote.choice,
             "shown": vote.shown,

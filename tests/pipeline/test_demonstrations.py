@@ -36,6 +36,23 @@ def test_conversations_are_read_in_the_shapes_that_people_have(tmp_path: Path, r
     assert [turn.content for turn in found[0].prompt.messages] == ["Hi?"]
 
 
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+def test_turns_are_json_in_a_cell_of_a_table(tmp_path: Path, row: dict[str, Any], suffix: str) -> None:
+    path = tmp_path / f"shown{suffix}"
+    cells = {name: value if isinstance(value, str) else json.dumps(value) for name, value in row.items()}
+    write(path, [cells])
+    (found,) = kept(path)
+    assert [turn.model_dump() for turn in found.messages] == [ASK, SAY]
+
+
+@pytest.mark.parametrize("answer", ['{"messages": [{"role": "user", "content": "x"}]}', '[{"name": "Ana"}]', "[{"])
+def test_a_completion_that_is_json_and_no_list_of_turns_is_learned_as_it_is(tmp_path: Path, answer: str) -> None:
+    path = tmp_path / "shown.csv"
+    write(path, [{"prompt": "As JSON, please.", "completion": answer}])
+    assert kept(path)[0].messages[-1].content == answer
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
 def test_plain_texts_keep_every_character(tmp_path: Path, suffix: str) -> None:
     text = 'A "text", with\ttabs,\r\nlines and é.'

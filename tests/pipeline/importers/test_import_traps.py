@@ -431,6 +431,50 @@ def test_a_prompt_keeps_its_blanks_and_an_answer_its_own(tmp_path: Path) -> None
     assert {pair.a.text, pair.b.text} == {" blue.", " green.\n"}
 
 
+ASKS, SAYS = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}
+SAYS_NOT = {"role": "assistant", "content": "Go away."}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        # As binarised UltraFeedback has them, and with the prompt apart.
+        {"prompt": "Hi?", "chosen": [ASKS, SAYS], "rejected": [ASKS, SAYS_NOT], "score_chosen": 8, "score_rejected": 3},
+        {"prompt": [ASKS], "chosen": [SAYS], "rejected": [SAYS_NOT]},
+        {"prompt": "Hi?", "chosen": [SAYS], "rejected": [SAYS_NOT]},
+        {"prompt": [{**ASKS, "name": "Ana"}], "chosen": [{**SAYS, "weight": 1}], "rejected": [SAYS_NOT]},
+        {"prompt": {"messages": [ASKS]}, "chosen": "Hello.", "rejected": "Go away."},
+        {"prompt": [ASKS], "response_a": [SAYS], "response_b": [SAYS_NOT], "rater": "ana", "choice": "a"},
+    ],
+)
+def test_messages_as_json_in_a_cell_are_the_messages(tmp_path: Path, row: dict[str, Any], suffix: str) -> None:
+    path = tmp_path / f"rows{suffix}"
+    files.write(path, [{name: json.dumps(value) if isinstance(value, list | dict) else value
+                        for name, value in row.items()}])  # fmt: skip
+    ((pair, (vote,)),) = collect([path], "auto", Options(), 0).judgements()
+    assert [(turn.role, turn.content) for turn in pair.prompt.messages] == [("user", "Hi?")]
+    assert {pair.a.text, pair.b.text} == {"Hello.", "Go away."}
+    assert {"a": pair.a.text, "b": pair.b.text}[vote.choice] == "Hello."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "Ana", "age": 3}',
+        json.dumps({"messages": [ASKS, SAYS]}),
+        '[{"from": "Oslo", "to": "Rome", "value": 7}]',
+        '[{"role": "admin", "content": "x"}]',
+        '[{"role": "user"}]',
+        "[{" * 20_000,
+    ],
+)
+def test_an_answer_that_is_json_and_no_list_of_turns_is_a_text(tmp_path: Path, text: str) -> None:
+    for row in ({"chosen": text, "rejected": "no"}, {"response_a": text, "response_b": "no", "winner": "a"}):
+        ((pair, _),) = read(tmp_path, [{"prompt": "As JSON, please.", **row}], max_bad=0).judgements()
+        assert text in (pair.a.text, pair.b.text)
+
+
 def test_conversations_that_part_early_and_several_turns_are_no_answer(tmp_path: Path) -> None:
     user, bot = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
     rows = [
