@@ -447,7 +447,8 @@ def answers(row: Row, options: Options) -> tuple[str, str]:
 
 def person(value: Any) -> str | None:
     """Who voted, by the file's name or number of them; None: it does not say, whether it is blank or null."""
-    return None if value is None or not str(value).strip() else str(value)
+    # Blanks at the ends are slips of whoever typed the name; `Ana` and `ana` can be two people.
+    return None if value is None else str(value).strip() or None
 
 
 def voter(row: Row, options: Options) -> str | None:

@@ -614,6 +614,13 @@ def test_a_blank_annotator_is_nobody_in_particular_and_their_votes_replace_none(
         assert (counts.votes, counts.annotators, counts.votes_replaced) == (2, 0, 0), name
 
 
+def test_blanks_around_a_name_make_nobody_else_of_a_person_and_capitals_do(tmp_path: Path) -> None:
+    rows = [{**AB, "rater": who, "choice": "a"} for who in ("alice", "alice ", "\talice", "Alice")]
+    found = read(tmp_path, rows, max_bad=0)
+    assert [vote.annotator for vote in found.votes()] == ["alice", "Alice"]
+    assert found.counts().votes_replaced == 2
+
+
 def test_an_address_is_nobodys_name(tmp_path: Path) -> None:
     ((_, (vote,)),) = read(tmp_path, [{**AB, "rater": "ana@example.org", "choice": "a"}]).judgements()
     assert "@" not in vote.annotator and vote.annotator.startswith("annotator-")
