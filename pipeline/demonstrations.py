@@ -6,8 +6,8 @@ JSONL, JSON, CSV, TSV and Parquet, `.gz` or not. A row is a conversation or a pl
     prompt, completion       what is asked and what is answered, as texts or as turns
     text                     a plain text; the recipe may give the column another name
 
-In a table, turns are JSON in the cell. What is left out: votes and preferences (`pipeline.importers`), and tokens
-(`algorithms.sft`).
+A `system` beside turns is their system message, if they have none. In a table, turns are JSON in the cell. What is left
+out: votes and preferences (`pipeline.importers`), and tokens (`algorithms.sft`).
 """
 
 import itertools
@@ -18,7 +18,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import DataError
-from pipeline.importers.base import unpacked
+from pipeline.importers.base import unpacked, with_system
 from pipeline.importers.files import rows
 from pipeline.plugins import Config, Files
 from pipeline.records import Message, Preference, Prompt, Record
@@ -117,9 +117,10 @@ def _rows(files: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any] | None, s
 def _fields(row: dict[str, Any], text_field: str) -> dict[str, Any]:
     turns = row.get("messages") or row.get("conversations")
     if turns:
-        return {"messages": _turns(turns)}
+        return {"messages": with_system(row, _turns(turns))}
     if row.get("prompt") and row.get("completion"):
-        return {"messages": (*_said(row["prompt"], "user"), *_said(row["completion"], "assistant"))}
+        asked, answered = _said(row["prompt"], "user"), _said(row["completion"], "assistant")
+        return {"messages": with_system(row, (*asked, *answered))}
     if isinstance(row.get(text_field), str):
         return {"text": row[text_field]}
     both = ("prompt", "completion")

@@ -46,6 +46,17 @@ def test_turns_are_json_in_a_cell_of_a_table(tmp_path: Path, row: dict[str, Any]
     assert [turn.model_dump() for turn in found.messages] == [ASK, SAY]
 
 
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_a_system_column_is_the_first_message_unless_there_is_one_already(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = tmp_path / "shown.jsonl"
+    terse, kind = ({"role": "system", "content": said} for said in ("You are terse.", "You are kind."))
+    write(path, [{**row, "system": system} for system in (terse["content"], "", None)])
+    found = [[turn.model_dump() for turn in each.messages] for each in kept(path)]
+    assert found == [[terse, ASK, SAY], [ASK, SAY], [ASK, SAY]]
+    write(path, [{"messages": [kind, ASK, SAY], "system": terse["content"]}])
+    assert [turn.model_dump() for turn in kept(path)[0].messages] == [kind, ASK, SAY]
+
+
 @pytest.mark.parametrize("answer", ['{"messages": [{"role": "user", "content": "x"}]}', '[{"name": "Ana"}]', "[{"])
 def test_a_completion_that_is_json_and_no_list_of_turns_is_learned_as_it_is(tmp_path: Path, answer: str) -> None:
     path = tmp_path / "shown.csv"
@@ -86,6 +97,7 @@ def test_the_column_of_texts_may_have_another_name(tmp_path: Path) -> None:
         ({"prompt": None, "completion": "Hello."}, "prompt is empty"),
         ({"prompt": [], "completion": [], "text": None}, "prompt is empty and completion is empty"),
         ({"messages": []}, "messages is empty"),
+        ({"messages": [ASK, SAY], "system": 5}, "system: 5 found; needs a text"),
         ({"conversations": None, "id": 7}, "conversations is empty"),
     ],
 )  # fmt: skip
