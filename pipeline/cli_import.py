@@ -133,6 +133,8 @@ def _told(counts: "Counts") -> list[str]:
         lines.append(f"votes as the files have them: {chosen}; {counts.votes_replaced:,} replaced by a later one")
         lines += _reasons("votes that do not count", counts.votes_skipped)
         lines.append(f"{counts.annotators:,} annotators, and {counts.anonymous_votes:,} votes of nobody in particular")
+    if counts.blank_answers:
+        lines.append(f"{counts.blank_answers:,} answers are blank: a model said nothing, or nobody filled them in")
     if counts.thumbs:
         lines.append(f"{counts.thumbs:,} thumbs: {counts.thumbs_up:,} up, {counts.thumbs - counts.thumbs_up:,} down")
     return lines

@@ -124,7 +124,7 @@ def _fields(row: dict[str, Any], text_field: str) -> dict[str, Any]:
     if isinstance(row.get(text_field), str):
         return {"text": row[text_field]}
     both = ("prompt", "completion")
-    there = both if all(name in row for name in both) else ("messages", "conversations")
+    there = both if all(name in row for name in both) else ("messages", "conversations", text_field)
     if empty := [f"{name} is empty" for name in there if name in row and not row[name]]:
         raise ValueError(" and ".join(empty))
     raise ValueError(

@@ -57,7 +57,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
         choice = _flag(row)
     who = person(row.get(named(row, "annotator", options, "judge")))
     vote = Ballot(choice, annotator=who, at=str(row.get("tstamp") or ""))
-    yield Judged(one, a, b, (vote,), sources=(str(row.get("model_a", "a")), str(row.get("model_b", "b"))))
+    yield Judged(one, a, b, (vote,), sources=(str(row.get("model_a") or "a"), str(row.get("model_b") or "b")))
 
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:

@@ -37,6 +37,12 @@ IMPORTED = "imported"
 NOBODY = "anonymous"
 """Whom votes of nobody in particular are ascribed to: the crowd as one annotator."""
 
+NO_ANSWER = "nan"
+"""What pandas can write where it has no text. An answer that is indeed this word is written as a message."""
+
+EMPTY_ANSWER = '[{"role": "assistant", "content": ""}]'
+"""A model's empty answer in a table, where an empty cell may as well be one that was never filled in."""
+
 WORDS: dict[str, Choice] = {
     **dict.fromkeys(("a", "left", "model_a", "response_a", "answer_a", "response_1", "answer1", "first"), "a"),
     **dict.fromkeys(("b", "right", "model_b", "response_b", "answer_b", "response_2", "answer2", "second"), "b"),
@@ -215,8 +221,12 @@ def answer_of(value: Any, what: str) -> str:
     """One answer: its text, or a message or a list of one message that holds it; in a table, the list as JSON.
 
     Raises:
-        BadRow: it is none, or has several turns.
+        BadRow: it is missing or none, or has several turns.
     """
+    if value is None or (isinstance(value, str | float) and str(value) == NO_ANSWER):
+        said = "" if value is None else NO_ANSWER
+        mend = f"fill it in or leave the row out, or write {json.dumps(assistant(said))} if that is the answer"
+        raise BadRow(f"{what} is {said or 'empty'}; {mend}")
     value = unpacked(value)
     if isinstance(value, str):
         return value
@@ -302,8 +312,9 @@ def packed(prompt: tuple[Message, ...]) -> str:
 
 
 def packed_answer(answer: str) -> str:
-    """An answer in one cell: its text, JSON where that would be taken for turns. `answer_of` reads both back."""
-    return answer if unpacked(answer) is answer else json.dumps(assistant(answer), ensure_ascii=False)
+    """An answer in one cell: its text, JSON where that would be taken for turns or for none. `answer_of` reads both."""
+    plain = answer != NO_ANSWER and unpacked(answer) is answer
+    return answer if plain else json.dumps(assistant(answer), ensure_ascii=False)
 
 
 def turns(prompt: tuple[Message, ...]) -> list[dict[str, str]]:
@@ -442,7 +453,8 @@ def answers(row: Row, options: Options) -> tuple[str, str]:
     Raises:
         BadRow: one is missing, or none.
     """
-    return answer_of(cell(row, "a", options), "a"), answer_of(cell(row, "b", options), "b")
+    a, b = _present(row, "a", options), _present(row, "b", options)
+    return answer_of(row[a], a), answer_of(row[b], b)
 
 
 def person(value: Any) -> str | None:

@@ -86,6 +86,8 @@ class Counts(Record):
     annotators: int
     """Named ones."""
     anonymous_votes: int
+    blank_answers: int = 0
+    """Answers of pairs and thumbs that show nothing: a model said nothing, or nobody filled them in."""
     thumbs: int = 0
     thumbs_up: int = 0
 
@@ -242,11 +244,13 @@ class Collected:
             self._keep_prompt(thumb.prompt)
             key = (thumb.prompt.id, item.answer, item.good)
             before = self._thumbs[key].votes if key in self._thumbs else 0
+            self._tally["blank"] += not before and not item.answer.strip()
             self._thumbs[key] = thumb.model_copy(update={"votes": before + thumb.votes})
             return
         if mark not in self._known_pairs:
             assert pair is not None
             self._keep_prompt(pair.prompt)
+            self._tally["blank"] += sum(not side.text.strip() for side in (pair.a, pair.b))
             entry = _Entry(store.line(pair).encode())
             self.by_prompt.setdefault(pair.prompt.id, {})[pair.id] = entry
             self._known_pairs[mark] = entry, pair.a.text < pair.b.text
@@ -327,6 +331,7 @@ class Collected:
             votes_skipped=dict(self._votes_skipped.most_common()),
             annotators=len(names),
             anonymous_votes=self._tally["anonymous"],
+            blank_answers=self._tally["blank"],
             thumbs=len(self._thumbs),
             thumbs_up=sum(thumb.good for thumb in self._thumbs.values()),
         )

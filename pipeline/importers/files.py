@@ -1,7 +1,8 @@
 """Rows out of JSONL, JSON, CSV, TSV and Parquet files, `.gz` or not, one at a time, each with its place; and back.
 
 A row that cannot be read is yielded as what it is, so that whoever imports can count it and go on with the next.
-Texts come out as they went in. What is left out: what the fields of a row mean (the formats beside this file).
+Texts come out as they went in, but an empty cell of a CSV or TSV file is None: it cannot tell an empty text from none.
+What is left out: what the fields of a row mean (the formats beside this file).
 """
 
 import codecs
@@ -205,7 +206,7 @@ def _table(path: Path, file: IO[str], separator: str) -> Iterator[Raw]:
         for cells in reader:
             if cells:
                 if len(cells) == len(header):
-                    yield Raw(place, dict(zip(header, cells, strict=True)))
+                    yield Raw(place, {name: cell or None for name, cell in zip(header, cells, strict=True)})
                 else:
                     yield Raw(place, None, f"{len(cells)} cells, and the header has {len(header)}", cells)
             place = reader.line_num + 1

@@ -7,15 +7,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.importers.base import (
+    EMPTY_ANSWER,
     BadRow,
     Ballot,
     Choice,
     Judged,
     Options,
     Row,
+    answer_of,
     messages_of,
     number,
     packed,
+    packed_answer,
     share,
     shown,
     text,
@@ -38,7 +41,8 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
         raise BadRow(f"labels: {shown(row.get('labels'))} found; needs 1 (A is better) or 0 (B is)")
     vote = Ballot(sides[label], voter(row, options), strength=number(row.get("score_ratio")))
     prompt = messages_of(text(row, "history"), "history")
-    yield Judged(prompt, text(row, "human_ref_A"), text(row, "human_ref_B"), (vote,))
+    a, b = (answer_of(row.get(name), name) for name in ("human_ref_A", "human_ref_B"))
+    yield Judged(prompt, a, b, (vote,))
 
 
 def write(item: Judged) -> Iterator[dict[str, Any]]:
@@ -46,7 +50,7 @@ def write(item: Judged) -> Iterator[dict[str, Any]]:
     (vote,) = item.votes
     yield {
         "history": packed(item.prompt),
-        "human_ref_A": item.a,
-        "human_ref_B": item.b,
+        "human_ref_A": packed_answer(item.a) or EMPTY_ANSWER,
+        "human_ref_B": packed_answer(item.b) or EMPTY_ANSWER,
         "labels": int(vote.choice == "a"),
     }

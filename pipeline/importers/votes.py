@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.importers.base import (
+    EMPTY_ANSWER,
     IMPORTED,
     BadRow,
     Ballot,
@@ -73,8 +74,8 @@ def write(item: Judged) -> Iterator[dict[str, Any]]:
         yield {
             "pair_id": digest([prompt, item.a, item.b]),
             "prompt": prompt,
-            "response_a": packed_answer(item.a),
-            "response_b": packed_answer(item.b),
+            "response_a": packed_answer(item.a) or EMPTY_ANSWER,
+            "response_b": packed_answer(item.b) or EMPTY_ANSWER,
             "rater": vote.annotator,
             "choice": vote.choice,
             "shown": vote.shown,

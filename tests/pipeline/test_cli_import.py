@@ -24,6 +24,13 @@ def test_import_says_what_it_understood_and_leaves_records(tmp_path: Path, capsy
     assert not (tmp_path / "out" / "thumbs.jsonl").exists()
 
 
+def test_import_says_how_many_answers_are_blank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "votes.jsonl"
+    path.write_text('{"prompt": "P?", "response_a": "one", "response_b": "", "winner": "b"}\n', encoding="utf-8")
+    assert cli.main(["import", str(path), "--to", str(tmp_path / "out")]) == 0
+    assert "1 answers are blank: a model said nothing, or nobody filled them in" in capsys.readouterr().out
+
+
 def test_records_go_to_a_folder_of_the_file_s_name_unless_another_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,14 @@ def test_a_row_that_is_no_demonstration_is_told_with_its_place(tmp_path: Path, r
     assert str(raised.value).endswith("; mend or remove these rows")
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_an_empty_text_of_a_table_is_told_as_empty(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"texts{suffix}"
+    write(path, [{"text": "One.", "kind": "x"}, {"text": None, "kind": "x"}])
+    with pytest.raises(DataError, match=": text is empty; mend or remove these rows"):
+        kept(path)
+
+
 def test_of_many_bad_rows_the_first_three_are_named(tmp_path: Path) -> None:
     path = tmp_path / "shown.jsonl"
     path.write_text("{\n" * 5, encoding="utf-8")

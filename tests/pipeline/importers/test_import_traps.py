@@ -56,7 +56,8 @@ def test_nobody_voted_yet_is_the_same_in_every_kind_of_file(tmp_path: Path, suff
 def test_a_column_that_is_not_there_and_a_cell_that_is_empty_are_told_apart(tmp_path: Path) -> None:
     rows = [{**AB, "response_b": None, "winner": "a"}, {**AB, "prompt": None, "winner": "a"}, {**AB, "winner": "a"}]
     told = reasons(read(tmp_path, rows))
-    assert told == "b: response_b is empty; fill it in\nprompt: prompt is empty; fill it in"
+    assert told.startswith("response_b is empty; fill it in or leave the row out, or write [{")
+    assert told.endswith("\nprompt: prompt is empty; fill it in")
     with pytest.raises(DataError, match=r"no vote: the row has .*_b; say which it is with columns \(vote=NAME\)"):
         read(tmp_path, [AB], name="pairs", max_bad=0)
 
@@ -612,6 +613,50 @@ def test_a_blank_annotator_is_nobody_in_particular_and_their_votes_replace_none(
     for name, rows in twice.items():
         counts = read(tmp_path, rows, name=name, max_bad=0).counts()
         assert (counts.votes, counts.annotators, counts.votes_replaced) == (2, 0, 0), name
+
+
+HEAD = "prompt,response_a,response_b,rater,choice\n"
+
+
+@pytest.mark.parametrize(("cell", "told"), [("", "empty"), ('""', "empty"), ("nan", "nan")])
+def test_an_answer_that_is_missing_in_a_table_is_a_bad_row_that_says_how_an_answer_like_it_is_written(
+    tmp_path: Path, cell: str, told: str
+) -> None:
+    path = tmp_path / "votes.csv"
+    path.write_text(f"{HEAD}P?,one,{cell},ana,b\nP?,one,two,ana,a\n", encoding="utf-8")
+    found = collect([path], "auto", Options(), 1)
+    assert [each.place for each in found.quarantine] == [2]
+    assert reasons(found).startswith(f"response_b is {told}; fill it in or leave the row out, or write ")
+    written = reasons(found).partition("or write ")[2].partition(" if ")[0].replace('"', '""')
+    path.write_text(f'{HEAD}P?,one,"{written}",ana,b\n', encoding="utf-8")
+    ((pair, _),) = collect([path], "auto", Options(), 0).judgements()
+    assert {pair.a.text, pair.b.text} == {"one", cell.strip('"')}
+
+
+@pytest.mark.parametrize("name", ["votes", "pairs", "shp", "argilla", "label_studio", "hf_preference"])
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_missing_answer_is_a_bad_row_in_every_format_with_two_of_them(
+    tmp_path: Path, name: str, missing: float | None
+) -> None:
+    rows = {
+        "votes": {**AB, "rater": "ana", "choice": "a"},
+        "pairs": {**AB, "winner": "a"},
+        "shp": {"history": "P?", "human_ref_A": "one", "human_ref_B": "two", "labels": 1},
+        "argilla": argilla_row("a"),
+        "label_studio": {**AB, "annotation_id": 1, "said": [{"selected": "left"}]},
+        "hf_preference": {"prompt": "P?", "chosen": "two", "rejected": "one"},
+    }
+    bad = {name: missing if value == "two" else value for name, value in rows[name].items()}
+    found = read(tmp_path, [rows[name], bad], name=name)
+    assert [each.place for each in found.quarantine] == [2]
+    assert "fill it in or leave the row out" in reasons(found)
+
+
+def test_an_answer_that_json_says_is_empty_is_one_and_is_counted(tmp_path: Path) -> None:
+    rows = [{**AB, "response_b": "", "winner": "a"}, {**AB, "response_a": " ", "winner": "a"}] * 2
+    assert read(tmp_path, rows, max_bad=0).counts().blank_answers == 2
+    thumbs = [{"prompt": "P?", "completion": answer, "label": True} for answer in ("", "", "one")]
+    assert read(tmp_path, thumbs, max_bad=0).counts().blank_answers == 1
 
 
 def test_blanks_around_a_name_make_nobody_else_of_a_person_and_capitals_do(tmp_path: Path) -> None:

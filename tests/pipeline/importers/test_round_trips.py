@@ -13,7 +13,7 @@ from pipeline.importers.collect import Collected, collect, format_names, format_
 from pipeline.records import Message
 
 HARD = ("=1+1", "+a", "-b", "@c", 'say "hi", she said', "a\r\nb\rc\nd", "🦤 ‮ \u2028", "\ufeffx", "[{",
-        '[{"role": "user"}]', "\t", " x ", "Human: no", "\\ud800", "null", "1", "", "ç" * 3,
+        '[{"role": "user"}]', "\t", " x ", "Human: no", "\\ud800", "null", "nan", "1", "", "ç" * 3,
         '[{"role": "assistant", "content": "x", "name": "y"}]', '{"messages": [{"from": "human", "value": "x"}]}',
         '[{"from": "Oslo", "value": "7", "to": "Rome"}]')  # fmt: skip
 """Texts that some writer or reader would change."""
