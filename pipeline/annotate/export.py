@@ -1,6 +1,7 @@
 """The votes as a table with one row a vote, which `prefloop import` reads and `prefloop convert` turns into the rest.
 
-Texts are written as they are, and the prompt as JSON messages. `sample` says whether a pair was drawn at random
+Texts are written as they are, and the prompt as JSON messages; so is an answer that a table cannot tell from a missing
+one, or that would be read as messages. `sample` says whether a pair was drawn at random
 (`control`) or placed by the judge's doubt (`unsure`). What is left out: what the votes amount to.
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 from pipeline import store
 from pipeline.annotate.ballots import Ballots
 from pipeline.errors import DataError
+from pipeline.importers.base import EMPTY_ANSWER, packed_answer
 from pipeline.records import Pair, Sample, Vote
 
 COLUMNS = (
@@ -40,8 +42,8 @@ def _row(pair: Pair, vote: Vote, sample: Sample) -> tuple[str, ...]:
     return (
         pair.id,
         json.dumps(messages, ensure_ascii=False),
-        pair.a.text,
-        pair.b.text,
+        packed_answer(pair.a.text) or EMPTY_ANSWER,
+        packed_answer(pair.b.text) or EMPTY_ANSWER,
         vote.annotator,
         vote.choice,
         vote.shown or "",

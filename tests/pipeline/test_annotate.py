@@ -372,6 +372,20 @@ def test_the_export_has_every_vote_with_its_texts_as_they_are(tmp_path: Path, te
     assert {found.a.text, found.b.text} == set(texts)
 
 
+@pytest.mark.parametrize("answer", ["", "nan", '[{"role": "assistant", "content": "x"}]'])
+def test_an_answer_that_a_table_could_not_tell_from_another_thing_comes_back_from_the_export(
+    tmp_path: Path, answer: str
+) -> None:
+    plain = pair_of(0)
+    pair = Pair.of(plain.prompt, plain.a, plain.b.model_copy(update={"text": answer}))
+    with closing(Ballots(tmp_path / material.DATABASE)) as ballots:
+        ballots.cast(material.Item(pair, "control", 1), "ann", "a", "ab")
+    assert cli.main(["annotate", str(tmp_path), "--export", str(tmp_path / "votes.csv")]) == 0
+    ((found, (vote,)),) = collect([tmp_path / "votes.csv"], "auto", Options(), max_bad=0).judgements()
+    chosen = found.a if vote.choice == "a" else found.b
+    assert ({found.a.text, found.b.text}, chosen.text) == ({pair.a.text, pair.b.text}, pair.a.text)
+
+
 def test_how_a_pair_came_to_be_asked_about_is_known_after_the_import(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, [pair_of(n) for n in range(12)])
     desk = desk_of(tmp_path, control=0.5)
