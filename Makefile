@@ -70,8 +70,8 @@ bench-faults: $(READY) ## 10,000 pairs, 30 % faults, 20 kills, a budget: runs/be
 bench-ppo: $(READY) ## our PPO against TRL's last one, same work: runs/bench/ppo.json (about ten minutes)
 	@$(BIN)/python tests/bench/ppo.py $(KIND)
 
-bench-ppo-curve: $(READY) ## what both gain at the same divergence: runs/bench/ppo_curve.json (about an hour)
-	@$(BIN)/python tests/bench/ppo_curve.py $(KIND)
+bench-ppo-curve: $(READY) ## what both gain at the same divergence: runs/bench/ppo_curve.json (hours)
+	@$(BIN)/python tests/bench/ppo_curve.py $(KIND) $(if $(SEEDS),--seeds $(SEEDS))
 
 bench-ppo-reward: $(READY) ## PPO and RLOO against a contrived reward: runs/bench/ppo_reward.json (about 30 minutes)
 	@$(BIN)/python tests/bench/ppo_reward.py $(ALGORITHM)

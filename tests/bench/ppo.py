@@ -66,12 +66,12 @@ def trl_python(folder: Path) -> Path:
     return python
 
 
-def measured(python: str, script: Path, quantization: str, work: str, out: Path) -> dict[str, Any]:
+def measured(python: str, script: Path, quantization: str, work: str, out: Path, seed: int = 1) -> dict[str, Any]:
     """What the script writes, with its peak memory in MB and its answers a second."""
-    result = out / f"{script.stem}.{work}.{quantization}.json"
+    result = out / f"{script.stem}.{work}.{quantization}.{seed}.json"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     environment |= {"PYTHONPATH": str(HERE.parents[1]), **KEEPING_MEMORY}
-    command = [python, str(script), quantization, work, str(result)]
+    command = [python, str(script), quantization, work, str(seed), str(result)]
     with open(result.with_suffix(".log"), "wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)

@@ -1,4 +1,4 @@
-"""Our PPO on a benchmark's work: python ppo_ours.py nf4|bf16 speed|curve RESULT.json"""
+"""Our PPO on a benchmark's work: python ppo_ours.py nf4|bf16 speed|curve SEED RESULT.json"""
 
 import json
 import sys
@@ -31,7 +31,7 @@ from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Message, Prompt, Response
 from pipeline.sampling.local import end_tokens
 
-kind, work, result = sys.argv[1], WORKS[sys.argv[2]], Path(sys.argv[3])
+kind, work, seed, result = sys.argv[1], WORKS[sys.argv[2]], int(sys.argv[3]), Path(sys.argv[4])
 
 
 class Timed(PPOTrainer):
@@ -67,7 +67,7 @@ class Learnable:
 
 
 torch.set_num_threads(1)
-torch.manual_seed(1)
+torch.manual_seed(seed)
 model = held(kind)
 base, tokenizer = load_model(model, training=True), load_tokenizer(model)
 lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -85,7 +85,7 @@ with tempfile.TemporaryDirectory() as folder:
         accuracy=(1.0, 1.0, 1.0),
         temperature=1.0,
     )
-    roles = Roles(adapted.unload(), lora, seed=1, reward=head if work.timed else None)
+    roles = Roles(adapted.unload(), lora, seed=seed, reward=head if work.timed else None)
 config = Config(
     reward="the_adapter_above",
     learning_rate=work.learning_rate,
@@ -114,7 +114,7 @@ trainer = Timed(
     tasks,
     reward=None if work.timed else Learnable(),
     eos=end_tokens(base, tokenizer),
-    seed=1,
+    seed=seed,
     checkpoints=Checkpoints(result.with_suffix(".checkpoints"), "bench"),
     step="bench",
 )

@@ -1,4 +1,4 @@
-"""TRL 1.12's PPO on a benchmark's work: python ppo_trl.py nf4|bf16 speed|curve RESULT.json"""
+"""TRL 1.12's PPO on a benchmark's work: python ppo_trl.py nf4|bf16 speed|curve SEED RESULT.json"""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 from pipeline.models import built_in, dtype_of, quantization
 
-kind, work, result = sys.argv[1], WORKS[sys.argv[2]], Path(sys.argv[3])
+kind, work, seed, result = sys.argv[1], WORKS[sys.argv[2]], int(sys.argv[3]), Path(sys.argv[4])
 spent = {"rollout": 0.0, "backward": 0.0}
 ends: list[float] = []
 curve: list[tuple[float, float]] = []
@@ -66,7 +66,7 @@ def paid(model: Any, ids_BT: torch.Tensor, pad_id: int, prompt: int) -> tuple[An
 
 
 torch.set_num_threads(1)
-torch.manual_seed(1)
+torch.manual_seed(seed)
 folder = str(built_in())
 tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
 tokenizer.pad_token = "<|endoftext|>"  # with pad == eos TRL would take the ends of turns in a prompt for padding
@@ -100,12 +100,13 @@ trainer = PPOTrainer(
         stop_token="eos",
         missing_eos_penalty=work.missing_eos_penalty,
         num_sample_generations=0,
+        local_rollout_forward_batch_size=16,
         bf16=kind == "bf16",  # with bf16=True it cannot sample from a 4-bit policy
         use_cpu=True,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        seed=1,
+        seed=seed,
     ),
     processing_class=tokenizer,
     model=policy,

@@ -61,17 +61,20 @@ def test_the_learnable_reward_is_the_share_of_e_in_deviations() -> None:
     assert learnable("e") - learnable("xe") == pytest.approx(0.5 / 0.0539)
 
 
-def test_the_gain_is_the_slope_of_the_reward_over_the_root_of_the_divergence_up_to_where_both_have_been() -> None:
+def test_the_gain_is_the_slope_of_the_reward_over_the_root_of_the_divergence_up_to_where_all_have_been() -> None:
     from ppo_curve import compared
 
-    ours = [[0.0, 0.0], [1.0, 3.0], [4.0, 6.0], [9.0, 0.0]]  # on 3 sqrt(kl), and one point that TRL never came to
-    trl = [[-0.1, 0.5], [1.0, 1.0], [4.0, 2.0]]  # on sqrt(kl), but for the first, whose divergence counts as 0
+    ours = {"1": [[0.0, 0.0], [1.0, 3.0], [4.0, 6.0], [9.0, 0.0]], "2": [[1.0, 5.0], [4.0, 10.0]]}  # 3 and 5 sqrt(kl)
+    trl = {"1": [[-0.1, 0.5], [1.0, 1.0], [4.0, 2.0]]}  # sqrt(kl), but for a divergence that counts as 0
     found = compared(ours, trl)
-    assert (found["kl_up_to"], found["gain_ratio"]) == (4.0, 3.0)
-    assert (found["ours"]["gain"], found["ours"]["gain_error"]) == (3.0, 0.0)
-    # Residuals 0.5, 0, 0; two degrees of freedom; the roots' squares add up to 5.
-    assert found["trl"]["gain_error"] == round((0.25 / 2 / 5) ** 0.5, 3)
-    assert found["trl"]["curve"] == trl
+    assert found["kl_up_to"] == 4.0  # so ours at 9 is left out
+    assert (found["ours"]["gain"], found["trl"]["gain"], found["gain_ratio"]) == (4.0, 1.0, 4.0)
+    assert found["ours"]["gain_error"] == 1.0  # 3 and 5 deviate by sqrt(2), over the root of two
+    assert found["trl"]["gain_error"] is None and "error" not in found
+    trl["2"] = [[1.0, 3.0], [4.0, 6.0]]
+    found = compared(ours, trl)
+    assert (found["gain_ratio"], found["error"]) == (2.0, round(2 * (1 / 16 + 1 / 4) ** 0.5, 3))
+    assert found["trl"]["curves"] == trl
 
 
 def test_rounded_products_are_those_of_fp32_rounded_once_forward_and_backward() -> None:
