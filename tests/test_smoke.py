@@ -32,7 +32,7 @@ def start(run: Path, *more: str) -> subprocess.Popen[str]:
 
 def finish(run: Path, *more: str) -> str:
     process = start(run, *more)
-    output, _ = process.communicate(timeout=900)
+    output, _ = process.communicate(timeout=1800)
     assert process.returncode == 0, output
     return output
 
