@@ -214,7 +214,7 @@ def _kept(job: Job) -> store.Journal | parts.Part:
     """Where answers are kept: the part of this task, or the journal, with what tasks have found out before."""
     if job.part is not None:
         return parts.Part(job.part)
-    journal = store.Journal(job.cache / "journal.sqlite")
+    journal = store.Journal(job.cache / store.JOURNAL)
     parts.merge(job.work_dir / parts.FOLDER, journal)
     return journal
 
@@ -250,7 +250,7 @@ def collect(config: Sampling, job: Job, policies: Mapping[str, Policy]) -> list[
         DataError: an answer is missing, which is a defect of the work before.
     """
     items = items_of(config, policies)
-    rows = store.Journal(job.cache / "journal.sqlite").get_many(KIND, [item.key for item in items])
+    rows = store.Journal(job.cache / store.JOURNAL).get_many(KIND, [item.key for item in items])
     answers = []
     for item in items:
         if item.key not in rows:

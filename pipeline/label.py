@@ -180,7 +180,7 @@ def judge_all(config: JudgeConfig, pairs: Iterable[Pair], job: Job, budget_usd: 
 def session_of(job: Job, budget_usd: float | None) -> Session:
     """What a judge of this step is built with."""
     return Session(
-        journal=job.cache / "journal.sqlite",
+        journal=job.cache / store.JOURNAL,
         run=job.run,
         step=job.step,
         making=job.making,
@@ -192,7 +192,7 @@ def session_of(job: Job, budget_usd: float | None) -> Session:
 def tell_spending(job: Job) -> None:
     """What this step's calls were charged, attempts that failed included, for the step's provenance. What it was
     charged under another judge is told of its labels, and not of these."""
-    rows = [line._asdict() for line in bill(job.cache / "journal.sqlite", job.run, job.making)]
+    rows = [line._asdict() for line in bill(job.cache / store.JOURNAL, job.run, job.making)]
     if rows:
         worker.tell(job, spending=rows)
 

@@ -95,7 +95,7 @@ def work(job: Job) -> None:
     """Measure this process's share, into the journal."""
     config = Measuring.model_validate(job.options["config"])
     items = _items(config, job)
-    journal = store.Journal(job.cache / "journal.sqlite")
+    journal = store.Journal(job.cache / store.JOURNAL)
     keys = [item.key for item in items]
     known = journal.get_many(KIND, keys)
     mine = [item for item in items[job.rank :: job.world] if item.key not in known]
@@ -114,7 +114,7 @@ def finish(job: Job) -> None:
     """
     config = Measuring.model_validate(job.options["config"])
     items = _items(config, job)
-    found = store.Journal(job.cache / "journal.sqlite").get_many(KIND, [item.key for item in items])
+    found = store.Journal(job.cache / store.JOURNAL).get_many(KIND, [item.key for item in items])
     if len(found) < len({item.key for item in items}):
         raise DataError(f"{job.step}: a batch of numbers is missing from {job.cache}; run the same command again")
     scores = [

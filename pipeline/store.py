@@ -32,6 +32,9 @@ from pipeline.records import Record, canonical, digest
 MANIFEST = "MANIFEST.json"
 """The file that is written last into a published directory. No directory without it was ever finished."""
 
+JOURNAL = "journal.sqlite"
+"""What was asked and answered, and what it cost, in the cache beside the runs."""
+
 VOTES = "annotations.sqlite"
 """People's votes, which nothing can make again: no directory is replaced that holds them."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline import store
 from pipeline.annotate.ballots import Ballots
 from pipeline.errors import DataError
-from pipeline.importers.base import EMPTY_ANSWER, packed_answer
+from pipeline.importers.base import cell_of_answer
 from pipeline.records import Pair, Sample, Vote
 
 COLUMNS = (
@@ -42,8 +42,8 @@ def _row(pair: Pair, vote: Vote, sample: Sample) -> tuple[str, ...]:
     return (
         pair.id,
         json.dumps(messages, ensure_ascii=False),
-        packed_answer(pair.a.text) or EMPTY_ANSWER,
-        packed_answer(pair.b.text) or EMPTY_ANSWER,
+        cell_of_answer(pair.a.text),
+        cell_of_answer(pair.b.text),
         vote.annotator,
         vote.choice,
         vote.shown or "",

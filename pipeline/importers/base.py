@@ -40,9 +40,6 @@ NOBODY = "anonymous"
 NO_ANSWER = "nan"
 """What pandas can write where it has no text. An answer that is indeed this word is written as a message."""
 
-EMPTY_ANSWER = '[{"role": "assistant", "content": ""}]'
-"""A model's empty answer in a table, where an empty cell may as well be one that was never filled in."""
-
 WORDS: dict[str, Choice] = {
     **dict.fromkeys(("a", "left", "model_a", "response_a", "answer_a", "response_1", "answer1", "first"), "a"),
     **dict.fromkeys(("b", "right", "model_b", "response_b", "answer_b", "response_2", "answer2", "second"), "b"),
@@ -268,8 +265,10 @@ def prompt_of(row: Row, options: Options) -> tuple[Message, ...]:
     Raises:
         BadRow: there is none, or it is no conversation.
     """
-    value = cell(row, "prompt", options)
     name = _present(row, "prompt", options)
+    value = row[name]
+    if value is None:
+        raise BadRow(f"prompt: {name} is empty; fill it in")
     if name.lower() == "instruction" and isinstance(_conversation(value), str):
         value = instruction_of(row, name)
     return with_system(row, messages_of(value))
@@ -315,6 +314,11 @@ def packed_answer(answer: str) -> str:
     """An answer in one cell: its text, JSON where that would be taken for turns or for none. `answer_of` reads both."""
     plain = answer != NO_ANSWER and unpacked(answer) is answer
     return answer if plain else json.dumps(assistant(answer), ensure_ascii=False)
+
+
+def cell_of_answer(answer: str) -> str:
+    """An answer in a cell of CSV, where an empty one may as well be a cell that nobody filled in."""
+    return packed_answer(answer) or json.dumps(assistant(answer))
 
 
 def turns(prompt: tuple[Message, ...]) -> list[dict[str, str]]:
@@ -417,18 +421,6 @@ def present(row: Row, name: str) -> str:
     if name not in row:
         raise BadRow(f"no column {name!r}: the row has {', '.join(map(str, row))}; mend its name in columns")
     return name
-
-
-def cell(row: Row, what: Named, options: Options) -> Any:
-    """The value of such a column.
-
-    Raises:
-        BadRow: there is none, or it is empty.
-    """
-    name = _present(row, what, options)
-    if row[name] is None:
-        raise BadRow(f"{what}: {name} is empty; fill it in")
-    return row[name]
 
 
 def vote_of(row: Row, options: Options) -> Choice | None:

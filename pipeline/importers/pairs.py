@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.importers.base import (
-    EMPTY_ANSWER,
     BadRow,
     Ballot,
     Choice,
@@ -20,12 +19,12 @@ from pipeline.importers.base import (
     Row,
     Skip,
     answers,
+    cell_of_answer,
     choice_of,
     column,
     has,
     number,
     packed,
-    packed_answer,
     part,
     person,
     present,
@@ -56,7 +55,7 @@ def read(row: Row, options: Options) -> Iterator[Judged]:
 def write(item: Judged) -> Iterator[dict[str, Any]]:
     """With counts: columns of names would be others in every file."""
     counts = {name: sum(vote.choice == choice for vote in item.votes) for name, choice in COUNTS.items()}
-    a, b = (packed_answer(answer) or EMPTY_ANSWER for answer in (item.a, item.b))
+    a, b = cell_of_answer(item.a), cell_of_answer(item.b)
     yield {"prompt": packed(item.prompt), "response_a": a, "response_b": b, **counts}
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.importers.base import (
-    EMPTY_ANSWER,
     BadRow,
     Ballot,
     Choice,
@@ -15,10 +14,10 @@ from pipeline.importers.base import (
     Options,
     Row,
     answer_of,
+    cell_of_answer,
     messages_of,
     number,
     packed,
-    packed_answer,
     share,
     shown,
     text,
@@ -50,7 +49,7 @@ def write(item: Judged) -> Iterator[dict[str, Any]]:
     (vote,) = item.votes
     yield {
         "history": packed(item.prompt),
-        "human_ref_A": packed_answer(item.a) or EMPTY_ANSWER,
-        "human_ref_B": packed_answer(item.b) or EMPTY_ANSWER,
+        "human_ref_A": cell_of_answer(item.a),
+        "human_ref_B": cell_of_answer(item.b),
         "labels": int(vote.choice == "a"),
     }

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.importers.base import (
-    EMPTY_ANSWER,
     IMPORTED,
     BadRow,
     Ballot,
@@ -20,11 +19,11 @@ from pipeline.importers.base import (
     Row,
     Skip,
     answers,
+    cell_of_answer,
     column,
     has,
     number,
     packed,
-    packed_answer,
     part,
     person,
     prompt_of,
@@ -74,8 +73,8 @@ def write(item: Judged) -> Iterator[dict[str, Any]]:
         yield {
             "pair_id": digest([prompt, item.a, item.b]),
             "prompt": prompt,
-            "response_a": packed_answer(item.a) or EMPTY_ANSWER,
-            "response_b": packed_answer(item.b) or EMPTY_ANSWER,
+            "response_a": cell_of_answer(item.a),
+            "response_b": cell_of_answer(item.b),
             "rater": vote.annotator,
             "choice": vote.choice,
             "shown": vote.shown,

@@ -64,8 +64,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 
 def share_of_e(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
     """The share of e among the letters; 0 for an answer without letters."""
-    letters = [[each for each in response.text.lower() if each.isalpha()] for response in responses]
-    return [each.count("e") / len(each) if each else 0.0 for each in letters]
+    import ppo_work  # only here: this file is run by its path, and read by a test as part of a package
+
+    return [ppo_work.share_of_e(response.text) for response in responses]
 
 
 def main() -> None:

@@ -78,8 +78,8 @@ value, reward = (
 if not work.timed:
     ask, ppo_trainer.get_reward = ppo_trainer.get_reward, paid
     value = inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear"), value)
-    for parameter in value.parameters():
-        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+    for parameter in filter(lambda each: each.requires_grad, value.parameters()):
+        parameter.data = parameter.data.float()
     torch.nn.init.zeros_(value.score.weight.requires_grad_(True))  # as our critic starts
 ppo_trainer.batch_generation = timed("rollout", ppo_trainer.batch_generation)
 trainer = PPOTrainer(
