@@ -15,6 +15,7 @@ from pathlib import Path
 from judges.ledger import bill
 from pipeline import store
 from pipeline.errors import DataError
+from pipeline.store import JOURNAL
 
 FILE = "manifest.json"
 """What of a run directory says whose account it is, under `account`."""
@@ -60,8 +61,8 @@ def _taken(cache: Path, account: str) -> str | None:
     if not usd:
         return None
     return (
-        f"{cache / store.JOURNAL}: {usd:.4f} USD were charged to the account {account!r} before this run began, by one "
-        "that had its name; budget_usd counts them too. For a budget of its own give the run a directory of another name"
+        f"{cache / JOURNAL}: {usd:.4f} USD were charged to the account {account!r} before this run began, by one that "
+        "had its name; budget_usd counts them too. For a budget of its own give the run a directory of another name"
     )
 
 
@@ -75,8 +76,8 @@ def _lost(directory: Path, cache: Path, account: str) -> str | None:
     found = f"its steps were charged {usd:.4f} USD" if usd else "a step that it has begun was charged"
     there = f" (it is {former})" if former else ""
     return (
-        f"{directory}: {found}, and {cache / store.JOURNAL} has no charge to its account, {account!r}: budget_usd begins "
-        "at 0, and what is not done is asked and paid for again. If the run was moved here, stop it and copy .cache from "
+        f"{directory}: {found}, and {cache / JOURNAL} has no charge to its account, {account!r}: budget_usd begins at "
+        "0, and what is not done is asked and paid for again. If the run was moved here, stop it and copy .cache from "
         f"beside where it was{there}; if there is a .cache here that others use, move the run with its own to a "
         f'directory apart. If it was renamed, write its former name into {FILE}, as "account"'
     )
@@ -104,4 +105,4 @@ def _former(directory: Path, cache: Path) -> Path | None:
 
 
 def _charged(cache: Path, account: str) -> float:
-    return sum(each.usd for each in bill(cache / store.JOURNAL, account))
+    return sum(each.usd for each in bill(cache / JOURNAL, account))
