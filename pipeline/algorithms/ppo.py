@@ -9,8 +9,8 @@ critic are adapters on one frozen, quantised base. This file puts the parts toge
     ppo_math.py      the equations                     ppo_rollout.py   prompts and sampled answers
     ppo_state.py     exact resuming                    ppo_guards.py    what stops it
     ppo_metrics.py   an update in numbers              short_attention.py   attention over short rows
-    ranks.py         several processes             ppo_server.py    answers from a vLLM server, read by
-                                                   ppo_completion.py
+    ppo_packing.py   micro-batches                     ranks.py         several processes
+    ppo_server.py    answers from a vLLM server        ppo_completion.py   how they are read
 
 What is left out: DeepSpeed.
 """

@@ -5,15 +5,13 @@
     reward      a frozen adapter and the score head it was trained with, if the reward is a model on this base
     critic      a value head on the policy's own hidden states, or an adapter of its own with a value head
 
-Sequences are packed with the padding on the right, where a causal model's real tokens cannot see it: so no attention
-mask is needed, and positions count from 0. Only hidden states in front of response tokens go through a head.
-What is left out: sampling (`ppo_rollout.py`) and what the numbers are for (`ppo_trainer.py`).
+Only hidden states in front of response tokens go through a head. What is left out: how sequences become a micro-batch
+(`ppo_packing.py`), sampling (`ppo_rollout.py`) and what the numbers are for (`ppo_trainer.py`).
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,39 +21,11 @@ from torch import Tensor, nn
 from pipeline.adapters import adapt
 from pipeline.algorithms.fused_lora import Switch, fuse, held
 from pipeline.algorithms.ppo_math import selective_logprobs
+from pipeline.algorithms.ppo_packing import Packed, pack
 from pipeline.algorithms.scoring import RewardHead, add_frozen
-from pipeline.algorithms.short_attention import use_short_attention
+from pipeline.algorithms.short_attention import NAME, use_short_attention
 from pipeline.architectures import silence_dropout
 from pipeline.errors import ModelError
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A micro-batch, on the device: sequences padded on the right, and where the response tokens are in it."""
-
-    ids_BT: Tensor
-    row_N: Tensor
-    """The sequence of each response token."""
-    before_N: Tensor
-    """The column of the state from which it is chosen: that of the token before it."""
-    target_N: Tensor
-    """The token itself."""
-    last_B: Tensor
-    """The column of each sequence's last token."""
-
-
-def pack(prefixes: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], device: torch.device) -> Packed:
-    """Conversations and their answers, none of either empty, as one micro-batch."""
-    whole = [[*prefix, *answer] for prefix, answer in zip(prefixes, answers, strict=True)]
-    width = max(map(len, whole))
-    both = list(zip(prefixes, answers, strict=True))
-    return Packed(
-        ids_BT=torch.tensor([ids + [0] * (width - len(ids)) for ids in whole], device=device),
-        row_N=torch.tensor([row for row, (_, answer) in enumerate(both) for _ in answer], device=device),
-        before_N=torch.tensor([len(p) - 1 + t for p, answer in both for t in range(len(answer))], device=device),
-        target_N=torch.tensor([token for answer in answers for token in answer], device=device),
-        last_B=torch.tensor([len(ids) - 1 for ids in whole], device=device),
-    )
 
 
 class Roles:
@@ -111,6 +81,8 @@ class Roles:
             base.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.train()
         self._check_head()
+        self.tree = self._takes_trees()
+        """Whether the base can compute micro-batches that are trees."""
 
     # ---- who acts
 
@@ -139,14 +111,11 @@ class Roles:
 
     # ---- what they compute
 
-    def hidden(self, ids_BT: Tensor) -> Tensor:
-        """The last hidden states, (B, T, H), of whoever acts."""
-        states: Tensor = self.base.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-        return states
-
     def states(self, packed: Packed) -> Tensor:
-        """The state from which each response token is chosen, (N, H). Nothing is chosen from a row's last token."""
-        return self.hidden(packed.ids_BT[:, :-1])[packed.row_N, packed.before_N]
+        """The last hidden states of whoever acts that are read, (N, H)."""
+        output = self.base.base_model(input_ids=packed.ids_BT, use_cache=False, **packed.options)
+        states_NH: Tensor = output.last_hidden_state.flatten(0, 1)[packed.read_N]
+        return states_NH
 
     def logprobs(
         self, packed: Packed, temperature: float, *, entropy_gradient: bool = False
@@ -168,9 +137,7 @@ class Roles:
     def scores(self, packed: Packed) -> Tensor:
         """The reward model's score of each sequence, read at its last token."""
         with torch.no_grad(), self.acting("reward"):
-            states_BTH = self.hidden(packed.ids_BT)
-            last_BH = states_BTH[torch.arange(len(packed.last_B), device=states_BTH.device), packed.last_B]
-        return (last_BH.float() @ self._score_head().T)[:, 0]
+            return (self.states(packed).float() @ self._score_head().T)[:, 0]
 
     @contextlib.contextmanager
     def fixed(self) -> Iterator[None]:
@@ -220,7 +187,7 @@ class Roles:
         packed = pack([[3]], [range(4, 11)], self.base.device)
         with torch.no_grad(), self.acting(None):
             ours_N = self.logprobs(packed, 1.0)[0]
-            logits_NV = self.base(packed.ids_BT[:, :-1], use_cache=False).logits[0].float()
+            logits_NV = self.base(packed.ids_BT, use_cache=False).logits[0].float()
         theirs_N = logits_NV.log_softmax(-1).gather(-1, packed.target_N[:, None])[:, 0]
         rounding = max(1e-3, 4 * torch.finfo(head.weight.dtype).eps * float(logits_NV.abs().max()))
         if not torch.allclose(ours_N, theirs_N, atol=rounding, rtol=0):
@@ -228,6 +195,25 @@ class Roles:
                 f"{type(self.base).__name__}: its logits are not those of its output layer (scaled or capped?), "
                 "which PPO does not support yet; use RLOO or GRPO"
             )
+
+    def _takes_trees(self) -> bool:
+        """Its numbers say: those of rows, and none that another row could have changed."""
+        if getattr(self.base.config, "_attn_implementation", None) != NAME:
+            return False
+        prefixes, device = [[3, 4, 5, 6], [3, 4, 7]], self.base.device
+
+        def states(first: list[int], tree: bool) -> Tensor:
+            return self.states(pack(prefixes, [first, [8, 9, 10]], device, tree=tree)).float()
+
+        with torch.no_grad(), self.acting(None):
+            rows_NH = states([11, 12], tree=False)
+            try:
+                tree_NH, other_NH = states([11, 12], tree=True), states([13, 12], tree=True)
+            except (TypeError, ValueError, RuntimeError, NotImplementedError):
+                return False
+        rounding = max(1e-3, 8 * torch.finfo(self.base.dtype).eps)
+        apart = float((tree_NH - rows_NH).norm() / rows_NH.norm())
+        return apart <= rounding and torch.equal(tree_NH[2:], other_NH[2:])
 
 
 def _plain(config: Any) -> Any:

@@ -26,7 +26,8 @@ from pipeline.algorithms.ppo_completion import Sampling
 from pipeline.algorithms.ppo_math import masked_sum
 from pipeline.algorithms.ppo_metrics import Learned, Line, mean
 from pipeline.algorithms.ppo_options import Options
-from pipeline.algorithms.ppo_roles import Packed, Roles, pack
+from pipeline.algorithms.ppo_packing import Packed, pack, pack_ends
+from pipeline.algorithms.ppo_roles import Roles
 from pipeline.algorithms.ppo_rollout import (
     Batch,
     Episode,
@@ -239,7 +240,7 @@ class PPOTrainer:
         for start in range(0, len(order), size):
             own = order[start : start + size][self.ranks.rank :: self.ranks.world]
             if own:
-                raw_B[own] = self.roles.scores(self._pack(episodes, own)).cpu()
+                raw_B[own] = self.roles.scores(self._pack(episodes, own, pack_ends)).cpu()
         return self.ranks.sum_(raw_B)
 
     def _normalised(self, raw_B: Tensor, episodes: Sequence[Episode]) -> Tensor:
@@ -501,9 +502,10 @@ class PPOTrainer:
             episodes, self.config.num_mini_batches, size, seed_of(self.seed, "minibatches", number, epoch)
         )
 
-    def _pack(self, episodes: Sequence[Episode], own: Sequence[int]) -> Packed:
+    def _pack(self, episodes: Sequence[Episode], own: Sequence[int], how: Callable[..., Packed] = pack) -> Packed:
         chosen = [episodes[index] for index in own]
-        return pack([each.task.ids for each in chosen], [each.answer for each in chosen], self.device)
+        prefixes, answers = [each.task.ids for each in chosen], [each.answer for each in chosen]
+        return how(prefixes, answers, self.device, tree=self.roles.tree)
 
     def _save(self) -> None:
         if self.ranks.rank == 0:

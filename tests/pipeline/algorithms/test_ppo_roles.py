@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import absolute_model, full_logprobs
+from tiny import absolute_model, full_logprobs, make_architecture
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from pipeline.algorithms.ppo_roles import Roles, pack
+from pipeline.algorithms.ppo_packing import pack, pack_ends
+from pipeline.algorithms.ppo_roles import Roles
 from pipeline.algorithms.scoring import RewardHead
+from pipeline.algorithms.short_attention import LONGEST
 from pipeline.errors import ModelError
 from pipeline.models import ModelConfig, load_model
 
@@ -58,10 +60,13 @@ def reward(tiny: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple
 # ---- log-probabilities
 
 
+@pytest.mark.parametrize("tree", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probabilities_are_those_of_a_plain_forward_pass_in_float64(temperature: float, tiny: ModelConfig) -> None:
+def test_log_probabilities_are_those_of_a_plain_forward_pass_in_float64(
+    temperature: float, tree: bool, tiny: ModelConfig
+) -> None:
     roles = randomised(Roles(base_of(tiny), LoraConfig(**LORA), seed=0))
-    packed = pack(PREFIXES, ANSWERS, CPU)
+    packed = pack(PREFIXES, ANSWERS, CPU, tree=tree)
     with torch.no_grad(), roles.acting("policy"):
         logp, entropy, _ = roles.logprobs(packed, temperature)
 
@@ -81,12 +86,13 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass_in_float64(temperat
     assert bool((entropy > 0).all())
 
 
-def test_padding_order_and_company_of_a_sequence_change_nothing(tiny: ModelConfig) -> None:
+@pytest.mark.parametrize("tree", [False, True])
+def test_padding_order_and_company_of_a_sequence_change_nothing(tree: bool, tiny: ModelConfig) -> None:
     roles = randomised(Roles(base_of(tiny), LoraConfig(**LORA), seed=0))
 
     def of(order: list[int]) -> list[list[float]]:
         with torch.no_grad(), roles.acting("policy"):
-            packed = pack([PREFIXES[n] for n in order], [ANSWERS[n] for n in order], CPU)
+            packed = pack([PREFIXES[n] for n in order], [ANSWERS[n] for n in order], CPU, tree=tree)
             logp, _, states = roles.logprobs(packed, 1.0)
             both = torch.stack([logp, roles.values(states + 1) + states.sum(-1)], dim=1)
         split = torch.split(both, [len(ANSWERS[n]) for n in order])
@@ -106,21 +112,40 @@ def test_the_value_belongs_to_the_state_before_the_token(tiny: ModelConfig) -> N
     packed = pack(PREFIXES[:1], ANSWERS[:1], CPU)
     with torch.no_grad(), roles.acting("policy"):
         _, _, states = roles.logprobs(packed, 1.0)
-        whole = roles.hidden(torch.tensor([PREFIXES[0] + ANSWERS[0]]))[0]
+        whole = roles.base.base_model(torch.tensor([PREFIXES[0] + ANSWERS[0]])).last_hidden_state[0]
         assert roles.values(states).tolist() == pytest.approx(whole[2:5, 3].tolist(), abs=1e-5)
 
 
-def test_gradient_checkpointing_changes_no_gradient(tiny: ModelConfig) -> None:
+def test_gradient_checkpointing_and_trees_change_no_gradient(tiny: ModelConfig) -> None:
     found = []
-    for checkpointing in (False, True):
+    for checkpointing, tree in ((False, False), (True, False), (False, True), (True, True)):
         roles = Roles(base_of(tiny), LoraConfig(**LORA), seed=0, gradient_checkpointing=checkpointing)
         randomised(roles)
+        packed = pack(PREFIXES, ANSWERS, CPU, tree=tree)
         with roles.acting("policy"):
-            roles.logprobs(pack(PREFIXES, ANSWERS, CPU), 1.0)[0].sum().backward()  # type: ignore[no-untyped-call]
+            roles.logprobs(packed, 1.0)[0].sum().backward()  # type: ignore[no-untyped-call]
         gradients = [each.grad for _, each in roles.trained()["policy"]]
         found.append(torch.cat([each.flatten() for each in gradients if each is not None]))
     assert found[0].norm() > 0
-    assert torch.allclose(found[0], found[1], atol=1e-5)
+    for other in found[1:]:
+        assert torch.allclose(found[0], other, atol=1e-5)
+
+
+def test_a_tree_has_each_beginning_once_and_no_padding() -> None:
+    # Computed are 5 6 8, which both begin with, and 9 and 7 6; not the ends of the answers.
+    packed = pack([[5, 6], [5, 6, 8], [5, 7]], [[8, 9, 2], [2], [6, 2]], CPU, tree=True)
+    assert packed.ids_BT.tolist() == [[5, 6, 8, 9, 7, 6]]
+    assert packed.options["position_ids"].tolist() == [[0, 1, 2, 3, 1, 2]]
+    assert packed.read_N.tolist() == [1, 2, 3, 2, 4, 5]
+    assert packed.target_N.tolist() == [8, 9, 2, 2, 6, 2]
+    ends = pack_ends([[5, 6], [5, 6, 8]], [[8, 2], [2]], CPU, tree=True)
+    assert (ends.ids_BT.tolist(), ends.read_N.tolist(), ends.target_N.tolist()) == ([[5, 6, 8, 2]], [3, 3], [])
+
+
+def test_long_rows_are_no_tree() -> None:
+    for length, rows in ((LONGEST - 1, 1), (LONGEST, 2)):
+        packed = pack([[5] * length, [6]], [[7, 2], [2]], CPU, tree=True)
+        assert len(packed.ids_BT) == rows
 
 
 # ---- who is who
@@ -170,7 +195,8 @@ def test_scores_on_the_shared_base_are_those_of_the_sequence_classifier(
 ) -> None:
     head, expected = reward
     roles = randomised(Roles(base_of(tiny), LoraConfig(**LORA), seed=0, reward=head))
-    assert roles.scores(pack(PREFIXES, ANSWERS, CPU)).tolist() == pytest.approx(expected, abs=1e-4)
+    for tree in (False, True):
+        assert roles.scores(pack_ends(PREFIXES, ANSWERS, CPU, tree=tree)).tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_critic_of_its_own_starts_as_the_normalised_reward_model(
@@ -179,9 +205,8 @@ def test_a_critic_of_its_own_starts_as_the_normalised_reward_model(
     head, expected = reward
     roles = Roles(base_of(tiny), LoraConfig(**LORA), seed=0, reward=head, critic="own")
     roles.start_critic(mean=0.5, deviation=2.0)
-    packed = pack(PREFIXES, ANSWERS, CPU)
     with torch.no_grad(), roles.acting(roles.critic):
-        states = roles.hidden(packed.ids_BT)[torch.arange(3), packed.last_B]
+        states = roles.states(pack_ends(PREFIXES, ANSWERS, CPU))
         assert roles.values(states).tolist() == pytest.approx([(s - 0.5) / 2 for s in expected], abs=1e-4)
 
 
@@ -242,9 +267,36 @@ def test_other_families_have_the_log_probabilities_of_a_plain_forward_pass(kind:
     expected = full_logprobs(base, PREFIXES[0] + ANSWERS[0])[2:]
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     roles = Roles(base, LoraConfig(**{**LORA, "target_modules": targets}), seed=0)
-    with torch.no_grad(), roles.acting("policy"):
-        found = roles.logprobs(pack(PREFIXES, ANSWERS, CPU), 1.0)[0]
-    assert found[:3].numpy() == pytest.approx(expected, abs=1e-4)
+    for tree in {False, roles.tree}:
+        with torch.no_grad(), roles.acting("policy"):
+            found = roles.logprobs(pack(PREFIXES, ANSWERS, CPU, tree=tree), 1.0)[0]
+        assert found[:3].numpy() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "tree"),
+    [
+        ("llama", {}, True),
+        ("qwen3", {}, True),
+        ("mixtral", {}, True),
+        ("gpt2", {}, True),
+        ("mistral", {"sliding_window": None}, True),
+        ("mistral", {"sliding_window": 64}, False),
+        ("llama", {"attn_implementation": "eager"}, False),
+        ("mamba", {}, False),
+        ("jamba", {}, False),
+    ],
+)
+def test_trees_are_for_models_that_read_along_their_branches(
+    kind: str, options: dict[str, Any], tree: bool, tmp_path: Path
+) -> None:
+    make_architecture(tmp_path, kind, **options)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path, **options)
+    roles = Roles(base, LoraConfig(**{**LORA, "target_modules": TARGETS.get(kind, ["q_proj", "v_proj"])}), seed=0)
+    assert roles.tree == tree
+
+
+TARGETS = {"gpt2": ["c_attn"], "mamba": ["in_proj"]}
 
 
 def test_adapters_on_experts_are_refused_with_what_to_name_instead() -> None:
