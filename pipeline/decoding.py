@@ -43,10 +43,10 @@ class _Decoder:
     """A causal model; the conversations are padded on the left."""
 
     def __init__(self, model: Any, mask_BT: "torch.Tensor") -> None:
-        from transformers import DynamicCache
+        from pipeline.growing_cache import growing_cache
 
         self.model, self.mask_BT = model, mask_BT
-        self.cache: Any = DynamicCache(config=model.config)
+        self.cache: Any = growing_cache(model.config)
         self.argument = cache_argument(model)
 
     @classmethod

@@ -1,0 +1,40 @@
+"""A cache with room holds what transformers' own holds, and copies it only when the room is full."""
+
+import torch
+from transformers import AutoConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from pipeline.growing_cache import ROOM, GrowingLayer, growing_cache
+
+PROMPT = 5
+
+
+def test_it_holds_the_same_as_a_layer_that_joins_with_rows_that_leave_and_repeat() -> None:
+    random = torch.Generator().manual_seed(0)
+    plain, growing = DynamicLayer(), GrowingLayer()
+    rows, steps = 3, [PROMPT, *[1] * (2 * ROOM)]
+    for number, tokens in enumerate(steps):
+        new = [torch.randn(rows, 2, tokens, 4, generator=random) for _ in range(2)]
+        for found, expected in zip(growing.update(*new), plain.update(*new), strict=True):
+            assert torch.equal(found, expected)
+        if number in (0, 20, ROOM + 1):
+            order = torch.tensor([2, 0]) if number == 20 else torch.tensor([*range(rows), 0])
+            rows = len(order)
+            for layer in (plain, growing):
+                layer.reorder_cache(order)
+    assert growing.get_seq_length() == sum(steps)
+
+
+def test_between_two_growths_a_token_moves_nothing() -> None:
+    layer = GrowingLayer()
+    places = []
+    for tokens in (PROMPT, *[1] * (ROOM + 1)):
+        new = torch.zeros(1, 1, tokens, 1)
+        places.append(layer.update(new, new)[0].data_ptr())
+    assert places[: ROOM + 1] == [places[0]] * (ROOM + 1)
+    assert places[-1] != places[0]
+
+
+def test_layers_that_forget_stay_as_they_are() -> None:
+    config = AutoConfig.for_model("gemma2", num_hidden_layers=2)
+    assert [type(each) for each in growing_cache(config).layers] == [DynamicSlidingWindowLayer, GrowingLayer]
