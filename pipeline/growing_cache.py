@@ -18,6 +18,8 @@ ROOM = 64
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     """What a layer has seen; `keys` and `values` are the filled parts of what there is room in."""
 
+    keys: Tensor
+    values: Tensor
     rooms: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:

@@ -80,12 +80,12 @@ def _along(tree: Tree, query: Tensor, key: Tensor, value: Tensor, scaling: float
         _, heads, length, depth = x_1HSD.shape
         # As a lookup of embeddings, whose backward pass is the fast one where a token is in many rows.
         found = F.embedding(tree.place_BT, x_1HSD.transpose(1, 2).reshape(length, heads * depth))
-        return found.unflatten(-1, (heads, depth)).transpose(1, 2)
+        return found.view(*tree.place_BT.shape, heads, depth).transpose(1, 2)
 
     mixed_BTHD = causal(rows(query), rows(key), rows(value), scaling)
     _, _, heads, depth = mixed_BTHD.shape
     mixed_SC = F.embedding(tree.first_S, mixed_BTHD.reshape(-1, heads * depth))
-    return mixed_SC.unflatten(-1, (heads, depth))[None]
+    return mixed_SC.view(1, -1, heads, depth)
 
 
 def causal(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
