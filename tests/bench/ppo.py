@@ -8,8 +8,9 @@ micro-batches of 4 with an optimizer step an epoch, LoRA r 16 on all linear laye
 are copies in the same dtype, which is what it can do. A processor without bf16 instructions computes NF4 in fp32, on
 both sides; `bf16` is emulated there, and slow. Each side runs in a process of its own, started from this small one so
 that the kernel's peak of resident memory is its own, and with glibc told to keep memory, as our workers are, which
-helps both. `speedup` compares answers a second without the first update,
-`memory_ratio` our peak with theirs; `overhead` is our update over its own generation, forward and backward passes.
+helps both. They take turns, an update each, so that a processor that has company meanwhile is as slow for both.
+`speedup` compares answers a second without the first update, `memory_ratio` our peak with theirs; `overhead` is our
+update over its own generation, forward and backward passes.
 """
 
 import json
@@ -18,10 +19,12 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppo_work import WORKS
+from ppo_work import TURNS, WORKS
 
 from pipeline.launch import KEEPING_MEMORY
 
@@ -39,8 +42,12 @@ def main() -> None:
     found: dict[str, Any] = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
     found |= {"updates": WORKS["speed"].updates - 1, "threads": 1, "against": TRL}
     for quantization in sys.argv[1:] or KINDS:
-        ours_side = measured(sys.executable, HERE / "ppo_ours.py", quantization, "speed", out)
-        trl_side = measured(str(theirs), HERE / "ppo_trl.py", quantization, "speed", out)
+        sides = [
+            Side.start(python, HERE / script, quantization, "speed", out, turns=True)
+            for python, script in ((sys.executable, "ppo_ours.py"), (str(theirs), "ppo_trl.py"))
+        ]
+        in_turn(sides)
+        ours_side, trl_side = (side.found() for side in sides)
         found[quantization] = {
             "speedup": round(ours_side["episodes_per_s"] / trl_side["episodes_per_s"], 3),
             "memory_ratio": round(ours_side["peak_mb"] / trl_side["peak_mb"], 3),
@@ -66,22 +73,60 @@ def trl_python(folder: Path) -> Path:
     return python
 
 
-def measured(python: str, script: Path, quantization: str, work: str, out: Path, seed: int = 1) -> dict[str, Any]:
-    """What the script writes, with its peak memory in MB and its answers a second."""
-    result = out / f"{script.stem}.{work}.{quantization}.{seed}.json"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    environment |= {"PYTHONPATH": str(HERE.parents[1]), **KEEPING_MEMORY}
-    command = [python, str(script), quantization, work, str(seed), str(result)]
-    with open(result.with_suffix(".log"), "wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status):
-        sys.exit(f"{script.name} {quantization} failed; see {log.name}")
-    found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    seconds = found["seconds"][1:]
-    found["episodes_per_s"] = round(found["episodes"] * len(seconds) / sum(seconds), 4)
-    found["peak_mb"] = round(usage.ru_maxrss / 1024)
-    return found
+@dataclass(frozen=True)
+class Side:
+    """A script at work, in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    result: Path
+    go: int
+    """Written to, it has a turn."""
+    done: int
+    """Read from, its turn is over; at its end, so is its work."""
+
+    @classmethod
+    def start(
+        cls, python: str, script: Path, quantization: str, work: str, out: Path, *, seed: int = 1, turns: bool = False
+    ) -> "Side":
+        """
+        Args:
+            turns: it waits for each of its turns; see `in_turn`.
+        """
+        result = out / f"{script.stem}.{work}.{quantization}.{seed}.json"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+        environment |= {"PYTHONPATH": str(HERE.parents[1]), **KEEPING_MEMORY}
+        (reads, go), (done, writes) = os.pipe(), os.pipe()
+        if turns:
+            environment[TURNS] = f"{reads} {writes}"
+        command = [python, str(script), quantization, work, str(seed), str(result)]
+        with open(result.with_suffix(".log"), "wb") as log:
+            process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, pass_fds=(reads, writes)
+            )
+        os.close(reads)
+        os.close(writes)
+        return cls(process, result, go, done)
+
+    def found(self) -> dict[str, Any]:
+        """What the script wrote when it ended, with its peak memory in MB and its answers a second."""
+        _, status, usage = os.wait4(self.process.pid, 0)
+        if os.waitstatus_to_exitcode(status):
+            sys.exit(f"{self.process.args[1]} failed; see {self.result.with_suffix('.log')}")  # type: ignore[index]
+        found: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+        seconds = found["seconds"][1:]
+        found["episodes_per_s"] = round(found["episodes"] * len(seconds) / sum(seconds), 4)
+        found["peak_mb"] = round(usage.ru_maxrss / 1024)
+        return found
+
+
+def in_turn(sides: Sequence[Side]) -> None:
+    """Let sides work one at a time, until all have ended."""
+    working = list(sides)
+    while working:
+        for side in list(working):
+            os.write(side.go, b".")
+            if not os.read(side.done, 1):
+                working.remove(side)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ppo import HERE, KINDS, TRL, measured, trl_python
+from ppo import HERE, KINDS, TRL, Side, trl_python
 
 SIDES = {"trl": "ppo_trl.py", "ours": "ppo_ours.py"}
 Curve = list[list[float]]
@@ -44,7 +44,7 @@ def main() -> None:
     found["against"] = TRL
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         runs = {
-            (kind, side, seed): pool.submit(measured, python[side], HERE / script, kind, "curve", out, seed)
+            (kind, side, seed): pool.submit(_curve, python[side], HERE / script, kind, out, seed)
             for kind in options.kinds
             for seed in options.seeds
             for side, script in SIDES.items()
@@ -61,7 +61,12 @@ def main() -> None:
 
 
 def _done(runs: Mapping[Any, Any], kind: str, side: str, seeds: list[int]) -> dict[str, Curve]:
-    return {str(seed): runs[kind, side, seed].result()["curve"] for seed in seeds}
+    return {str(seed): runs[kind, side, seed].result() for seed in seeds}
+
+
+def _curve(python: str, script: Path, kind: str, out: Path, seed: int) -> Curve:
+    curve: Curve = Side.start(python, script, kind, "curve", out, seed=seed).found()["curve"]
+    return curve
 
 
 def compared(ours: Mapping[str, Curve], trl: Mapping[str, Curve]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ppo_work import (
     RANK,
     TEMPERATURE,
     WORKS,
+    Turns,
     computing,
     held,
     learnable,
@@ -50,6 +51,7 @@ class Timed(PPOTrainer):
         return found
 
     def update(self) -> Any:
+        turns.next()
         began, self.passes = time.perf_counter(), 0.0
         line = super().update()
         whole = time.perf_counter() - began
@@ -66,6 +68,7 @@ class Learnable:
         return [learnable(each.text) for each in responses]
 
 
+turns = Turns()
 torch.set_num_threads(1)
 torch.manual_seed(seed)
 model = held(kind)

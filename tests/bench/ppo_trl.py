@@ -1,6 +1,5 @@
 """TRL 1.12's PPO on a benchmark's work: python ppo_trl.py nf4|bf16 speed|curve SEED RESULT.json"""
 
-import itertools
 import json
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from ppo_work import (
     RANK,
     TEMPERATURE,
     WORKS,
+    Turns,
     computing,
     held,
     learnable,
@@ -28,7 +28,7 @@ from pipeline.models import built_in, dtype_of, quantization
 
 kind, work, seed, result = sys.argv[1], WORKS[sys.argv[2]], int(sys.argv[3]), Path(sys.argv[4])
 spent = {"rollout": 0.0, "backward": 0.0}
-ends: list[float] = []
+seconds: list[float] = []
 curve: list[tuple[float, float]] = []
 
 
@@ -45,13 +45,16 @@ def timed(phase: str, function: Any) -> Any:
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
-    """Notes when each update ends."""
+    """Notes what each update takes."""
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        ends.append(time.perf_counter())
+        turns.next()
+        self.began = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        ends.append(time.perf_counter())
+        seconds.append(time.perf_counter() - self.began)
+        turns.next()
+        self.began = time.perf_counter()
 
     def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
         curve.append((logs["objective/kl"], logs["objective/scores"]))
@@ -65,6 +68,7 @@ def paid(model: Any, ids_BT: torch.Tensor, pad_id: int, prompt: int) -> tuple[An
     return None, torch.tensor([learnable(text) for text in texts]), None
 
 
+turns = Turns()
 torch.set_num_threads(1)
 torch.manual_seed(seed)
 folder = str(built_in())
@@ -121,6 +125,5 @@ trainer = PPOTrainer(
 trainer.accelerator.backward = timed("backward", trainer.accelerator.backward)
 with computing(kind, work):
     trainer.train()
-seconds = [after - before for before, after in itertools.pairwise(ends)]
 found = {"dtype": model.dtype, "episodes": work.episodes, "seconds": seconds, "curve": curve, "all_updates": spent}
 result.write_text(json.dumps(found), encoding="utf-8")

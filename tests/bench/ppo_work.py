@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,25 @@ WORKS = {
 }
 SHARE_MEAN, SHARE_DEVIATION = 0.1228, 0.0539
 """Of the share of e in the untrained policy's answers, four to each prompt."""
+
+
+TURNS = "PREFLOOP_BENCH_TURNS"
+"""The environment's variable with two open files: to read a turn from, and to write its end to."""
+
+
+class Turns:
+    """The turns of this process, the first of which it waits for here; without that variable it is always its turn."""
+
+    def __init__(self) -> None:
+        self.files = tuple(int(number) for number in os.environ.get(TURNS, "").split())
+        if self.files:
+            os.read(self.files[0], 1)
+
+    def next(self) -> None:
+        """End this turn and wait for another."""
+        if self.files:
+            os.write(self.files[1], b".")
+            os.read(self.files[0], 1)
 
 
 def share_of_e(text: str) -> float:

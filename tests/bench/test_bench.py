@@ -1,6 +1,8 @@
 """The benchmarks name options, prompts and rewards that there are; running them is `make bench-ppo`."""
 
 import ast
+import itertools
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,32 @@ def test_rounded_products_are_those_of_fp32_rounded_once_forward_and_backward() 
     exact = (x.detach().double() @ weight.double().T + bias.double()).bfloat16()
     assert torch.equal(y, exact)
     assert torch.equal(by_x, weight.double().sum(0).bfloat16().expand(5, 40))
+
+
+def test_sides_that_take_turns_never_work_at_once(tmp_path: Path) -> None:
+    script = tmp_path / "side.py"
+    script.write_text(
+        "import json, sys, time\n"
+        f"sys.path.insert(0, {str(HERE)!r})\n"
+        "from ppo_work import Turns\n"
+        "turns, spans = Turns(), []\n"
+        "for _ in range(int(sys.argv[3])):\n"
+        "    began = time.monotonic()\n"
+        "    time.sleep(0.02)\n"
+        "    spans.append((began, time.monotonic()))\n"
+        "    turns.next()\n"
+        "json.dump({'seconds': [1, 2], 'episodes': 1, 'spans': spans}, open(sys.argv[4], 'w'))\n"
+    )
+    from bench.ppo import Side, in_turn
+
+    sides = [
+        Side.start(sys.executable, script, kind, "speed", tmp_path, seed=count, turns=True)
+        for kind, count in (("one", 2), ("other", 4))
+    ]
+    in_turn(sides)
+    one, other = (side.found()["spans"] for side in sides)
+    assert (len(one), len(other)) == (2, 4)
+    spans = sorted([*one, *other])
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+    # One after the other, as long as both have work.
+    assert [span in one for span in spans[:4]] == [True, False, True, False]
