@@ -24,6 +24,7 @@ LAYERS = [
         "pipeline.phases",
         "pipeline.lock",
         "pipeline.architectures",
+        "pipeline.growing_cache",
         "pipeline.parts",
     ],
     ["pipeline.contents", "pipeline.decoding", "pipeline.packed", "pipeline.weights"],
