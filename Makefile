@@ -67,7 +67,7 @@ bench-labels: $(READY) ## labels a second and memory against a slow server: runs
 bench-faults: $(READY) ## 10,000 pairs, 30 % faults, 20 kills, a budget: runs/bench/faults.json (about three minutes)
 	@PYTHONPATH=tests $(BIN)/python -m bench.faults
 
-bench-ppo: $(READY) ## our PPO against TRL's last one, same work: runs/bench/ppo.json (about ten minutes)
+bench-ppo: $(READY) ## our PPO against TRL's last one, same work: runs/bench/ppo.json (ten minutes with bf16 instructions)
 	@$(BIN)/python tests/bench/ppo.py $(KIND)
 
 bench-ppo-curve: $(READY) ## what both gain at the same divergence: runs/bench/ppo_curve.json (hours)
