@@ -28,7 +28,9 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
             self.lazy_initialization(key_states, value_states)
         before = self.get_seq_length()
         end = before + key_states.shape[-2]
-        if self.rooms is None or self.rooms[0].shape[-2] < end:
+        # Whatever rearranges the rows leaves `keys` elsewhere than where there is room.
+        there = self.rooms is not None and self.keys.data_ptr() == self.rooms[0].data_ptr()
+        if self.rooms is None or not there or self.rooms[0].shape[-2] < end:
             self.rooms = (_room(key_states, end), _room(value_states, end))
             if before:
                 self.rooms[0][..., :before, :] = self.keys
@@ -40,7 +42,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """These rows in this order."""
-        self.rooms = None
+        self.rooms = None  # not to be held until the next token
         super().reorder_cache(beam_idx)
 
 

@@ -25,6 +25,23 @@ def test_it_holds_the_same_as_a_layer_that_joins_with_rows_that_leave_and_repeat
     assert growing.get_seq_length() == sum(steps)
 
 
+def test_rows_may_be_rearranged_by_whatever_a_layer_has_for_it() -> None:
+    random = torch.Generator().manual_seed(1)
+    plain, growing = DynamicLayer(), GrowingLayer()
+    for change in (
+        lambda layer: layer.batch_select_indices(torch.tensor([1, 0])),
+        lambda layer: layer.batch_repeat_interleave(1),
+        lambda layer: layer.crop(-2),
+        lambda layer: layer.reset(),
+        lambda layer: None,
+    ):
+        new = [torch.randn(2, 2, 3, 4, generator=random) for _ in range(2)]
+        for found, expected in zip(growing.update(*new), plain.update(*new), strict=True):
+            assert torch.equal(found, expected)
+        for layer in (plain, growing):
+            change(layer)
+
+
 def test_between_two_growths_a_token_moves_nothing() -> None:
     layer = GrowingLayer()
     places = []
