@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.algorithms.short_attention import LONGEST, Tree
+from pipeline.decoding import padded
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def _packed(
     target_N = torch.tensor(targets, dtype=torch.long, device=device)
     if tree and width <= LONGEST:
         return _tree(rows, reads, target_N, device)
-    ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+    ids_BT, _ = padded(rows, device)
     read_N = torch.tensor([row * width + column for row, read in enumerate(reads) for column in read], device=device)
     return Packed(ids_BT, read_N, target_N)
 
@@ -62,20 +63,19 @@ def _packed(
 def _tree(rows: list[list[int]], reads: Sequence[range], target_N: Tensor, device: torch.device) -> Packed:
     # A token's place is that of (the place of the token before it, itself).
     nodes: dict[tuple[int, int], int] = {}
-    depths: list[int] = []
     paths = []
     for row in rows:
         path = [-1]
-        for depth, token in enumerate(row):
+        for token in row:
             path.append(nodes.setdefault((path[-1], token), len(nodes)))
-            if len(nodes) > len(depths):
-                depths.append(depth)
         paths.append(path[1:])
+    depths: list[int] = []
+    for before, _ in nodes:
+        depths.append(0 if before < 0 else depths[before] + 1)
+    places = [path[column] for path, read in zip(paths, reads, strict=True) for column in read]
     return Packed(
         ids_BT=torch.tensor([[token for _, token in nodes]], device=device),
-        read_N=torch.tensor([path[column] for path, read in zip(paths, reads, strict=True) for column in read]).to(
-            device
-        ),
+        read_N=torch.tensor(places, device=device),
         target_N=target_N,
         options={
             "position_ids": torch.tensor([depths], device=device),

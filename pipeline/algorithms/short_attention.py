@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.decoding import padded
+
 NAME = "prefloop_short"
 LONGEST = 512
 """The table of attention weights is kept for the backward pass; beyond this the fused kernel is the better one."""
@@ -33,12 +35,10 @@ class Tree:
         """Args:
         paths: of each row the places of its tokens, from its first on.
         """
-        width = max(map(len, paths))
+        place_BT, _ = padded(paths, device)
+        width = place_BT.shape[1]
         first = {node: row * width + t for row, path in enumerate(paths) for t, node in enumerate(path)}
-        return cls(
-            torch.tensor([[*path, *[0] * (width - len(path))] for path in paths], device=device),
-            torch.tensor([first[node] for node in range(len(first))], device=device),
-        )
+        return cls(place_BT, torch.tensor([first[node] for node in range(len(first))], device=device))
 
 
 def use_short_attention(model: Any) -> None:
