@@ -43,7 +43,7 @@ def main() -> None:
     found |= {"updates": WORKS["speed"].updates - 1, "threads": 1, "against": TRL}
     for quantization in sys.argv[1:] or KINDS:
         sides = [
-            Side.start(python, HERE / script, quantization, "speed", out, turns=True)
+            Side.start(python, HERE / script, quantization, "speed", out)
             for python, script in ((sys.executable, "ppo_ours.py"), (str(theirs), "ppo_trl.py"))
         ]
         in_turn(sides)
@@ -85,19 +85,13 @@ class Side:
     """Read from, its turn is over; at its end, so is its work."""
 
     @classmethod
-    def start(
-        cls, python: str, script: Path, quantization: str, work: str, out: Path, *, seed: int = 1, turns: bool = False
-    ) -> "Side":
-        """
-        Args:
-            turns: it waits for each of its turns; see `in_turn`.
-        """
+    def start(cls, python: str, script: Path, quantization: str, work: str, out: Path, seed: int = 1) -> "Side":
+        """It waits for its turns; see `in_turn`."""
         result = out / f"{script.stem}.{work}.{quantization}.{seed}.json"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
         environment |= {"PYTHONPATH": str(HERE.parents[1]), **KEEPING_MEMORY}
         (reads, go), (done, writes) = os.pipe(), os.pipe()
-        if turns:
-            environment[TURNS] = f"{reads} {writes}"
+        environment[TURNS] = f"{reads} {writes}"
         command = [python, str(script), quantization, work, str(seed), str(result)]
         with open(result.with_suffix(".log"), "wb") as log:
             process = subprocess.Popen(
@@ -126,6 +120,8 @@ def in_turn(sides: Sequence[Side]) -> None:
         for side in list(working):
             os.write(side.go, b".")
             if not os.read(side.done, 1):
+                os.close(side.go)
+                os.close(side.done)
                 working.remove(side)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ppo import HERE, KINDS, TRL, Side, trl_python
+from ppo import HERE, KINDS, TRL, Side, in_turn, trl_python
 
 SIDES = {"trl": "ppo_trl.py", "ours": "ppo_ours.py"}
 Curve = list[list[float]]
@@ -65,7 +65,9 @@ def _done(runs: Mapping[Any, Any], kind: str, side: str, seeds: list[int]) -> di
 
 
 def _curve(python: str, script: Path, kind: str, out: Path, seed: int) -> Curve:
-    curve: Curve = Side.start(python, script, kind, "curve", out, seed=seed).found()["curve"]
+    side = Side.start(python, script, kind, "curve", out, seed)
+    in_turn([side])
+    curve: Curve = side.found()["curve"]
     return curve
 
 

@@ -55,7 +55,7 @@ TURNS = "PREFLOOP_BENCH_TURNS"
 
 
 class Turns:
-    """The turns of this process, the first of which it waits for here; without that variable it is always its turn."""
+    """The turns of this process, the first of which it waits for here; started by hand, it is always its turn."""
 
     def __init__(self) -> None:
         self.files = tuple(int(number) for number in os.environ.get(TURNS, "").split())

@@ -108,7 +108,7 @@ def test_sides_that_take_turns_never_work_at_once(tmp_path: Path) -> None:
     from bench.ppo import Side, in_turn
 
     sides = [
-        Side.start(sys.executable, script, kind, "speed", tmp_path, seed=count, turns=True)
+        Side.start(sys.executable, script, kind, "speed", tmp_path, seed=count)
         for kind, count in (("one", 2), ("other", 4))
     ]
     in_turn(sides)
