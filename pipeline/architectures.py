@@ -119,6 +119,11 @@ def _has_matrix(module: Any) -> bool:
     return getattr(module, "weight", None) is not None and type(module).__name__.startswith(("Linear", "Conv1D"))
 
 
+def is_mixture(model: Any) -> bool:
+    """Whether a router chooses experts: by rounding alone it may choose others, whose numbers are not close."""
+    return any(".experts." in name for name, _ in model.named_parameters())
+
+
 def experts_in_full(model: Any) -> float:
     """Share of a quantised model's bytes that is experts, which are left in the dtype that is computed in.
 

@@ -193,7 +193,25 @@ def value_loss(
     return 0.5 * masked_sum(torch.maximum(free_BT, held_BT), mask_BT), clipped
 
 
-# ---- log-probabilities without the whole table of logits
+# ---- log-probabilities and entropies
+
+
+def logprobs_of(logits_NV: Tensor, ids_N: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+    """log softmax(logits / temperature)[id], and the entropy of that softmax, in nats, both of shape (N,)."""
+    logp_N, entropy_N, _, _ = _softmax(logits_NV / temperature, ids_N)
+    return logp_N, entropy_N
+
+
+def _softmax(z_NV: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of p = softmax(z): log p[id], its entropy, p itself, and log sum exp z, with z as it is left: its largest 0."""
+    z_NV -= z_NV.amax(-1, keepdim=True)
+    p_NV = z_NV.exp()
+    # By hand: torch.logsumexp takes ten times as long on a processor.
+    total_N1 = p_NV.sum(-1, keepdim=True)
+    p_NV /= total_N1
+    log_total_N = total_N1.log()[:, 0]
+    logp_N = z_NV.gather(-1, ids_N[:, None])[:, 0] - log_total_N
+    return logp_N, log_total_N - torch.linalg.vecdot(p_NV, z_NV), p_NV, log_total_N
 
 
 def selective_logprobs(
@@ -235,20 +253,15 @@ class _Selective(torch.autograd.Function):
         logp, entropy, dlogp, dentropy = [], [], [], []
         for hidden_CH, ids_C in zip(torch.split(hidden_NH, rows), torch.split(ids_N, rows), strict=True):
             z_CV = (hidden_CH.contiguous() @ head_VH.T).to(_wide(head_VH)).div_(temperature)
-            z_CV -= z_CV.amax(-1, keepdim=True)
-            p_CV = z_CV.exp()
-            # By hand: torch.logsumexp takes ten times as long on a processor.
-            total_C1 = p_CV.sum(-1, keepdim=True)
-            p_CV /= total_C1
-            log_total_C = total_C1.log()[:, 0]
-            logp.append(z_CV.gather(-1, ids_C[:, None])[:, 0] - log_total_C)
-            entropy.append(log_total_C - torch.linalg.vecdot(p_CV, z_CV))
+            logp_C, entropy_C, p_CV, log_total_C = _softmax(z_CV, ids_C)
+            logp.append(logp_C)
+            entropy.append(entropy_C)
             if wanted:
                 # d log p_i / dh = (W_i - sum_j p_j W_j) / T;  dH / dh = -sum_j p_j (log p_j + H) W_j / T
                 mean_CH = p_CV.to(head_VH.dtype) @ head_VH
                 dlogp.append((head_VH[ids_C].to(z_CV.dtype) - mean_CH) / temperature)
             if wanted and entropy_gradient:
-                z_CV.add_((entropy[-1] - log_total_C)[:, None]).mul_(p_CV)
+                z_CV.add_((entropy_C - log_total_C)[:, None]).mul_(p_CV)
                 dentropy.append((z_CV.to(head_VH.dtype) @ head_VH).to(z_CV.dtype) / -temperature)
         if wanted:
             ctx.save_for_backward(torch.cat(dlogp), torch.cat(dentropy) if dentropy else None)

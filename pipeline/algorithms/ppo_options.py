@@ -94,7 +94,8 @@ class Options(AlgorithmConfig):
     """Bonus a nat of entropy a token."""
     importance_cap: float | None = Field(default=None, ge=1)
     """Weigh tokens by the ratio of the trainer's to the sampler's probability, at most this. None: 2 where a server
-    samples, and no correction where both are this program; their gap is the metric `mismatch`."""
+    samples, and no correction where both are this program. Their gap is the metric `mismatch`, 0 where the trainer
+    takes what the sampler computed: in fp32 on a processor, where they differ by rounding alone."""
 
     critic: Literal["shared", "own"] = "shared"
     """shared: a value head on the policy's hidden states, half the time of a critic with an adapter of its `own`, which

@@ -11,7 +11,7 @@ Only hidden states in front of response tokens go through a head. What is left o
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from pipeline.adapters import adapt
 from pipeline.algorithms.fused_lora import Switch, fuse, held
-from pipeline.algorithms.ppo_math import selective_logprobs
+from pipeline.algorithms.ppo_math import logprobs_of, selective_logprobs
 from pipeline.algorithms.ppo_packing import Packed, pack
 from pipeline.algorithms.scoring import RewardHead, add_frozen
 from pipeline.algorithms.short_attention import NAME, use_short_attention
-from pipeline.architectures import silence_dropout
+from pipeline.architectures import is_mixture, silence_dropout
 from pipeline.errors import ModelError
 
 
@@ -83,6 +83,10 @@ class Roles:
         self._check_head()
         self.tree = self._takes_trees()
         """Whether the base can compute micro-batches that are trees."""
+        eight_bit = getattr(base, "is_loaded_in_8bit", False)
+        self.exact = base.device.type == "cpu" and base.dtype == torch.float32 and not (eight_bit or is_mixture(base))
+        """Whether what the policy says of a token while it samples is what a training pass says, to rounding. In bf16
+        it is not: 2 to 3 % of the ratios would be clipped before anything is learned."""
 
     # ---- who acts
 
@@ -133,6 +137,30 @@ class Roles:
         """The value of each state, fp32."""
         found: Tensor = self.value_head(states_NH.float())[:, 0]
         return found
+
+    @contextlib.contextmanager
+    def telling(self, temperature: float) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
+        """What a sampler inside is to keep of each token: its log-probability; where the roles are `exact`, also the
+        entropy at its place, and the value of the state before it if the critic reads the policy's states. (B, 1 to 3).
+        """
+        states: list[Tensor] = []
+
+        def hear(_: Any, inputs: tuple[Tensor, ...]) -> None:
+            states[:] = inputs
+
+        def tell(logits_BV: Tensor, token_B: Tensor) -> Tensor:
+            logp_B, entropy_B = logprobs_of(logits_BV, token_B, temperature=temperature)
+            if not self.exact:
+                return logp_B[:, None]
+            # The latest state of each row that is still written.
+            values = [self.values(states[0][:, -1])] if self.critic == "policy" else []
+            return torch.stack([logp_B, entropy_B, *values], dim=-1)
+
+        hook = self.base.get_output_embeddings().register_forward_pre_hook(hear)
+        try:
+            yield tell
+        finally:
+            hook.remove()
 
     def scores(self, packed: Packed) -> Tensor:
         """The reward model's score of each sequence, read at its last token."""

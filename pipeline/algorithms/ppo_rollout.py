@@ -39,6 +39,8 @@ class Episode:
     """The log-probabilities of its tokens as the sampler saw them, at its temperature."""
     truncated: bool
     """It was cut at the limit: none of its tokens ends a turn. (A stop token of the prompt does not count.)"""
+    told: tuple[tuple[float, ...], ...] = ()
+    """What a training pass would say of each token: `Roles.telling`. Empty if the sampler cannot tell."""
 
     def response(self, tokenizer: Any) -> Response:
         """The answer as text, as a judge sees it."""
@@ -58,7 +60,7 @@ class Batch:
     episodes: list[Episode]
     mask_BT: Tensor
     logp_BT: Tensor
-    """Under the policy that sampled, by the code that trains, at the sampling temperature."""
+    """Under the policy that sampled, as the code that trains computes it, at the sampling temperature."""
     logp_ref_BT: Tensor
     entropy_BT: Tensor
     value_BT: Tensor
@@ -106,8 +108,8 @@ def roll_out(
     uniform_BT = uniforms(len(tasks), max_new_tokens, seed)
     ordered = sorted(range(len(tasks)), key=lambda index: (-len(tasks[index].ids), index))
     own = ordered[ranks.rank :: ranks.world]
-    found: list[tuple[int, tuple[int, ...], tuple[float, ...]]] = []
-    with torch.no_grad(), roles.acting("policy"):
+    found: list[tuple[int, tuple[int, ...], tuple[tuple[float, ...], ...]]] = []
+    with torch.no_grad(), roles.acting("policy"), roles.telling(temperature) as tell:
         for start in range(0, len(own), batch_size):
             chosen = own[start : start + batch_size]
             rows = sample_tokens(
@@ -117,12 +119,20 @@ def roll_out(
                 samples=1,
                 temperature=temperature,
                 eos=eos,
-                scored_at=temperature,
+                tell=tell,
             )
-            found += [(index, tuple(row[0]), tuple(row[1])) for index, row in zip(chosen, rows, strict=True)]
+            found += [
+                (index, tuple(row[0]), tuple(map(tuple, row[1]))) for index, row in zip(chosen, rows, strict=True)
+            ]
     return [
-        Episode(tasks[index], answer, logprobs, truncated=answer[-1] not in eos)
-        for index, answer, logprobs in sorted(ranks.gather(found))
+        Episode(
+            tasks[index],
+            answer,
+            tuple(each[0] for each in told),
+            truncated=answer[-1] not in eos,
+            told=told if roles.exact else (),
+        )
+        for index, answer, told in sorted(ranks.gather(found))
     ]
 
 

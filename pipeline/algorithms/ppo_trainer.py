@@ -47,7 +47,8 @@ from pipeline.records import seed_of
 
 SAME = 1e-3
 """How far the first minibatch's log-probabilities may be from those of the same weights a moment before. On one
-machine they are the same bits; beyond this something differs between the two passes, and every ratio is wrong."""
+machine they are the same bits, or of the same sums in fp32 taken in another order; beyond this something differs
+between the two, and every ratio is wrong."""
 
 
 FP16_SCALE = 2.0**10
@@ -257,7 +258,8 @@ class PPOTrainer:
     def compare(self, episodes: list[Episode], raw_B: Tensor, number: int) -> Batch:
         """The batch with what policy, reference and critic say about each token before anything is learned.
 
-        The passes are those of the first epoch, micro-batch by micro-batch, so that its first ratios are exactly 1.
+        The passes are those of the first epoch, micro-batch by micro-batch, so that its first ratios are exactly 1;
+        they are 1 to rounding where the policy told as it sampled, and needs no pass.
         """
         mask_BT = mask_of(episodes)
         found = torch.zeros(4, *mask_BT.shape)
@@ -266,14 +268,12 @@ class PPOTrainer:
             if not own:
                 continue
             packed = self._pack(episodes, own)
-            with self.roles.acting("policy"):
-                logp_N, entropy_N, states_NH = self.roles.logprobs(packed, self.config.temperature)
             with self.roles.acting(self.roles.reference):
                 logp_ref_N, _, _ = self.roles.logprobs(packed, self.config.temperature)
-            value_N = self._values(packed, states_NH)
             place = _places(episodes, own)
-            found[:, place[0], place[1]] = torch.stack([logp_N, logp_ref_N, entropy_N, value_N]).cpu()
-        logp_BT, logp_ref_BT, entropy_BT, value_BT = self.ranks.sum_(found)
+            said = self._said([episodes[index] for index in own], packed)
+            found[:, place[0], place[1]] = torch.stack([logp_ref_N, *said]).cpu()
+        logp_ref_BT, logp_BT, entropy_BT, value_BT = self.ranks.sum_(found)
         sampled_BT = torch.zeros(mask_BT.shape)
         for row, episode in enumerate(episodes):
             sampled_BT[row, : len(episode.answer)] = torch.tensor(episode.sampled)
@@ -284,12 +284,21 @@ class PPOTrainer:
             episodes, mask_BT & sound_B[:, None], logp_BT, logp_ref_BT, entropy_BT, value_BT, sampled_BT, raw_B, score_B
         )
 
-    def _values(self, packed: Packed, states_NH: Tensor) -> Tensor:
-        """The critic's values; `states_NH` are the policy's own states, which a shared critic reads."""
-        if self.roles.critic == "policy":
-            return self.roles.values(states_NH)
-        with self.roles.acting("critic"):
-            return self.roles.values(self.roles.states(packed))
+    def _said(self, episodes: Sequence[Episode], packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probability and entropy of each token under the policy, and the critic's value of the state before it."""
+        shared = self.roles.critic == "policy"
+        if all(episode.told for episode in episodes):
+            told_NK = torch.tensor([token for episode in episodes for token in episode.told], device=self.device)
+            logp_N, entropy_N, *values = told_NK.T
+            value_N = values[0] if shared else None
+        else:
+            with self.roles.acting("policy"):
+                logp_N, entropy_N, states_NH = self.roles.logprobs(packed, self.config.temperature)
+            value_N = self.roles.values(states_NH) if shared else None
+        if value_N is None:
+            with self.roles.acting("critic"):
+                value_N = self.roles.values(self.roles.states(packed))
+        return logp_N, entropy_N, value_N
 
     # ---- 5. rewards and advantages
 
@@ -399,7 +408,7 @@ class PPOTrainer:
         if not gap <= SAME:
             raise TrainingError(
                 f"{self.step}: at the first minibatch of update {self.progress.update + 1} the policy's "
-                f"log-probabilities differ by {gap:.2g} nats from those of the pass before, with the same weights; "
+                f"log-probabilities differ by {gap:.2g} nats from those before it, with the same weights; "
                 "is a layer random (dropout, routing noise)?"
             )
 

@@ -7,7 +7,7 @@ batches of several adapters' answers (so does one): by rounding, an answer would
 not be kept for the next comparison. On a processor they are slower too, but where prompts are few: make bench-compare.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -138,7 +138,7 @@ def decode(
         eos=eos,
     )
     # Rounded, so that the number survives its way through JSON unchanged and reads well.
-    return [(tokens, round(sum(logprobs), 6)) for tokens, logprobs in rows]
+    return [(tokens, round(sum(logprob for (logprob,) in told), 6)) for tokens, told in rows]
 
 
 def uniforms(rows: int, tokens: int, seed: int) -> "torch.Tensor":
@@ -159,23 +159,24 @@ def sample_tokens(
     top_p: float = 1.0,
     top_k: int = 0,
     eos: frozenset[int],
-    scored_at: float = 1.0,
-) -> list[tuple[list[int], list[float]]]:
+    tell: "Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None" = None,
+) -> list[tuple[list[int], list[list[float]]]]:
     """Samples `samples` answers of at most T tokens to each of several conversations.
 
     Args:
         prefixes: token ids of the conversations.
         uniform_RT: see `uniforms`; one row an answer, conversation by conversation.
         eos: an answer ends with the first of these that it samples.
-        scored_at: the temperature at which log-probabilities are taken.
+        tell: what is to be kept of each token, (B, K), from the logits (B, V) that it is drawn from and the token (B,).
+            None: its log-probability (nats) at temperature 1 without top-p and top-k.
 
     Returns:
-        For each answer its token ids and their log-probabilities (nats) without top-p and top-k.
+        For each answer its token ids, and the K numbers of each.
     """
     import torch
 
     rows, longest = uniform_RT.shape
-    found: list[tuple[list[int], list[float]]] = [([], []) for _ in range(rows)]
+    found: list[tuple[list[int], list[list[float]]]] = [([], []) for _ in range(rows)]
     ends = torch.tensor(sorted(eos), device=model.device)
 
     for places in alike(model, prefixes):
@@ -191,13 +192,10 @@ def sample_tokens(
                 # 2. One token for every answer that has not ended.
                 uniform_B = uniform_RT[alive_B, position].to(logits_BV.device)
                 token_B = draw(logits_BV, uniform_B, temperature, top_p, top_k)
-                scored_BV = logits_BV if scored_at == 1 else logits_BV / scored_at
-                logprob_B = token_logprobs(scored_BV[:, None], token_B[:, None])[:, 0]
-                for row, token, logprob in zip(
-                    alive_B.tolist(), token_B.tolist(), logprob_B.double().tolist(), strict=True
-                ):
+                told_BK = (tell or _likely)(logits_BV, token_B)
+                for row, token, told in zip(alive_B.tolist(), token_B.tolist(), told_BK.tolist(), strict=True):
                     found[row][0].append(token)
-                    found[row][1].append(logprob)
+                    found[row][1].append(told)
                 # 3. Those that ended leave the batch.
                 keep_B = ~torch.isin(token_B, ends)
                 if position + 1 == longest or not bool(keep_B.any()):
@@ -209,6 +207,10 @@ def sample_tokens(
                 # 4. The next logits.
                 logits_BV = decoding.step(token_B)
     return found
+
+
+def _likely(logits_BV: "torch.Tensor", token_B: "torch.Tensor") -> "torch.Tensor":
+    return token_logprobs(logits_BV[:, None], token_B[:, None])
 
 
 def draw(
