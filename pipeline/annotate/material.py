@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline import store
+from pipeline import account, store
 from pipeline.errors import DataError
 from pipeline.records import Pair, Sample, Verdict, seed_of
 from pipeline.rounds import place_of, step_of
@@ -189,6 +189,6 @@ def _current(run: Path, step: str, published: Iterable[Path]) -> Path | None:
 def _used(run: Path, step: str) -> str:
     """The fingerprint of a step in the run's last command; nothing while that is not known."""
     try:
-        return str(json.loads((run / "manifest.json").read_bytes())["steps"][step]["fingerprint"])
+        return str(json.loads((run / account.FILE).read_bytes())["steps"][step]["fingerprint"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return ""
