@@ -451,8 +451,18 @@ def answers(row: Row, options: Options) -> tuple[str, str]:
 
 def person(value: Any) -> str | None:
     """Who voted, by the file's name or number of them; None: it does not say, whether it is blank or null."""
-    # Blanks at the ends are slips of whoever typed the name; `Ana` and `ana` can be two people.
-    return None if value is None else str(value).strip() or None
+    # `Ana` and `ana` can be two people.
+    return word(value) or None
+
+
+def word(value: Any) -> str:
+    """A name, a number or a mark out of a cell, without the blanks at its ends, which are slips; "" is an empty cell.
+
+    A column of whole numbers with gaps comes as floats out of Parquet and pandas, and a gap of theirs as NaN.
+    """
+    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
+        return "" if math.isnan(value) else str(int(value))
+    return "" if value is None else str(value).strip()
 
 
 def voter(row: Row, options: Options) -> str | None:
@@ -482,17 +492,15 @@ def choice_of(value: Any, options: Options) -> Choice | None:
     Raises:
         BadRow: nothing says what it means.
     """
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # a column of whole numbers with gaps comes as floats
-    word = "" if value is None else str(value).strip()
-    if word in options.choices:
-        meant = options.choices[word]
+    said = word(value)
+    if said in options.choices:
+        meant = options.choices[said]
         return None if meant == "none" else meant
-    if not word:
+    if not said:
         return None
-    if word.lower() in WORDS:
-        return WORDS[word.lower()]
-    raise BadRow(f"the vote {shown(value)} can mean anything; say what with choices, such as {word}=a")
+    if said.lower() in WORDS:
+        return WORDS[said.lower()]
+    raise BadRow(f"the vote {shown(value)} can mean anything; say what with choices, such as {said}=a")
 
 
 def number(value: Any) -> float | None:

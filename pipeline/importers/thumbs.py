@@ -21,6 +21,7 @@ from pipeline.importers.base import (
     prompt_of,
     shown,
     turns,
+    word,
 )
 
 CARRIES = frozenset({"thumbs"})
@@ -73,14 +74,12 @@ def _name(row: Row, names: tuple[str, ...]) -> str | None:
 
 
 def _good(value: Any, name: str, options: Options) -> bool:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    word = "" if value is None else str(value).strip()
-    meant = options.choices.get(word)
+    said = word(value)
+    meant = options.choices.get(said)
     if meant in ("a", "b"):
         return meant == "a"
-    if meant is not None or not word:
+    if meant is not None or not said:
         raise Skip("no thumb")
-    if word.lower() in WORDS:
-        return WORDS[word.lower()]
-    raise BadRow(f"{name}: {shown(value)} can mean anything; say what with choices ({word}=a is good, {word}=b is bad)")
+    if said.lower() in WORDS:
+        return WORDS[said.lower()]
+    raise BadRow(f"{name}: {shown(value)} can mean anything; say what with choices ({said}=a is good, {said}=b is bad)")

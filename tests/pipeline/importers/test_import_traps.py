@@ -3,6 +3,7 @@
 import copy
 import gzip
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -593,6 +594,15 @@ def test_label_studio_cancelled_empty_and_contradicting_annotations_are_no_votes
     assert found.counts().skipped == {"cancelled": 1}
     assert [vote.annotator for _, votes_ in found.judgements() for vote in votes_] == ["3"]
     assert "one annotation says a and tie" in reasons(found)
+
+
+def test_an_annotator_by_number_is_one_person_with_gaps_in_the_column_and_without(tmp_path: Path) -> None:
+    # Parquet has whole numbers as they are, and as floats where some are missing; pandas then has NaN for them.
+    whole, gaps = tmp_path / "whole.parquet", tmp_path / "gaps.parquet"
+    files.write(whole, [{**AB, "rater": 3, "choice": "a"}])
+    files.write(gaps, [{**AB, "prompt": "Q?", "rater": rater, "choice": "b"} for rater in (3.0, None, math.nan)])
+    found = collect([whole, gaps], "votes", Options(), 0)
+    assert sorted(vote.annotator for vote in found.votes()) == ["3", "3", "anonymous/1", "anonymous/2"]
 
 
 @pytest.mark.parametrize("blank", ["", " ", None])
