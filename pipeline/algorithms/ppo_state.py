@@ -31,6 +31,9 @@ class Progress(BaseModel):
     score_mean: float = 0.0
     """Scores are normalised by this mean and deviation: those of the policy's own answers before the first update."""
     score_deviation: float = 1.0
+    told: bool = False
+    """Whether log-probabilities and values are those of sampling, and no pass of the policy: decided before the first
+    update, so that a run that was killed goes on as it began."""
     start: dict[str, float] = {}
     """What the policy was like before the first update: `length`, `ended`, `entropy`. The guards compare with it."""
     metrics: list[dict[str, Any]] = []

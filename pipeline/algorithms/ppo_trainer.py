@@ -182,6 +182,7 @@ class PPOTrainer:
         with self.roles.fixed():
             episodes = self._answers(tasks, seed_of(self.seed, "begin", "rollout"))
             raw_B = self.scores(episodes)
+            self.progress.told = self._tells(episodes)
         known_B = raw_B[raw_B.isfinite()].double()
         if len(known_B) < 2 or float(known_B.std(correction=0)) == 0:
             raise TrainingError(
@@ -200,6 +201,21 @@ class PPOTrainer:
         }
         self.roles.start_critic(self.progress.score_mean, self.progress.score_deviation)
         self._evaluate()
+
+    @torch.no_grad()
+    def _tells(self, episodes: list[Episode]) -> bool:
+        """Whether the policy says in a pass over some answers what it told while it sampled; it needs no other then."""
+        if not all(episode.told for episode in episodes):
+            return False
+        own = list(range(len(episodes)))[self.ranks.rank :: self.ranks.world]
+        own = own[: self.config.per_device_train_batch_size]
+        gap = torch.zeros(1)
+        if own:
+            with self.roles.acting("policy"):
+                logp_N, _, _ = self.roles.logprobs(self._pack(episodes, own), self.config.temperature)
+            sampled_N = torch.tensor([logp for index in own for logp in episodes[index].sampled])
+            gap[0] = (logp_N.cpu() - sampled_N).abs().max()
+        return bool(self.ranks.max_(gap) <= SAME / 10)
 
     # ---- 2. answers
 
@@ -287,7 +303,7 @@ class PPOTrainer:
     def _said(self, episodes: Sequence[Episode], packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability and entropy of each token under the policy, and the critic's value of the state before it."""
         shared = self.roles.critic == "policy"
-        if all(episode.told for episode in episodes):
+        if self.progress.told:
             told_NK = torch.tensor([token for episode in episodes for token in episode.told], device=self.device)
             logp_N, entropy_N, *values = told_NK.T
             value_N = values[0] if shared else None

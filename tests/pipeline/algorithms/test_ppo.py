@@ -152,16 +152,18 @@ def test_in_fp32_the_policy_says_while_it_samples_what_a_pass_would_say(
     # With many ends answers leave the batch one by one, and rows change their places.
     trainer.eos = frozenset([END, *range(0, 300, 8)])
     with trainer.roles.fixed():
-        told = trainer._answers(trainer.tasks[:8], seed=5)
-        raw_B = trainer.scores(told)
-        without = [dataclasses.replace(each, told=()) for each in told]
-        ours, passes = (trainer.compare(each, raw_B, 0) for each in (told, without))
-    assert len({len(each.answer) for each in told}) > 2
-    mask = ours.mask_BT
-    assert torch.equal(ours.logp_BT, ours.sampled_BT)
-    assert torch.equal(ours.logp_ref_BT, passes.logp_ref_BT)
+        episodes = trainer._answers(trainer.tasks[:8], seed=5)
+        raw_B = trainer.scores(episodes)
+        passes = trainer.compare(episodes, raw_B, 0)
+        assert trainer._tells(episodes)
+        trainer.progress.told = True
+        told = trainer.compare(episodes, raw_B, 0)
+    assert len({len(each.answer) for each in episodes}) > 2
+    mask = told.mask_BT
+    assert torch.equal(told.logp_BT, told.sampled_BT)
+    assert torch.equal(told.logp_ref_BT, passes.logp_ref_BT)
     for name in ("logp_BT", "entropy_BT", "value_BT"):
-        one, other = getattr(ours, name)[mask], getattr(passes, name)[mask]
+        one, other = getattr(told, name)[mask], getattr(passes, name)[mask]
         assert other.std() > 0.01, name
         assert float((one - other).abs().max()) < 1e-5, name
 
@@ -176,7 +178,28 @@ def test_a_policy_whose_samples_may_differ_by_more_than_rounding_tells_nothing(
     model = tiny.model_copy(update={"base": str(architectures[kind])})
     lora = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
     trainer = trainer_of(tmp_path, computing_in(dtype, config(model, lora=lora)))
-    assert {bool(each.told) for each in trainer._answers(trainer.tasks[:4], seed=5)} == {exact}
+    episodes = trainer._answers(trainer.tasks[:4], seed=5)
+    assert {bool(each.told) for each in episodes} == {exact}
+    assert trainer._tells(episodes) is exact
+
+
+def test_a_policy_that_says_otherwise_in_a_pass_than_it_told_is_asked_in_passes(
+    tiny: ModelConfig, tmp_path: Path
+) -> None:
+    trainer = trainer_of(tmp_path, config(tiny, max_steps=1))
+    answers = trainer._answers
+
+    def shifted(tasks: Any, seed: int) -> list[Episode]:
+        def less(each: Episode) -> Episode:
+            told = tuple((logp - 2e-4, *others) for logp, *others in each.told)
+            return dataclasses.replace(each, sampled=tuple(logp for logp, *_ in told), told=told)
+
+        return [less(each) for each in answers(tasks, seed)]
+
+    trainer._answers = shifted  # type: ignore[method-assign]
+    (line,) = trainer.train()
+    assert not trainer.progress.told
+    assert line["mismatch"] == pytest.approx(2e-4, rel=0.1)
 
 
 def test_a_policy_that_changes_between_two_passes_is_caught_at_once(tiny: ModelConfig, tmp_path: Path) -> None:
@@ -199,9 +222,7 @@ def test_with_gradient_checkpointing_answers_are_sampled_by_the_policy_that_is_t
     trainer = trainer_of(tmp_path, config(tiny, gradient_checkpointing=True))
     with trainer.roles.fixed():
         episodes = trainer._answers(trainer.tasks[:8], seed=5)
-        # By passes, not by what the policy told as it sampled.
-        without = [dataclasses.replace(each, told=()) for each in episodes]
-        batch = trainer.compare(without, trainer.scores(episodes), 0)
+        batch = trainer.compare(episodes, trainer.scores(episodes), 0)
     assert float((batch.sampled_BT - batch.logp_BT)[batch.mask_BT].abs().max()) < 1e-3
     assert trainer.roles.base.training, "or nothing would be checkpointed"
 
