@@ -107,8 +107,7 @@ def check_dora(model: Any, target_modules: str | Sequence[str]) -> None:
     Raises:
         ModelError: some of what is adapted is no layer.
     """
-    experts = any(".experts." in name and each.ndim == 3 for name, each in model.named_parameters())
-    if experts and isinstance(target_modules, str):
+    if any(each.ndim == 3 for each in _experts(model)) and isinstance(target_modules, str):
         raise ModelError(
             f"lora.use_dora: {model.config.model_type} holds its experts as one tensor, which a DoRA cannot be on; "
             "name other layers as lora.target_modules, such as [q_proj, k_proj, v_proj, o_proj], or no DoRA"
@@ -121,7 +120,7 @@ def _has_matrix(module: Any) -> bool:
 
 def is_mixture(model: Any) -> bool:
     """Whether a router chooses experts: by rounding alone it may choose others, whose numbers are not close."""
-    return any(".experts." in name for name, _ in model.named_parameters())
+    return bool(_experts(model))
 
 
 def experts_in_full(model: Any) -> float:
@@ -129,9 +128,13 @@ def experts_in_full(model: Any) -> float:
 
     transformers holds all experts of a layer as one tensor, and bitsandbytes quantises linear layers.
     """
-    sizes = {name: each.numel() * each.element_size() for name, each in model.named_parameters()}
-    experts = sum(size for name, size in sizes.items() if ".experts." in name)
-    return float(experts / sum(sizes.values()))
+    experts = sum(each.nbytes for each in _experts(model))
+    return float(experts / sum(each.nbytes for each in model.parameters()))
+
+
+def _experts(model: Any) -> list[Any]:
+    """The parameters of a mixture's experts."""
+    return [each for name, each in model.named_parameters() if ".experts." in name]
 
 
 def silence_dropout(model: Any) -> None:

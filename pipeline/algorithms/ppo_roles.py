@@ -26,6 +26,7 @@ from pipeline.algorithms.scoring import RewardHead, add_frozen
 from pipeline.algorithms.short_attention import NAME, use_short_attention
 from pipeline.architectures import is_mixture, silence_dropout
 from pipeline.errors import ModelError
+from pipeline.models import token_logprobs
 
 
 class Roles:
@@ -149,9 +150,9 @@ class Roles:
             states[:] = inputs
 
         def tell(logits_BV: Tensor, token_B: Tensor) -> Tensor:
-            logp_B, entropy_B = logprobs_of(logits_BV, token_B, temperature=temperature)
             if not self.exact:
-                return logp_B[:, None]
+                return token_logprobs((logits_BV / temperature)[:, None], token_B[:, None])
+            logp_B, entropy_B = logprobs_of(logits_BV, token_B, temperature=temperature)
             # The latest state of each row that is still written.
             values = [self.values(states[0][:, -1])] if self.critic == "policy" else []
             return torch.stack([logp_B, entropy_B, *values], dim=-1)

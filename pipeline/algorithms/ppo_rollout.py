@@ -40,7 +40,7 @@ class Episode:
     truncated: bool
     """It was cut at the limit: none of its tokens ends a turn. (A stop token of the prompt does not count.)"""
     told: tuple[tuple[float, ...], ...] = ()
-    """What a training pass would say of each token: `Roles.telling`. Empty if the sampler cannot tell."""
+    """What a training pass would say of each token besides: `Roles.telling`. Empty if the sampler cannot tell."""
 
     def response(self, tokenizer: Any) -> Response:
         """The answer as text, as a judge sees it."""
@@ -128,11 +128,11 @@ def roll_out(
         Episode(
             tasks[index],
             answer,
-            tuple(each[0] for each in told),
+            tuple(each[0] for each in said),
             truncated=answer[-1] not in eos,
-            told=told if roles.exact else (),
+            told=tuple(each[1:] for each in said) if roles.exact else (),
         )
-        for index, answer, told in sorted(ranks.gather(found))
+        for index, answer, said in sorted(ranks.gather(found))
     ]
 
 

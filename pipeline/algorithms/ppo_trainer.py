@@ -213,8 +213,7 @@ class PPOTrainer:
         if own:
             with self.roles.acting("policy"):
                 logp_N, _, _ = self.roles.logprobs(self._pack(episodes, own), self.config.temperature)
-            sampled_N = torch.tensor([logp for index in own for logp in episodes[index].sampled])
-            gap[0] = (logp_N.cpu() - sampled_N).abs().max()
+            gap[0] = (logp_N - self._sampled([episodes[index] for index in own])).abs().max()
         return bool(self.ranks.max_(gap) <= SAME / 10)
 
     # ---- 2. answers
@@ -305,7 +304,7 @@ class PPOTrainer:
         shared = self.roles.critic == "policy"
         if self.progress.told:
             told_NK = torch.tensor([token for episode in episodes for token in episode.told], device=self.device)
-            logp_N, entropy_N, *values = told_NK.T
+            logp_N, (entropy_N, *values) = self._sampled(episodes), told_NK.T
             value_N = values[0] if shared else None
         else:
             with self.roles.acting("policy"):
@@ -315,6 +314,10 @@ class PPOTrainer:
             with self.roles.acting("critic"):
                 value_N = self.roles.values(self.roles.states(packed))
         return logp_N, entropy_N, value_N
+
+    def _sampled(self, episodes: Sequence[Episode]) -> Tensor:
+        """The sampler's log-probability of each token."""
+        return torch.tensor([logp for episode in episodes for logp in episode.sampled], device=self.device)
 
     # ---- 5. rewards and advantages
 

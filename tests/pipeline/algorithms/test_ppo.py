@@ -58,6 +58,19 @@ def computing_in(dtype: str, training: Training) -> Training:
     return training.model_copy(update={"model": training.model.model_copy(update={"dtype": dtype})})
 
 
+def shift(trainer: PPOTrainer, by: float) -> None:
+    """Let its sampler give each token a log-probability that is less by this."""
+    answers = trainer._answers
+
+    def shifted(tasks: Any, seed: int) -> list[Episode]:
+        return [
+            dataclasses.replace(each, sampled=tuple(logp - by for logp in each.sampled))
+            for each in answers(tasks, seed)
+        ]
+
+    trainer._answers = shifted  # type: ignore[method-assign]
+
+
 def trained(top: Path, training: Training, **options: Any) -> dict[str, bytes]:
     job = prepared(top, training, **options)
     train.finish(job)
@@ -187,16 +200,7 @@ def test_a_policy_that_says_otherwise_in_a_pass_than_it_told_is_asked_in_passes(
     tiny: ModelConfig, tmp_path: Path
 ) -> None:
     trainer = trainer_of(tmp_path, config(tiny, max_steps=1))
-    answers = trainer._answers
-
-    def shifted(tasks: Any, seed: int) -> list[Episode]:
-        def less(each: Episode) -> Episode:
-            told = tuple((logp - 2e-4, *others) for logp, *others in each.told)
-            return dataclasses.replace(each, sampled=tuple(logp for logp, *_ in told), told=told)
-
-        return [less(each) for each in answers(tasks, seed)]
-
-    trainer._answers = shifted  # type: ignore[method-assign]
+    shift(trainer, 2e-4)
     (line,) = trainer.train()
     assert not trainer.progress.told
     assert line["mismatch"] == pytest.approx(2e-4, rel=0.1)
@@ -371,16 +375,7 @@ def test_a_sampler_that_computes_otherwise_is_corrected_and_stopped_where_it_is_
     tiny: ModelConfig, tmp_path: Path
 ) -> None:
     trainer = trainer_of(tmp_path, config(tiny, importance_cap=2.0))
-    answers = trainer._answers
-
-    def perturbed(tasks: Any, seed: int) -> list[Episode]:
-        shift = math.log(3.0)
-        return [
-            Episode(each.task, each.answer, tuple(p - shift for p in each.sampled), each.truncated)
-            for each in answers(tasks, seed)
-        ]
-
-    trainer._answers = perturbed  # type: ignore[method-assign]
+    shift(trainer, math.log(3.0))
     episodes = trainer._answers(trainer.tasks[:8], 1)
     batch = trainer.compare(episodes, trainer.scores(episodes), 0)
     trainer.judge_tokens(batch)
