@@ -4,9 +4,11 @@
     decoding.select(rows)                  # repeat rows, or drop them
     logits = decoding.step(tokens)
 
-What is left out: which token is taken (`pipeline.sampling`).
+Conversations of one length are read together, and those of another in a pass of their own where that costs less than
+the padding. What is left out: which token is taken (`pipeline.sampling`).
 """
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +16,10 @@ from pipeline.architectures import bare, cache_argument, is_encoder_decoder
 
 if TYPE_CHECKING:
     import torch
+
+PASS = {"cpu": 8}
+"""What a forward pass costs whatever is read in it, in tokens: the weights come from memory and the layers are called.
+On a GPU, which multiplies so much faster than it reads, some hundreds."""
 
 
 class Decoding(Protocol):
@@ -51,14 +57,35 @@ class _Decoder:
 
     @classmethod
     def begin(cls, model: Any, prefixes: Sequence[Sequence[int]]) -> tuple["_Decoder", "torch.Tensor"]:
+        from pipeline.growing_cache import grows, join
+
         ids_BT, mask_BT = padded(prefixes, model.device, left=True)
         made = cls(model, mask_BT)
-        return made, made._forward(ids_BT)
+        parts = by_length([len(prefix) for prefix in prefixes], model.device)
+        if len(parts) == 1 or not grows(made.cache):
+            return made, made._forward(ids_BT)
+        read = []
+        for rows in parts:
+            width = len(prefixes[rows[-1]])
+            part = cls(model, mask_BT[rows, -width:])
+            read.append((part._forward(ids_BT[rows, -width:]), part.cache))
+        join(made.cache, [cache for _, cache in read], parts)
+        logits_BV = read[0][0].new_empty(len(prefixes), read[0][0].shape[-1])
+        for rows, (logits, _) in zip(parts, read, strict=True):
+            logits_BV[rows] = logits
+        return made, logits_BV
 
     def select(self, rows_B: "torch.Tensor") -> None:
         # Not `batch_select_indices`, which caches of recurrent layers do not have.
         self.cache.reorder_cache(rows_B)
         self.mask_BT = self.mask_BT[rows_B]
+
+    def copied(self, rows_B: "torch.Tensor") -> "_Decoder":
+        """These rows of it as another, so that it can be gone on from again."""
+        other = copy.copy(self)
+        other.cache = copy.deepcopy(self.cache)
+        other.select(rows_B)
+        return other
 
     def step(self, token_B: "torch.Tensor") -> "torch.Tensor":
         import torch
@@ -124,6 +151,32 @@ def start_token(model: Any) -> int:
 def positions(mask_BT: "torch.Tensor") -> "torch.Tensor":
     """The position of each token, (B, T): the number of real tokens before it, whatever the padding on the left."""
     return (mask_BT.cumsum(-1) - 1).clamp(min=0)
+
+
+def by_length(lengths: Sequence[int], device: "torch.device", most: int | None = None) -> list[list[int]]:
+    """The places of rows of such lengths in parts that are padded and computed by themselves.
+
+    The longest rows come first, whose memory is the first to be too much. Of all ways to divide them it is the one with
+    the fewest tokens, padding counted and each part as `PASS` more.
+
+    Args:
+        most: rows of a part. None: any number.
+    """
+    order = sorted(range(len(lengths)), key=lambda place: (lengths[place], place))
+    fixed = PASS.get(device.type, 512)
+    # cost[n]: of the n shortest rows, the last part of which begins at start[n].
+    cost, start = [0], [0]
+    for end in range(1, len(order) + 1):
+        width = lengths[order[end - 1]]
+        first = 0 if most is None else max(0, end - most)
+        found = min((cost[begin] + width * (end - begin) + fixed, begin) for begin in range(first, end))
+        cost.append(found[0])
+        start.append(found[1])
+    parts, end = [], len(order)
+    while end:
+        parts.append(order[start[end] : end])
+        end = start[end]
+    return parts
 
 
 def padded(rows: Sequence[Sequence[int]], device: Any, *, left: bool = False) -> tuple["torch.Tensor", "torch.Tensor"]:

@@ -6,6 +6,7 @@ that a recipe can be read without them. What is left out: adapters' training (`p
 """
 
 import contextlib
+import copy
 import fcntl
 import importlib.util
 import itertools
@@ -22,7 +23,7 @@ from pydantic import model_validator
 from pipeline import store
 from pipeline.architectures import alike, experts_in_full, is_encoder_decoder, is_recurrent, read_past
 from pipeline.contents import content_of
-from pipeline.decoding import padded, positions, start_token
+from pipeline.decoding import by_length, padded, positions, start_token
 from pipeline.errors import ModelError
 from pipeline.plugins import Config
 from pipeline.records import Message
@@ -575,32 +576,37 @@ def answer_logprobs(model: Any, prefix_T: Sequence[int], answers: Sequence[Seque
 
     if is_recurrent(model) or is_encoder_decoder(model):
         return padded_logprobs(model, [prefix_T] * len(answers), answers)
-    ids_NL = padded(answers, model.device)[0]
-    prefix_1T = torch.tensor([list(prefix_T)], device=model.device)
+    found: dict[int, torch.Tensor] = {}
     with torch.inference_mode():
         cache = DynamicCache(config=model.config)
-        logits_N1V = model(prefix_1T, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        logits_NLV = logits_N1V.expand(len(answers), -1, -1)
-        if ids_NL.shape[1] > 1:
-            # The answers are padded on the right, where a causal model's earlier positions cannot see.
-            cache.batch_repeat_interleave(len(answers))
-            rest = model(ids_NL[:, :-1], past_key_values=cache, use_cache=True).logits
-            logits_NLV = torch.cat([logits_NLV, rest], dim=1)
-        logprobs_NL = token_logprobs(logits_NLV.float(), ids_NL).cpu()
-    return [logprobs_NL[row, : len(answer)] for row, answer in enumerate(answers)]
+        prefix_1T = torch.tensor([list(prefix_T)], device=model.device)
+        logits_11V = model(prefix_1T, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        for rows in by_length([len(answer) - 1 for answer in answers], model.device):
+            # Padded on the right, where a causal model's earlier positions cannot see.
+            ids_NL = padded([answers[row] for row in rows], model.device)[0]
+            logits_NLV = logits_11V.expand(len(rows), -1, -1)
+            if ids_NL.shape[1] > 1:
+                before = copy.deepcopy(cache)
+                before.batch_repeat_interleave(len(rows))
+                rest = model(ids_NL[:, :-1], past_key_values=before, use_cache=True).logits
+                logits_NLV = torch.cat([logits_NLV, rest], dim=1)
+            logprobs_NL = token_logprobs(logits_NLV.float(), ids_NL).cpu()
+            found |= {row: logprobs_NL[at, : len(answers[row])] for at, row in enumerate(rows)}
+    return [found[row] for row in range(len(answers))]
 
 
 def padded_logprobs(
     model: Any, prefixes: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], rows: int = 8
 ) -> list["torch.Tensor"]:
-    """As `answer_logprobs`, for one answer to each of several conversations; `rows` of them at a time."""
+    """As `answer_logprobs`, for one answer to each of several conversations; at most `rows` at a time."""
     import torch
 
     logits_of = seq2seq_logits if is_encoder_decoder(model) else _causal_logits
     found: dict[int, torch.Tensor] = {}
     for group in alike(model, prefixes):
-        for start in range(0, len(group), rows):
-            chosen = group[start : start + rows]
+        lengths = [len(prefixes[place]) + len(answers[place]) for place in group]
+        for part in by_length(lengths, model.device, most=rows):
+            chosen = [group[at] for at in part]
             after = [answers[place] for place in chosen]
             with torch.inference_mode():
                 logits_BLV = logits_of(model, [prefixes[place] for place in chosen], after)

@@ -5,12 +5,11 @@ are the larger part of that text, and the same five times. What is left out: mod
 at a time, or that read in an encoder, which read the conversation with every answer (`pipeline.models`).
 """
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.architectures import is_encoder_decoder, is_recurrent
-from pipeline.decoding import padded, positions
+from pipeline.decoding import begin, by_length, padded, positions
 from pipeline.models import padded_logprobs, token_logprobs
 
 if TYPE_CHECKING:
@@ -35,20 +34,10 @@ class Read:
 
     def _read(self) -> None:
         import torch
-        from transformers import DynamicCache
 
-        ids_PT, self.mask_PT = padded(self.prefixes, self.model.device, left=True)
-        self.cache: Any = DynamicCache(config=self.model.config)
         with torch.inference_mode():
-            output = self.model(
-                ids_PT,
-                attention_mask=self.mask_PT,
-                position_ids=positions(self.mask_PT),
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        self.logits_P1V: torch.Tensor = output.logits
+            self.decoding: Any
+            self.decoding, self.logits_PV = begin(self.model, self.prefixes)
 
     def logprobs(self, places: Sequence[int], answers: Sequence[Sequence[int]]) -> list["torch.Tensor"]:
         """log p(token | what precedes it) of every token of answers, in nats.
@@ -65,9 +54,7 @@ class Read:
         if self.again:
             return padded_logprobs(self.model, [self.prefixes[place] for place in places], answers)
         found: dict[int, torch.Tensor] = {}
-        by_length = sorted(range(len(answers)), key=lambda row: (len(answers[row]), row))
-        for start in range(0, len(by_length), ROWS):
-            chosen = by_length[start : start + ROWS]
+        for chosen in by_length([len(answer) for answer in answers], self.model.device, most=ROWS):
             after = [answers[row] for row in chosen]
             with torch.inference_mode():
                 logprobs_BL = self._after([places[row] for row in chosen], after).cpu()
@@ -80,16 +67,15 @@ class Read:
 
         ids_BL, seen_BL = padded(answers, self.model.device)
         rows_B = torch.tensor(places, device=self.model.device)
-        logits_BLV = self.logits_P1V[rows_B]
+        logits_BLV = self.logits_PV[rows_B, None]
         if ids_BL.shape[1] > 1:
-            cache = copy.deepcopy(self.cache)
-            cache.reorder_cache(rows_B)
-            mask_BT = torch.cat([self.mask_PT[rows_B], seen_BL[:, :-1]], dim=1)
+            before = self.decoding.copied(rows_B)
+            mask_BT = torch.cat([before.mask_BT, seen_BL[:, :-1]], dim=1)
             rest = self.model(
                 ids_BL[:, :-1],
                 attention_mask=mask_BT,
-                position_ids=positions(mask_BT)[:, self.mask_PT.shape[1] :],
-                past_key_values=cache,
+                position_ids=positions(mask_BT)[:, before.mask_BT.shape[1] :],
+                past_key_values=before.cache,
                 use_cache=True,
             ).logits
             logits_BLV = torch.cat([logits_BLV, rest], dim=1)

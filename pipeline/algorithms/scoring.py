@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import store
 from pipeline.adapters import adapt
+from pipeline.decoding import by_length
 from pipeline.errors import ModelError
 from pipeline.models import ADAPTER_TENSORS, ModelConfig, answer_ids, chat_ids, load_scorer, load_tokenizer
 from pipeline.records import Message, Prompt, Response
@@ -198,11 +199,8 @@ class SharedReward:
         body = self.model.get_base_model()
         body = getattr(body, body.base_model_prefix)
         scores = [0.0] * len(rows)
-        # The longest first, so that rows of one batch have little padding.
-        order = sorted(range(len(rows)), key=lambda index: (-len(rows[index]), index))
         with frozen_role(self.model, self.name), torch.no_grad():
-            for start in range(0, len(order), ROWS):
-                chosen = order[start : start + ROWS]
+            for chosen in by_length([len(row) for row in rows], self.model.device, most=ROWS):
                 ids_BT, mask_BT = padded([rows[index] for index in chosen], self.head.pad_id, self.model.device)
                 hidden_BH = last_hidden(body, ids_BT, mask_BT)
                 scores_B = (hidden_BH.float() @ self.weight_1H.T)[:, 0]
@@ -240,11 +238,13 @@ def classifier_scores(model: Any, rows: Sequence[Sequence[int]], pad_id: int) ->
     """The scores that a sequence classifier gives, `ROWS` at a time."""
     import torch
 
-    scores: list[float] = []
+    scores = [0.0] * len(rows)
     with torch.no_grad():
-        for start in range(0, len(rows), ROWS):
-            ids_BT, mask_BT = padded(rows[start : start + ROWS], pad_id, model.device)
-            scores += model(input_ids=ids_BT, attention_mask=mask_BT).logits.float()[:, 0].tolist()
+        for chosen in by_length([len(row) for row in rows], model.device, most=ROWS):
+            ids_BT, mask_BT = padded([rows[index] for index in chosen], pad_id, model.device)
+            scores_B = model(input_ids=ids_BT, attention_mask=mask_BT).logits.float()[:, 0]
+            for index, score in zip(chosen, scores_B.tolist(), strict=True):
+                scores[index] = score
     return scores
 
 

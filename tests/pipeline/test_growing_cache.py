@@ -4,7 +4,7 @@ import torch
 from transformers import AutoConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from pipeline.growing_cache import ROOM, GrowingLayer, growing_cache
+from pipeline.growing_cache import ROOM, GrowingLayer, growing_cache, grows, join
 
 PROMPT = 5
 
@@ -55,3 +55,22 @@ def test_between_two_growths_a_token_moves_nothing() -> None:
 def test_layers_that_forget_stay_as_they_are() -> None:
     config = AutoConfig.for_model("gemma2", num_hidden_layers=2)
     assert [type(each) for each in growing_cache(config).layers] == [DynamicSlidingWindowLayer, GrowingLayer]
+    assert not grows(growing_cache(config))
+
+
+def test_what_was_read_apart_ends_together_and_has_zeros_before_it() -> None:
+    config = AutoConfig.for_model("llama", num_hidden_layers=2)
+    short, long, whole = (growing_cache(config) for _ in range(3))
+    for number in range(2):
+        short.update(torch.full((2, 1, 1, 1), 1.0 + number), torch.full((2, 1, 1, 1), -1.0 - number), number)
+        long.update(torch.full((1, 1, 3, 1), 7.0 + number), torch.full((1, 1, 3, 1), -7.0 - number), number)
+    assert grows(whole)
+    join(whole, [long, short], [[1], [0, 2]])
+    for number, layer in enumerate(whole.layers):
+        few, many = 1.0 + number, 7.0 + number
+        expected = torch.tensor([[0, 0, few], [many, many, many], [0, 0, few]])
+        assert torch.equal(layer.keys[:, 0, :, 0], expected)
+        assert torch.equal(layer.values[:, 0, :, 0], -expected)
+    assert whole.get_seq_length() == 3
+    # Held once.
+    assert short.get_seq_length() == long.get_seq_length() == 0

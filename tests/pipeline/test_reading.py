@@ -61,5 +61,6 @@ def test_the_conversations_are_read_once(tiny_model: Any) -> None:
         read = Read(tiny_model, PREFIXES)
         for _ in range(3):
             read.logprobs([0, 1], [[9, 9, 9, 9], [5, 6]])
-    # Five conversations padded to 40 tokens, then three times two answers whose last token is not needed.
-    assert counted == [5 * 40, 2 * 3, 2 * 3, 2 * 3]
+    # Conversations of 40, 23 and 11 tokens alone and those of 4 and 1 together, then three times two answers whose last
+    # token is not needed.
+    assert counted == [40, 23, 11, 2 * 4, 2 * 3, 2 * 3, 2 * 3]
