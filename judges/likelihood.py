@@ -46,12 +46,15 @@ class Config(JudgeConfig):
 class LikelihoodJudge(PointwiseJudge):
     def __init__(self, config: Config) -> None:
         from pipeline.models import load_model, load_tokenizer, system_as_taken
+        from pipeline.reading import Opening
 
         super().__init__(config, config.temperature)
         self.constitution, self.contrast = config.constitution, config.contrast
         self.tokenizer = load_tokenizer(config.model)
         self.as_taken = system_as_taken(self.tokenizer)
         self.model = load_model(config.model)
+        systems = [system for system in (self.constitution, self.contrast) if system is not None]
+        self.openings = {system: Opening.of(self.model, self._begins(system)) for system in systems}
 
     def looked_at(self, response: Response) -> Response:
         """Only the text: what the reader gets ends there, also where it was cut."""
@@ -67,7 +70,8 @@ class LikelihoodJudge(PointwiseJudge):
         return [None if g is None or b is None else g - b for g, b in zip(good, bad, strict=True)]
 
     def _means(self, prompt: Prompt, answers: list[str], system: str) -> list[float | None]:
-        from pipeline.models import answer_ids, answer_logprobs, chat_ids
+        from pipeline.models import answer_ids, chat_ids
+        from pipeline.reading import answer_logprobs
 
         prefix = chat_ids(self.tokenizer, self.as_taken(_under(system, prompt)))
         ids = [answer_ids(self.tokenizer, text, finished=True) for text in answers]
@@ -75,10 +79,21 @@ class LikelihoodJudge(PointwiseJudge):
         fits = [index for index, answer in enumerate(ids) if len(prefix) + len(answer) <= room]
         means: list[float | None] = [None] * len(ids)
         if fits:
-            found = answer_logprobs(self.model, prefix, [ids[index] for index in fits])
+            found = answer_logprobs(self.model, prefix, [ids[index] for index in fits], self.openings[system])
             for index, logprobs in zip(fits, found, strict=True):
                 means[index] = float(logprobs.double().mean())
         return means
+
+    def _begins(self, system: str) -> Sequence[int]:
+        """Token ids with which every conversation under this system message begins, whatever follows it."""
+        from pipeline.decoding import shared
+        from pipeline.models import chat_ids
+
+        user = Message(role="user", content="Why?")
+        asked = [
+            Prompt(id="", messages=turns) for turns in ((user,), (Message(role="system", content="Be brief."), user))
+        ]
+        return shared([chat_ids(self.tokenizer, self.as_taken(_under(system, each))) for each in asked])
 
 
 def _under(system: str, prompt: Prompt) -> tuple[Message, ...]:

@@ -4,22 +4,22 @@
     decoding.select(rows)                  # repeat rows, or drop them
     logits = decoding.step(tokens)
 
-Conversations of one length are read together, and those of another in a pass of their own where that costs less than
-the padding. What is left out: which token is taken (`pipeline.sampling`).
+What all conversations begin with is read once, and those of unlike lengths in passes of their own, where that costs
+less than to pad them and read them together. What is left out: which token is taken (`pipeline.sampling`).
 """
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pipeline.architectures import bare, cache_argument, is_encoder_decoder
 
 if TYPE_CHECKING:
     import torch
 
-PASS = {"cpu": 8}
+PASS, PASS_ELSEWHERE = {"cpu": 8}, 512
 """What a forward pass costs whatever is read in it, in tokens: the weights come from memory and the layers are called.
-On a GPU, which multiplies so much faster than it reads, some hundreds."""
+A GPU multiplies so much faster than it reads that it is some hundreds."""
 
 
 class Decoding(Protocol):
@@ -57,23 +57,39 @@ class _Decoder:
 
     @classmethod
     def begin(cls, model: Any, prefixes: Sequence[Sequence[int]]) -> tuple["_Decoder", "torch.Tensor"]:
-        from pipeline.growing_cache import grows, join
+        from pipeline.growing_cache import grows
 
         ids_BT, mask_BT = padded(prefixes, model.device, left=True)
         made = cls(model, mask_BT)
-        parts = by_length([len(prefix) for prefix in prefixes], model.device)
-        if len(parts) == 1 or not grows(made.cache):
+        reading = Reading.of(prefixes, model.device)
+        if reading is None or not grows(made.cache):
             return made, made._forward(ids_BT)
-        read = []
-        for rows in parts:
-            width = len(prefixes[rows[-1]])
-            part = cls(model, mask_BT[rows, -width:])
-            read.append((part._forward(ids_BT[rows, -width:]), part.cache))
-        join(made.cache, [cache for _, cache in read], parts)
-        logits_BV = read[0][0].new_empty(len(prefixes), read[0][0].shape[-1])
-        for rows, (logits, _) in zip(parts, read, strict=True):
-            logits_BV[rows] = logits
-        return made, logits_BV
+        made._read(prefixes, reading)
+        # The last tokens together, so that the states and logits from which all go on are those of one pass.
+        return made, made.step(ids_BT[:, -1])
+
+    def _read(self, prefixes: Sequence[Sequence[int]], reading: "Reading") -> None:
+        """All but the last token of each: the opening once, and each part behind it."""
+        import torch
+
+        from pipeline.growing_cache import join
+
+        device, begun = self.model.device, len(reading.opening)
+        ids_1T, mask_1T = padded([reading.opening], device)
+        opened = type(self)(self.model, mask_1T)
+        if begun:
+            opened._forward(ids_1T)
+        caches = []
+        for rows in reading.parts:
+            ids_BT, mask_BT = padded([prefixes[row][begun:-1] for row in rows], device, left=True)
+            part = opened.copied(torch.zeros(len(rows), dtype=torch.long, device=device))
+            part.mask_BT = torch.cat([part.mask_BT, mask_BT], dim=1)
+            part._forward(ids_BT)
+            caches.append(part.cache)
+        join(self.cache, opened.cache, caches, reading.parts, len(prefixes))
+        # Padding stands between the opening and the rest.
+        rest_BT = padded([prefix[begun:-1] for prefix in prefixes], device, left=True)[1]
+        self.mask_BT = torch.cat([mask_1T.expand(len(prefixes), -1), rest_BT], dim=1)
 
     def select(self, rows_B: "torch.Tensor") -> None:
         # Not `batch_select_indices`, which caches of recurrent layers do not have.
@@ -142,6 +158,39 @@ class _EncoderDecoder:
         return logits_BV
 
 
+class Reading(NamedTuple):
+    """How conversations are read in several passes, all but the last token of each."""
+
+    opening: Sequence[int]
+    """Token ids with which all of them begin, such as a system message."""
+    parts: Sequence[Sequence[int]]
+    """The places of those that are more than that and a last token."""
+
+    @classmethod
+    def of(cls, prefixes: Sequence[Sequence[int]], device: "torch.device") -> "Reading | None":
+        """None: padded and read together they cost no more."""
+        fixed = PASS.get(device.type, PASS_ELSEWHERE)
+        begun = min(len(shared(prefixes)), min(map(len, prefixes)) - 1)
+        if begun * (len(prefixes) - 1) <= fixed:
+            begun = 0
+        rest = {place: length for place, prefix in enumerate(prefixes) if (length := len(prefix) - 1 - begun)}
+        places = [*rest]
+        parts = [[places[at] for at in part] for part in by_length([*rest.values()], device)]
+        tokens = begun + sum(rest[part[-1]] * len(part) for part in parts) + len(prefixes)
+        passes = (begun > 0) + len(parts) + 1
+        if tokens + passes * fixed >= max(map(len, prefixes)) * len(prefixes) + fixed:
+            return None
+        return cls(prefixes[0][:begun], parts)
+
+
+def shared(rows: Sequence[Sequence[int]]) -> Sequence[int]:
+    """What all rows begin with."""
+    # Of rows in order the first and the last are the most unlike.
+    first, last = min(rows), max(rows)
+    at = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), None)
+    return first if at is None else first[:at]
+
+
 def start_token(model: Any) -> int:
     """What an encoder-decoder's answers are written after."""
     # In several processes the model is wrapped by what sums up its gradients.
@@ -163,7 +212,7 @@ def by_length(lengths: Sequence[int], device: "torch.device", most: int | None =
         most: rows of a part. None: any number.
     """
     order = sorted(range(len(lengths)), key=lambda place: (lengths[place], place))
-    fixed = PASS.get(device.type, 512)
+    fixed = PASS.get(device.type, PASS_ELSEWHERE)
     # cost[n]: of the n shortest rows, the last part of which begins at start[n].
     cost, start = [0], [0]
     for end in range(1, len(order) + 1):
@@ -187,4 +236,5 @@ def padded(rows: Sequence[Sequence[int]], device: Any, *, left: bool = False) ->
     pairs = [([0] * (width - len(row)), list(row)) for row in rows]
     ids = [pad + row if left else row + pad for pad, row in pairs]
     mask = [pad + [1] * len(row) if left else [1] * len(row) + pad for pad, row in pairs]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    # Rows without any token would be taken for floating point.
+    return tuple(torch.tensor(each, dtype=torch.long, device=device) for each in (ids, mask))  # type: ignore[return-value]

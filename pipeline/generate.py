@@ -30,7 +30,7 @@ from pipeline.worker import Job
 KIND = "answers"
 """The kind of the journal's rows: a batch's answers."""
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of this file changes what comes out."""
 
 

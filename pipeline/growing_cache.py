@@ -47,11 +47,14 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self.rooms = None  # not to be held until the next token
         super().reorder_cache(beam_idx)
 
-    def join(self, parts: Sequence["GrowingLayer"], places: Sequence[Sequence[int]]) -> None:
+    def join(
+        self, opened: "GrowingLayer", parts: Sequence["GrowingLayer"], places: Sequence[Sequence[int]], rows: int
+    ) -> None:
         """See the function `join`."""
-        self.lazy_initialization(parts[0].keys, parts[0].values)
-        self.keys = _joined([part.keys for part in parts], places)
-        self.values = _joined([part.values for part in parts], places)
+        some = parts[0] if parts else opened
+        self.lazy_initialization(some.keys, some.values)
+        self.keys = _joined(opened.keys, [part.keys for part in parts], places, rows)
+        self.values = _joined(opened.values, [part.values for part in parts], places, rows)
 
 
 def _room(new: Tensor, end: int) -> Tensor:
@@ -59,13 +62,18 @@ def _room(new: Tensor, end: int) -> Tensor:
     return new.new_empty(batch, heads, end + ROOM, depth)
 
 
-def _joined(parts: Sequence[Tensor], places: Sequence[Sequence[int]]) -> Tensor:
-    """(B, heads, T, D) of parts that end together."""
-    (_, heads, _, depth), longest = parts[0].shape, max(part.shape[-2] for part in parts)
+def _joined(opened: Tensor | None, parts: Sequence[Tensor], places: Sequence[Sequence[int]], rows: int) -> Tensor:
+    """(B, heads, T, D): what all begin with, then parts that end together."""
+    shape = (parts[0] if parts else opened).shape
+    begun = opened.shape[-2] if opened is not None else 0
+    longest = max((part.shape[-2] for part in parts), default=begun)
     # Zeros for padding: where nobody looks, values are multiplied by 0 all the same, and NaN would stay NaN.
-    whole = parts[0].new_zeros(sum(map(len, places)), heads, longest, depth)
-    for part, rows in zip(parts, places, strict=True):
-        whole[rows, :, longest - part.shape[-2] :] = part
+    whole = (parts[0] if parts else opened).new_zeros(rows, shape[1], longest, shape[3])
+    if opened is not None:
+        whole[:, :, :begun] = opened
+    for part, here in zip(parts, places, strict=True):
+        rest = part[:, :, begun:]
+        whole[here, :, longest - rest.shape[-2] :] = rest
     return whole
 
 
@@ -81,15 +89,23 @@ def grows(cache: DynamicCache) -> bool:
     return all(type(layer) is GrowingLayer for layer in cache.layers)
 
 
-def join(cache: DynamicCache, parts: Sequence[DynamicCache], places: Sequence[Sequence[int]]) -> None:
-    """Puts what was read apart into an empty cache, as if it had been padded on the left and read together.
+def join(
+    cache: DynamicCache,
+    opened: DynamicCache,
+    parts: Sequence[DynamicCache],
+    places: Sequence[Sequence[int]],
+    rows: int,
+) -> None:
+    """Puts what was read in several passes into an empty cache: what all rows begin with, padding, the rest of each.
 
     Args:
-        cache: a growing one, as the parts are, of the same model.
-        parts: emptied meanwhile, so that no more than a layer is held twice.
+        cache: a growing one, as the others are, of the same model.
+        opened: of one row, what all begin with. It may be empty.
+        parts: each has read on from there. Emptied meanwhile, so that no more than a layer is held twice.
         places: for each part, which rows of the whole its rows are.
+        rows: of the whole; those that are in no part are what all begin with and nothing more.
     """
     for number, layer in enumerate(cache.layers):
-        layer.join([part.layers[number] for part in parts], places)
+        layer.join(opened.layers[number], [part.layers[number] for part in parts], places, rows)
         for part in parts:
             part.layers[number] = GrowingLayer()

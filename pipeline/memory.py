@@ -337,11 +337,9 @@ def _halves(count: int, least: int) -> Iterator[int]:
 
 
 def _ready(sizes: Sizes, work: Work) -> int:
-    """Bytes of the matrices that are held ready for a rollout on a processor: dequantised, and in bf16 laid out anew
+    """Bytes of the matrices that are held ready for a rollout on a processor: dequantised, and laid out anew
     (`pipeline.packed`), the output layer's as well."""
-    if work.number == 2:
-        return (sizes.linear + sizes.names[-1][1]) * work.number
-    return sizes.linear * work.number if work.quantization != "none" else 0
+    return (sizes.linear + sizes.names[-1][1]) * work.number
 
 
 def _sampling(sizes: Sizes, work: Work, parts: dict[str, int], ready: int) -> dict[str, int]:

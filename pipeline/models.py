@@ -6,7 +6,6 @@ that a recipe can be read without them. What is left out: adapters' training (`p
 """
 
 import contextlib
-import copy
 import fcntl
 import importlib.util
 import itertools
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import model_validator
 
 from pipeline import store
-from pipeline.architectures import alike, experts_in_full, is_encoder_decoder, is_recurrent, read_past
+from pipeline.architectures import alike, experts_in_full, is_encoder_decoder, read_past
 from pipeline.contents import content_of
 from pipeline.decoding import by_length, padded, positions, start_token
 from pipeline.errors import ModelError
@@ -558,47 +557,19 @@ def answer_ids(tokenizer: Any, text: str, *, finished: bool | None) -> list[int]
     return ids if finished is False else [*ids, end]
 
 
-def answer_logprobs(model: Any, prefix_T: Sequence[int], answers: Sequence[Sequence[int]]) -> list["torch.Tensor"]:
-    """log p(token | what precedes it) of every token of several answers to one conversation, in nats.
-
-    The conversation is computed once and its cache shared by the answers, where the model's cache can go on with
-    several tokens at once.
+def padded_logprobs(
+    model: Any, prefixes: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], rows: int = 8
+) -> list["torch.Tensor"]:
+    """log p(token | what precedes it) of every token of one answer to each of several conversations, in nats.
 
     Args:
-        prefix_T: token ids of the conversation.
+        prefixes: token ids of the conversations.
         answers: token ids of the answers, none of them empty.
+        rows: at most so many are computed at a time.
 
     Returns:
         For each answer a float32 tensor of its length, on the processor.
     """
-    import torch
-    from transformers import DynamicCache
-
-    if is_recurrent(model) or is_encoder_decoder(model):
-        return padded_logprobs(model, [prefix_T] * len(answers), answers)
-    found: dict[int, torch.Tensor] = {}
-    with torch.inference_mode():
-        cache = DynamicCache(config=model.config)
-        prefix_1T = torch.tensor([list(prefix_T)], device=model.device)
-        logits_11V = model(prefix_1T, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        for rows in by_length([len(answer) - 1 for answer in answers], model.device):
-            # Padded on the right, where a causal model's earlier positions cannot see.
-            ids_NL = padded([answers[row] for row in rows], model.device)[0]
-            logits_NLV = logits_11V.expand(len(rows), -1, -1)
-            if ids_NL.shape[1] > 1:
-                before = copy.deepcopy(cache)
-                before.batch_repeat_interleave(len(rows))
-                rest = model(ids_NL[:, :-1], past_key_values=before, use_cache=True).logits
-                logits_NLV = torch.cat([logits_NLV, rest], dim=1)
-            logprobs_NL = token_logprobs(logits_NLV.float(), ids_NL).cpu()
-            found |= {row: logprobs_NL[at, : len(answers[row])] for at, row in enumerate(rows)}
-    return [found[row] for row in range(len(answers))]
-
-
-def padded_logprobs(
-    model: Any, prefixes: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], rows: int = 8
-) -> list["torch.Tensor"]:
-    """As `answer_logprobs`, for one answer to each of several conversations; at most `rows` at a time."""
     import torch
 
     logits_of = seq2seq_logits if is_encoder_decoder(model) else _causal_logits

@@ -5,8 +5,9 @@ are the larger part of that text, and the same five times. What is left out: mod
 at a time, or that read in an encoder, which read the conversation with every answer (`pipeline.models`).
 """
 
+import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.architectures import is_encoder_decoder, is_recurrent
 from pipeline.decoding import begin, by_length, padded, positions
@@ -80,3 +81,71 @@ class Read:
             ).logits
             logits_BLV = torch.cat([logits_BLV, rest], dim=1)
         return token_logprobs(logits_BLV.float(), ids_BL)
+
+
+class Opening(NamedTuple):
+    """What many conversations begin with, such as a system message, as a model has read it."""
+
+    ids: Sequence[int]
+    cache: Any
+    """None: there is nothing, or its state could not go on with several tokens."""
+
+    @classmethod
+    def of(cls, model: Any, ids: Sequence[int]) -> "Opening":
+        """Reads it, in the role in which the model will be asked."""
+        import torch
+        from transformers import DynamicCache
+
+        if not ids or is_recurrent(model) or is_encoder_decoder(model):
+            return cls((), None)
+        cache = DynamicCache(config=model.config)
+        with torch.inference_mode():
+            model(
+                torch.tensor([list(ids)], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+        return cls(tuple(ids), cache)
+
+    def begins(self, prefix_T: Sequence[int]) -> bool:
+        """Whether a conversation begins with it and goes on."""
+        return bool(self.ids) and len(prefix_T) > len(self.ids) and tuple(prefix_T[: len(self.ids)]) == self.ids
+
+
+def answer_logprobs(
+    model: Any, prefix_T: Sequence[int], answers: Sequence[Sequence[int]], opening: Opening | None = None
+) -> list["torch.Tensor"]:
+    """log p(token | what precedes it) of every token of several answers to one conversation, in nats.
+
+    The conversation is computed once and its cache shared by the answers, where the model's cache can go on with
+    several tokens at once.
+
+    Args:
+        prefix_T: token ids of the conversation.
+        answers: token ids of the answers, none of them empty.
+        opening: what the conversation may begin with; it is not read again then.
+
+    Returns:
+        For each answer a float32 tensor of its length, on the processor.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    if is_recurrent(model) or is_encoder_decoder(model):
+        return padded_logprobs(model, [prefix_T] * len(answers), answers)
+    found: dict[int, torch.Tensor] = {}
+    with torch.inference_mode():
+        begun = opening if opening is not None and opening.begins(prefix_T) else Opening((), None)
+        cache = copy.deepcopy(begun.cache) if begun.ids else DynamicCache(config=model.config)
+        prefix_1T = torch.tensor([list(prefix_T[len(begun.ids) :])], device=model.device)
+        logits_11V = model(prefix_1T, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        for rows in by_length([len(answer) - 1 for answer in answers], model.device):
+            # Padded on the right, where a causal model's earlier positions cannot see.
+            ids_NL = padded([answers[row] for row in rows], model.device)[0]
+            logits_NLV = logits_11V.expand(len(rows), -1, -1)
+            if ids_NL.shape[1] > 1:
+                before = copy.deepcopy(cache)
+                before.batch_repeat_interleave(len(rows))
+                rest = model(ids_NL[:, :-1], past_key_values=before, use_cache=True).logits
+                logits_NLV = torch.cat([logits_NLV, rest], dim=1)
+            logprobs_NL = token_logprobs(logits_NLV.float(), ids_NL).cpu()
+            found |= {row: logprobs_NL[at, : len(answers[row])] for at, row in enumerate(rows)}
+    return [found[row] for row in range(len(answers))]

@@ -5,6 +5,7 @@ answers are kept, and a kill, a resume or another number of processes changes no
 sampled (`local.py`, `openai.py`) and where answers are kept (`pipeline.generate`).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -99,16 +100,18 @@ class SamplerConfig(Config):
 
 
 def plan(prompts: Sequence[Prompt], *, samples: int, batch_size: int, seed: int, purpose: str) -> list[Batch]:
-    """Prompts of like length in batches of about `batch_size` answers, each batch with a seed of its own.
+    """Prompts of like length in batches of at most about `batch_size` answers, each batch with a seed of its own.
 
-    Length is counted in characters, so that planning needs no tokenizer. Longest first: what takes the most memory
-    fails at once, and the estimate of the remaining time errs on the safe side.
+    As few batches as that takes, all of about one size: a last one that is small would leave most of the processes that
+    share them idle. Length is counted in characters, so that planning needs no tokenizer. Longest first: what takes the
+    most memory fails at once, and the estimate of the remaining time errs on the safe side.
     """
 
     def length(prompt: Prompt) -> tuple[int, str]:
         return (sum(len(message.content) for message in prompt.messages), prompt.id)
 
     ordered = sorted(prompts, key=length, reverse=True)
-    step = max(1, batch_size // samples)
-    groups = [tuple(ordered[start : start + step]) for start in range(0, len(ordered), step)]
+    number = math.ceil(len(ordered) / max(1, batch_size // samples))
+    ends = [len(ordered) * (each + 1) // number for each in range(number)]
+    groups = [tuple(ordered[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
     return [Batch(group, samples, seed_of(seed, purpose, *(prompt.id for prompt in group))) for group in groups]

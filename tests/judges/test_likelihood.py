@@ -54,6 +54,21 @@ def test_the_score_is_the_mean_log_probability_under_the_constitution(
     assert verdict.fingerprint == judge.config.fingerprint()
 
 
+@pytest.mark.parametrize("own", [(), (Message(role="system", content="Be kind."),)])
+def test_the_constitution_is_read_once_whatever_system_message_a_prompt_has(
+    own: tuple[Message, ...], judge: LikelihoodJudge
+) -> None:
+    read: list[int] = []
+    prompt = Prompt(id="p", messages=(*own, Message(role="user", content="Three and three?")))
+    hook = judge.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: read.append(given[0].numel()))
+    judge.judge([Pair.of(prompt, LONG, SHORT)])
+    hook.remove()
+    rest = "".join(f"\n\n{each.content}" for each in own) + spelled("", prompt.text).removeprefix(
+        "<|im_start|>system\n"
+    )
+    assert read[0] == len(judge.tokenizer(rest, add_special_tokens=False)["input_ids"])
+
+
 def test_a_contrast_is_subtracted(tiny: ModelConfig, tiny_model: Any, tiny_tokenizer: Any) -> None:
     pair = Pair.of(prompt_of("Three and three?"), LONG, SHORT)
     (verdict,) = Config(model=tiny, constitution=GOOD, contrast=BAD).build(Session()).judge([pair])

@@ -15,7 +15,7 @@ from pipeline.algorithms.base import LoraConfig, Setting, TrainRun
 from pipeline.architectures import alike, cache_argument, is_recurrent, padding_leaks
 from pipeline.errors import ModelError, TrainingError
 from pipeline.models import ModelConfig
-from pipeline.reading import Read
+from pipeline.reading import Opening, Read, answer_logprobs
 from pipeline.sampling.base import Batch
 from pipeline.sampling.local import Config, decode
 
@@ -85,7 +85,9 @@ def test_log_probabilities_are_those_of_plain_forward_passes(kind: str, loaded: 
     prefixes = [random.integers(3, 259, size=length).tolist() for length in (23, 4, 11, 1, 40)]
     answers = [random.integers(2, 259, size=length).tolist() for length in (1, 17, 3, 30, 9)]
     together = models.padded_logprobs(loaded[kind], prefixes, answers, rows=4)
-    to_one = models.answer_logprobs(loaded[kind], prefixes[0], answers)
+    to_one = answer_logprobs(loaded[kind], prefixes[0], answers)
+    opening = Opening.of(loaded[kind], prefixes[0][:20])
+    behind = answer_logprobs(loaded[kind], prefixes[0], answers, opening)
     read_once = Read(loaded[kind], prefixes).logprobs(range(5), answers)
     for place, answer in enumerate(answers):
         picked = (np.arange(len(answer)), answer)
@@ -94,6 +96,7 @@ def test_log_probabilities_are_those_of_plain_forward_passes(kind: str, loaded: 
         assert read_once[place].numpy() == pytest.approx(expected, abs=2e-4)
         expected = next_logprobs(loaded[kind], prefixes[0], answer)[picked]
         assert to_one[place].numpy() == pytest.approx(expected, abs=2e-4)
+        assert behind[place].numpy() == pytest.approx(expected, abs=2e-4)
 
 
 # ---- recurrent models

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from tiny import full_logprobs
 
 from pipeline import decoding
-from pipeline.decoding import PASS, begin, by_length
+from pipeline.decoding import PASS, Reading, begin, by_length
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LENGTHS = (23, 4, 11, 1, 40, 24)
@@ -56,19 +57,49 @@ def test_no_other_division_has_fewer_tokens(most: int | None, seed: int) -> None
     assert sorted(itertools.chain(*found)) == list(range(9))
 
 
-def test_what_is_read_in_parts_goes_on_as_what_was_padded_together(
-    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    random = np.random.default_rng(2)
-    prefixes = [random.integers(3, 259, size=length).tolist() for length in LENGTHS]
+def test_an_opening_is_read_once_and_the_last_tokens_together() -> None:
+    opening = list(range(100, 120))
+    prefixes = [[*opening, *[place] * length] for place, length in enumerate((30, 1, 2, 31))]
+    # 29 and 30 tokens together, one alone, and one has nothing between the opening and its last token.
+    assert Reading.of(prefixes, CPU) == (opening, [[0, 3], [2]])
+
+
+def test_conversations_are_read_together_where_that_costs_no_more() -> None:
+    assert Reading.of([[1, 2, 3, 4]], CPU) is None
+    assert Reading.of([[1] * 20, [2] * 21], CPU) is None
+    assert Reading.of([[1] * 200, [2] * 20], GPU) is None
+    # An opening of two tokens is not worth a pass.
+    assert Reading.of([[7, 7, each, *[each] * 40] for each in range(3)], CPU) is None
+
+
+@contextmanager
+def passes(model: Any) -> Iterator[list[tuple[int, ...]]]:
+    """The shape of every forward pass inside."""
     read: list[tuple[int, ...]] = []
-    hook = tiny_model.get_input_embeddings().register_forward_pre_hook(lambda _, given: read.append(given[0].shape))
-    with torch.inference_mode():
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, given: read.append(tuple(given[0].shape)))
+    yield read
+    hook.remove()
+
+
+OPENING = [9, 8, 7, 6, 5, 4, 3]
+CASES = {
+    "unlike": ([], [(1, 39), (2, 23), (2, 10), (6, 1)]),
+    "an opening": (OPENING, [(1, 7), (1, 39), (2, 23), (2, 10), (6, 1)]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_read_in_parts_goes_on_as_what_was_padded_together(
+    case: str, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, shapes = CASES[case]
+    random = np.random.default_rng(2)
+    prefixes = [[*opening, *random.integers(10, 259, size=length).tolist()] for length in LENGTHS]
+    with torch.inference_mode(), passes(tiny_model) as read:
         apart, logits_apart = begin(tiny_model, prefixes)
         monkeypatch.setattr(decoding, "PASS", {"cpu": 10**6})
         together, logits_together = begin(tiny_model, prefixes)
-        hook.remove()
-        assert read == [(1, 40), (2, 24), (1, 11), (2, 4), (6, 40)]
+        assert read == [*shapes, (6, 40 + len(opening))]
         assert torch.allclose(logits_apart, logits_together, atol=1e-4)
         rows = torch.tensor([5, 1, 3, 3, 0])
         for each in (apart, together):
@@ -80,10 +111,10 @@ def test_what_is_read_in_parts_goes_on_as_what_was_padded_together(
 
 def test_what_is_read_in_parts_is_what_each_conversation_says_alone(tiny_model: Any) -> None:
     random = np.random.default_rng(3)
-    rows = [random.integers(3, 259, size=length).tolist() for length in LENGTHS]
-    with torch.inference_mode():
-        decoding, logits_BV = begin(tiny_model, [row[:-1] for row in rows if len(row) > 1])
-    for row, logits_V in zip([row for row in rows if len(row) > 1], logits_BV, strict=True):
+    rows = [[*OPENING, *random.integers(10, 259, size=length).tolist()] for length in LENGTHS]
+    with torch.inference_mode(), passes(tiny_model) as read:
+        logits_BV = begin(tiny_model, [row[:-1] for row in rows])[1]
+    assert len(read) > 2
+    for row, logits_V in zip(rows, logits_BV, strict=True):
         expected = full_logprobs(tiny_model, row)[-1]
         assert float(logits_V.log_softmax(-1)[row[-1]]) == pytest.approx(expected, abs=1e-4)
-    assert decoding is not None

@@ -1,7 +1,7 @@
 """A cache with room holds what transformers' own holds, and copies it only when the room is full."""
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from pipeline.growing_cache import ROOM, GrowingLayer, growing_cache, grows, join
@@ -58,19 +58,44 @@ def test_layers_that_forget_stay_as_they_are() -> None:
     assert not grows(growing_cache(config))
 
 
-def test_what_was_read_apart_ends_together_and_has_zeros_before_it() -> None:
-    config = AutoConfig.for_model("llama", num_hidden_layers=2)
-    short, long, whole = (growing_cache(config) for _ in range(3))
+def caches(count: int) -> list[DynamicCache]:
+    return [growing_cache(AutoConfig.for_model("llama", num_hidden_layers=2)) for _ in range(count)]
+
+
+def fill(cache: DynamicCache, rows: int, tokens: int, value: float) -> None:
     for number in range(2):
-        short.update(torch.full((2, 1, 1, 1), 1.0 + number), torch.full((2, 1, 1, 1), -1.0 - number), number)
-        long.update(torch.full((1, 1, 3, 1), 7.0 + number), torch.full((1, 1, 3, 1), -7.0 - number), number)
+        keys = torch.full((rows, 1, tokens, 1), value + number)
+        cache.update(keys, -keys, number)
+
+
+def test_what_was_read_apart_ends_together_and_has_zeros_before_it() -> None:
+    opened, short, long, whole = caches(4)
+    fill(short, 2, 1, 1.0)
+    fill(long, 1, 3, 7.0)
     assert grows(whole)
-    join(whole, [long, short], [[1], [0, 2]])
+    join(whole, opened, [long, short], [[1], [0, 2]], 4)
     for number, layer in enumerate(whole.layers):
         few, many = 1.0 + number, 7.0 + number
-        expected = torch.tensor([[0, 0, few], [many, many, many], [0, 0, few]])
+        expected = torch.tensor([[0, 0, few], [many, many, many], [0, 0, few], [0, 0, 0]])
         assert torch.equal(layer.keys[:, 0, :, 0], expected)
         assert torch.equal(layer.values[:, 0, :, 0], -expected)
     assert whole.get_seq_length() == 3
     # Held once.
     assert short.get_seq_length() == long.get_seq_length() == 0
+
+
+def test_what_all_begin_with_stands_before_the_padding() -> None:
+    opened, part, whole = caches(3)
+    fill(opened, 1, 2, 5.0)
+    fill(part, 1, 2, 5.0)
+    fill(part, 1, 1, 1.0)
+    join(whole, opened, [part], [[1]], 2)
+    assert whole.layers[0].keys[:, 0, :, 0].tolist() == [[5, 5, 0], [5, 5, 1]]
+    assert whole.layers[1].values[:, 0, :, 0].tolist() == [[-6, -6, 0], [-6, -6, -2]]
+
+
+def test_rows_that_are_nothing_but_what_all_begin_with() -> None:
+    opened, whole = caches(2)
+    fill(opened, 1, 2, 5.0)
+    join(whole, opened, [], [], 3)
+    assert whole.layers[0].keys[:, 0, :, 0].tolist() == [[5, 5]] * 3

@@ -258,18 +258,6 @@ def test_token_log_probabilities_by_pencil() -> None:
     )
 
 
-@pytest.mark.parametrize("lengths", [[1], [1, 1, 1], [9, 1, 30, 2], [5, 5]])
-def test_answer_log_probabilities_are_those_of_a_plain_forward_pass(lengths: list[int], tiny_model: Any) -> None:
-    random = np.random.default_rng(sum(lengths))
-    prefix = random.integers(3, 259, size=23).tolist()
-    answers = [random.integers(2, 259, size=length).tolist() for length in lengths]
-    found = models.answer_logprobs(tiny_model, prefix, answers)
-    for answer, logprobs in zip(answers, found, strict=True):
-        expected = full_logprobs(tiny_model, [*prefix, *answer])[len(prefix) - 1 :]
-        assert logprobs.dtype == torch.float32
-        assert logprobs.numpy() == pytest.approx(expected, abs=1e-4)
-
-
 @pytest.mark.parametrize("rows", [1, 2, 8])
 def test_answers_to_different_conversations_have_the_log_probabilities_of_plain_forward_passes(
     rows: int, tiny_model: Any
@@ -281,14 +269,6 @@ def test_answers_to_different_conversations_have_the_log_probabilities_of_plain_
     for prefix, answer, logprobs in zip(prefixes, answers, found, strict=True):
         expected = full_logprobs(tiny_model, [*prefix, *answer])[len(prefix) - 1 :]
         assert logprobs.numpy() == pytest.approx(expected, abs=1e-4)
-
-
-def test_an_answers_log_probabilities_do_not_depend_on_the_others_order(tiny_model: Any) -> None:
-    prefix, answers = [5, 6, 7], [[9, 10, 11, 12], [30], [40, 41]]
-    forward = models.answer_logprobs(tiny_model, prefix, answers)
-    backward = models.answer_logprobs(tiny_model, prefix, answers[::-1])
-    for one, other in zip(forward, reversed(backward), strict=True):
-        assert one.numpy() == pytest.approx(other.numpy(), abs=1e-5)
 
 
 # ---- roles

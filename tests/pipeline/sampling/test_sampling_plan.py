@@ -43,7 +43,21 @@ def test_the_order_of_the_prompts_does_not_matter(prompts: list[Prompt], order: 
 
 def test_the_longest_prompts_come_first() -> None:
     batches = planned([prompt_of("x" * n) for n in (3, 9, 1, 5, 7)], samples=1, batch_size=2)
-    assert [[len(prompt.text) for prompt in batch.prompts] for batch in batches] == [[9, 7], [5, 3], [1]]
+    assert [[len(prompt.text) for prompt in batch.prompts] for batch in batches] == [[9], [7, 5], [3, 1]]
+
+
+@pytest.mark.parametrize(("prompts", "sizes"), [(84, [42, 42]), (80, [80]), (161, [53, 54, 54]), (1, [1]), (0, [])])
+def test_batches_are_as_few_as_can_be_and_of_one_size_for_the_processes_that_share_them(
+    prompts: int, sizes: list[int]
+) -> None:
+    batches = planned([prompt_of(f"question {number}") for number in range(prompts)], samples=1, batch_size=80)
+    assert [len(batch.prompts) for batch in batches] == sizes
+
+
+@given(prompt_lists, st.integers(1, 6), st.integers(1, 20))
+def test_no_batch_has_two_prompts_more_than_another(prompts: list[Prompt], samples: int, size: int) -> None:
+    sizes = [len(batch.prompts) for batch in planned(prompts, samples=samples, batch_size=size)]
+    assert not sizes or max(sizes) - min(sizes) <= 1
 
 
 def test_batches_and_purposes_and_recipes_have_seeds_of_their_own() -> None:
