@@ -186,7 +186,7 @@ class Reading(NamedTuple):
 def shared(rows: Sequence[Sequence[int]]) -> Sequence[int]:
     """What all rows begin with."""
     # Of rows in order the first and the last are the most unlike.
-    first, last = min(rows), max(rows)
+    first, last = min(map(list, rows)), max(map(list, rows))
     at = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), None)
     return first if at is None else first[:at]
 

@@ -51,10 +51,11 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self, opened: "GrowingLayer", parts: Sequence["GrowingLayer"], places: Sequence[Sequence[int]], rows: int
     ) -> None:
         """See the function `join`."""
-        some = parts[0] if parts else opened
-        self.lazy_initialization(some.keys, some.values)
-        self.keys = _joined(opened.keys, [part.keys for part in parts], places, rows)
-        self.values = _joined(opened.values, [part.values for part in parts], places, rows)
+        read = [*parts, opened] if opened.is_initialized else parts
+        self.lazy_initialization(read[0].keys, read[0].values)
+        begun = opened.get_seq_length()
+        self.keys = _joined([each.keys for each in read], places, rows, begun)
+        self.values = _joined([each.values for each in read], places, rows, begun)
 
 
 def _room(new: Tensor, end: int) -> Tensor:
@@ -62,16 +63,16 @@ def _room(new: Tensor, end: int) -> Tensor:
     return new.new_empty(batch, heads, end + ROOM, depth)
 
 
-def _joined(opened: Tensor | None, parts: Sequence[Tensor], places: Sequence[Sequence[int]], rows: int) -> Tensor:
-    """(B, heads, T, D): what all begin with, then parts that end together."""
-    shape = (parts[0] if parts else opened).shape
-    begun = opened.shape[-2] if opened is not None else 0
-    longest = max((part.shape[-2] for part in parts), default=begun)
+def _joined(read: Sequence[Tensor], places: Sequence[Sequence[int]], rows: int, begun: int) -> Tensor:
+    """(B, heads, T, D) of parts that end together, the first `begun` of T being those of all; the last of what was read
+    is that alone, where there is any."""
+    _, heads, _, depth = read[0].shape
+    longest = max(each.shape[-2] for each in read)
     # Zeros for padding: where nobody looks, values are multiplied by 0 all the same, and NaN would stay NaN.
-    whole = (parts[0] if parts else opened).new_zeros(rows, shape[1], longest, shape[3])
-    if opened is not None:
-        whole[:, :, :begun] = opened
-    for part, here in zip(parts, places, strict=True):
+    whole = read[0].new_zeros(rows, heads, longest, depth)
+    if begun:
+        whole[:, :, :begun] = read[-1]
+    for part, here in zip(read, places, strict=False):
         rest = part[:, :, begun:]
         whole[here, :, longest - rest.shape[-2] :] = rest
     return whole
