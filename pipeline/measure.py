@@ -175,8 +175,9 @@ def _items(config: Measuring, job: Job) -> list[Item]:
 def _scoring(config: Measuring, job: Job) -> Iterator[Item]:
     prompts = {prompt.id: prompt for prompt in store.read_jsonl(job.inputs["answers"] / "prompts.jsonl", Prompt)}
     answers = list(store.read_jsonl(job.inputs["answers"] / "answers.jsonl", Answer))
-    # Of like length together, the longest first, whose memory is the first to be too much.
-    answers.sort(key=lambda each: (-_length(prompts[each.prompt_id], each), each.prompt_id, each.response.key))
+    # Those to one prompt together, and prompts of like length; the longest first, whose memory will be the most.
+    lengths = {name: sum(len(turn.content) for turn in prompt.messages) for name, prompt in prompts.items()}
+    answers.sort(key=lambda each: (-lengths[each.prompt_id], each.prompt_id, each.response.key))
     for name in _known(config, job):
         model = policy_called(name, config.elsewhere, job).digest
         for some in _parts(answers, ANSWERS):
@@ -186,10 +187,6 @@ def _scoring(config: Measuring, job: Job) -> Iterator[Item]:
                 for prompt, each in rows
             ]
             yield Item(digest(["score", VERSION, config.model.identity(), model, asked], 64), "score", name, rows)
-
-
-def _length(prompt: Prompt, answer: Answer) -> int:
-    return sum(len(turn.content) for turn in prompt.messages) + len(answer.response.text)
 
 
 def _reading(config: Measuring, job: Job) -> Iterator[Item]:

@@ -2,8 +2,8 @@
 
 Rows have their padding on the right, where a causal model's real tokens cannot see it: so no attention mask is needed,
 and positions count from 0. In a tree no token is padding, and what conversations have in common at their beginning (the
-template, a system prompt, the whole prompt of several answers) is computed once. Which models can compute one is for
-`ppo_roles.py` to say. What is left out: a token that nobody reads from, such as an answer's last.
+template, a system prompt, the whole prompt of several answers) is computed once; whether a model can compute one is
+tried. What is left out: a token that nobody reads from, such as an answer's last.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.algorithms.short_attention import LONGEST, Tree
+from pipeline.algorithms.short_attention import LONGEST, NAME, Tree
 from pipeline.decoding import padded
 
 
@@ -44,12 +44,54 @@ def pack_ends(
     prefixes: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], device: torch.device, *, tree: bool = False
 ) -> Packed:
     """The states of the answers' last tokens, where a reward model has its score."""
-    rows = [[*prefix, *answer] for prefix, answer in zip(prefixes, answers, strict=True)]
+    return pack_rows([[*prefix, *answer] for prefix, answer in zip(prefixes, answers, strict=True)], device, tree=tree)
+
+
+def pack_rows(rows: Sequence[Sequence[int]], device: torch.device, *, tree: bool = False) -> Packed:
+    """The states of the rows' last tokens."""
     return _packed(rows, [range(len(row) - 1, len(row)) for row in rows], [], device, tree)
 
 
+def states_of(body: Any, packed: Packed) -> Tensor:
+    """The last hidden states that are read of a micro-batch, (N, H).
+
+    Args:
+        body: a causal model without its head.
+    """
+    output = body(input_ids=packed.ids_BT, use_cache=False, **packed.options)
+    states_NH: Tensor = output.last_hidden_state.flatten(0, 1)[packed.read_N]
+    return states_NH
+
+
+def takes_trees(model: Any, body: Any) -> bool:
+    """Whether a model can compute micro-batches that are trees, in the mode (training or not) and role that it is in.
+
+    Its numbers say: those of rows, and none that another row could have changed.
+
+    Args:
+        model: of transformers, after `use_short_attention`.
+        body: it without its head.
+    """
+    if getattr(model.config, "_attn_implementation", None) != NAME:
+        return False
+    prefixes, device = [[3, 4, 5, 6], [3, 4, 7]], model.device
+
+    def states(first: list[int], tree: bool) -> Tensor:
+        return states_of(body, pack(prefixes, [first, [8, 9, 10]], device, tree=tree)).float()
+
+    with torch.no_grad():
+        rows_NH = states([11, 12], tree=False)
+        try:
+            tree_NH, other_NH = states([11, 12], tree=True), states([13, 12], tree=True)
+        except (TypeError, ValueError, RuntimeError, NotImplementedError):
+            return False
+    rounding = max(1e-3, 8 * torch.finfo(model.dtype).eps)
+    apart = float((tree_NH - rows_NH).norm() / rows_NH.norm())
+    return apart <= rounding and torch.equal(tree_NH[2:], other_NH[2:])
+
+
 def _packed(
-    rows: list[list[int]], reads: Sequence[range], targets: list[int], device: torch.device, tree: bool
+    rows: Sequence[Sequence[int]], reads: Sequence[range], targets: list[int], device: torch.device, tree: bool
 ) -> Packed:
     width = max(map(len, rows))
     target_N = torch.tensor(targets, dtype=torch.long, device=device)
@@ -60,7 +102,7 @@ def _packed(
     return Packed(ids_BT, read_N, target_N)
 
 
-def _tree(rows: list[list[int]], reads: Sequence[range], target_N: Tensor, device: torch.device) -> Packed:
+def _tree(rows: Sequence[Sequence[int]], reads: Sequence[range], target_N: Tensor, device: torch.device) -> Packed:
     # A token's place is that of (the place of the token before it, itself).
     nodes: dict[tuple[int, int], int] = {}
     paths = []

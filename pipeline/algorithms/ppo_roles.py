@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from pipeline.adapters import adapt
 from pipeline.algorithms.fused_lora import Switch, fuse, held
 from pipeline.algorithms.ppo_math import logprobs_of, selective_logprobs
-from pipeline.algorithms.ppo_packing import Packed, pack
+from pipeline.algorithms.ppo_packing import Packed, pack, states_of, takes_trees
 from pipeline.algorithms.scoring import RewardHead, add_frozen
-from pipeline.algorithms.short_attention import NAME, use_short_attention
+from pipeline.algorithms.short_attention import use_short_attention
 from pipeline.architectures import is_mixture, silence_dropout
 from pipeline.errors import ModelError
 from pipeline.models import token_logprobs
@@ -82,7 +82,8 @@ class Roles:
             base.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.train()
         self._check_head()
-        self.tree = self._takes_trees()
+        with self.acting(None):
+            self.tree = takes_trees(base, base.base_model)
         """Whether the base can compute micro-batches that are trees."""
         eight_bit = getattr(base, "is_loaded_in_8bit", False)
         self.exact = base.device.type == "cpu" and base.dtype == torch.float32 and not (eight_bit or is_mixture(base))
@@ -118,9 +119,7 @@ class Roles:
 
     def states(self, packed: Packed) -> Tensor:
         """The last hidden states of whoever acts that are read, (N, H)."""
-        output = self.base.base_model(input_ids=packed.ids_BT, use_cache=False, **packed.options)
-        states_NH: Tensor = output.last_hidden_state.flatten(0, 1)[packed.read_N]
-        return states_NH
+        return states_of(self.base.base_model, packed)
 
     def logprobs(
         self, packed: Packed, temperature: float, *, entropy_gradient: bool = False
@@ -224,25 +223,6 @@ class Roles:
                 f"{type(self.base).__name__}: its logits are not those of its output layer (scaled or capped?), "
                 "which PPO does not support yet; use RLOO or GRPO"
             )
-
-    def _takes_trees(self) -> bool:
-        """Its numbers say: those of rows, and none that another row could have changed."""
-        if getattr(self.base.config, "_attn_implementation", None) != NAME:
-            return False
-        prefixes, device = [[3, 4, 5, 6], [3, 4, 7]], self.base.device
-
-        def states(first: list[int], tree: bool) -> Tensor:
-            return self.states(pack(prefixes, [first, [8, 9, 10]], device, tree=tree)).float()
-
-        with torch.no_grad(), self.acting(None):
-            rows_NH = states([11, 12], tree=False)
-            try:
-                tree_NH, other_NH = states([11, 12], tree=True), states([13, 12], tree=True)
-            except (TypeError, ValueError, RuntimeError, NotImplementedError):
-                return False
-        rounding = max(1e-3, 8 * torch.finfo(self.base.dtype).eps)
-        apart = float((tree_NH - rows_NH).norm() / rows_NH.norm())
-        return apart <= rounding and torch.equal(tree_NH[2:], other_NH[2:])
 
 
 def _plain(config: Any) -> Any:

@@ -7,7 +7,8 @@ Bradley and Terry (1952; Ouyang et al. 2022, arXiv:2203.02155, eq. 1) with the j
     loss = -c log sigmoid(d - m) - (1 - c) log sigmoid(m - d) + k (r(x, chosen) + r(x, rejected))^2
 
 averaged over the pairs of a prompt and then over prompts. All answers to a prompt are read together, each once however
-many pairs it is in: that is cheaper, and shuffled pairs overfit (the same paper, section 3.5).
+many pairs it is in: that is cheaper, and shuffled pairs overfit (the same paper, section 3.5). On a processor also the
+prompt is read once, for all of them, where the model can compute such a tree (`ppo_packing.py`).
 
 Some prompts are held out; how it does on their pairs is in `reward_model.json`, and a reward model that does not beat
 chance there is refused by what would be trained against it. What is left out: scoring (`scoring.py`).
@@ -273,15 +274,21 @@ def _pairwise_trainer() -> Any:
     import torch
     from trl import RewardTrainer
 
+    from pipeline.algorithms.ppo_packing import pack_rows
+
     class PairwiseTrainer(RewardTrainer):  # type: ignore[misc]
         """TRL's trainer with a loss over pairs that share answers, and the same metrics."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.trees = _takes_trees(self.model)
 
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
             pairs_N2, confidence_N, weight_N = (inputs.pop(name) for name in ("pairs", "confidence", "weight"))
             margin = inputs.pop("margin")
-            scores_B = model(**inputs, use_cache=False).logits.squeeze(-1).float()
+            scores_B = self.scores(model, **inputs)
             chosen_N, rejected_N = scores_B[pairs_N2].unbind(-1)
             loss_N = bradley_terry(chosen_N, rejected_N, confidence_N, margin)
             if self.args.center_rewards_coefficient is not None:
@@ -294,7 +301,42 @@ def _pairwise_trainer() -> Any:
                 noted["margin"].append((weight_N * (chosen_N - rejected_N)).sum().item())
             return (loss, None) if return_outputs else loss
 
+        def scores(self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            """(B,), fp32, of rows that are padded on the right."""
+            if not self.trees:
+                found = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+                scores_B: torch.Tensor = found.logits.squeeze(-1).float()
+                return scores_B
+            widths = attention_mask.sum(-1).tolist()
+            rows = [ids[:width] for ids, width in zip(input_ids.tolist(), widths, strict=True)]
+            packed = pack_rows(rows, input_ids.device, tree=True)
+            heard: list[torch.Tensor] = []
+            # The model picks one token's score of each row that it is given; all tokens' are what its head gives.
+            hook = self.model.get_base_model().score.register_forward_hook(lambda *told: heard.append(told[2]))
+            try:
+                model(input_ids=packed.ids_BT, use_cache=False, **packed.options)
+            finally:
+                hook.remove()
+            return heard[0].flatten()[packed.read_N].float()
+
     return PairwiseTrainer
+
+
+def _takes_trees(model: Any) -> bool:
+    """Whether this reward model, as it is trained, computes trees as it computes rows."""
+    from pipeline.algorithms.ppo_packing import takes_trees
+    from pipeline.algorithms.short_attention import use_short_attention
+
+    inner = model.get_base_model()
+    if _pool(model) != "last":
+        return False
+    use_short_attention(inner)
+    training = model.training
+    model.train()  # dropout in the attention is nothing for a tree
+    try:
+        return takes_trees(inner, getattr(inner, inner.base_model_prefix))
+    finally:
+        model.train(training)
 
 
 def _pool(model: Any) -> scoring.Pool:

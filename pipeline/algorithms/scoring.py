@@ -172,6 +172,9 @@ class SharedReward:
         Raises:
             ModelError: the adapter does not fit the model.
         """
+        from pipeline.algorithms.ppo_packing import takes_trees
+        from pipeline.algorithms.short_attention import short_attention
+
         assert head.weight_1H is not None, "an encoder is no adapter of a causal model"
         self.head = head
         self.name = name
@@ -179,6 +182,11 @@ class SharedReward:
         """The PeftModel that it is on."""
         self.tokenizer = tokenizer
         self.weight_1H = head.weight_1H.to(model.device)
+        self.base = self.model.get_base_model()
+        self.body = getattr(self.base, self.base.base_model_prefix)
+        with frozen_role(self.model, name), short_attention(self.base):
+            self.trees = takes_trees(self.base, self.body)
+        """Whether rows that begin alike are computed as a tree: see `ppo_packing.py`."""
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float | None]:
         """One score for each response to the prompt beside it."""
@@ -196,17 +204,31 @@ class SharedReward:
         """One score for each row of prompt and answer, the end of turn included where the answer has one."""
         import torch
 
-        body = self.model.get_base_model()
-        body = getattr(body, body.base_model_prefix)
         scores = [0.0] * len(rows)
         with frozen_role(self.model, self.name), torch.no_grad():
-            for chosen in by_length([len(row) for row in rows], self.model.device, most=ROWS):
-                ids_BT, mask_BT = padded([rows[index] for index in chosen], self.head.pad_id, self.model.device)
-                hidden_BH = last_hidden(body, ids_BT, mask_BT)
+            for chosen in self._together(rows):
+                hidden_BH = self._ends([rows[index] for index in chosen])
                 scores_B = (hidden_BH.float() @ self.weight_1H.T)[:, 0]
                 for index, score in zip(chosen, scores_B.tolist(), strict=True):
                     scores[index] = score
         return scores
+
+    def _together(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The places of rows that share a forward pass: those that begin alike, or those that are alike in length."""
+        if not self.trees:
+            return by_length([len(row) for row in rows], self.model.device, most=ROWS)
+        order = sorted(range(len(rows)), key=lambda index: (list(rows[index]), index))
+        return [order[start : start + ROWS] for start in range(0, len(order), ROWS)]
+
+    def _ends(self, rows: Sequence[Sequence[int]]) -> "torch.Tensor":
+        """The hidden states of the rows' last tokens, (B, H)."""
+        from pipeline.algorithms.ppo_packing import pack_rows, states_of
+        from pipeline.algorithms.short_attention import short_attention
+
+        if self.trees:
+            with short_attention(self.base):
+                return states_of(self.body, pack_rows(rows, self.model.device, tree=True))
+        return last_hidden(self.body, *padded(rows, self.head.pad_id, self.model.device))
 
 
 class SeparateReward:

@@ -6,7 +6,8 @@ model asks for (a mask, long rows, a GPU, decoding with a cache) goes to transfo
 alike may come as one `Tree`, in which what they have in common is there once.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,18 @@ def use_short_attention(model: Any) -> None:
         AttentionInterface.register(NAME, _attend)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)
+
+
+@contextlib.contextmanager
+def short_attention(model: Any) -> Iterator[None]:
+    """Inside, a model attends so where it can; after, as it did."""
+    before = getattr(model.config, "_attn_implementation", None)
+    use_short_attention(model)
+    try:
+        yield
+    finally:
+        if getattr(model.config, "_attn_implementation", None) != before:
+            model.set_attn_implementation(before)
 
 
 def _attend(

@@ -1,7 +1,8 @@
 """The reward model learns what the judge preferred, as surely as it did, and says how well on prompts it never saw."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,66 @@ def test_each_answer_is_read_once_and_each_pair_keeps_its_own_confidence(
         ]
         assert confidence == pytest.approx(found)
     assert batch["weight"].sum().item() == pytest.approx(1.0)
+
+
+@contextmanager
+def tokens_read(model: Any) -> Iterator[list[int]]:
+    """The tokens of every forward pass inside, padding included."""
+    counted: list[int] = []
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, given: counted.append(given[0].numel()))
+    yield counted
+    hook.remove()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_prompt_is_read_once_for_all_its_answers_and_loss_and_gradients_stay(
+    checkpointing: bool, tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    algorithm = reward_model.Config(per_device_train_batch_size=3, gradient_checkpointing=checkpointing)
+    found: list[tuple[float, torch.Tensor]] = []
+    read: list[int] = []
+    for trees in (True, False):
+        setting = Setting(
+            model=load_scorer(tiny, seed=1, training=True), tokenizer=tiny_tokenizer, output_dir=tmp_path, seed=1
+        )
+        trainer: Any = algorithm.trainer(algorithm.rows(ranked(3)), setting)
+        assert trainer.trees
+        trainer.trees = trees
+        generator = torch.Generator().manual_seed(1)
+        trained = [each for each in trainer.model.parameters() if each.requires_grad]
+        with torch.no_grad():
+            for parameter in trained:
+                parameter.normal_(std=0.2, generator=generator)
+        (batch,) = trainer.get_train_dataloader()
+        with tokens_read(trainer.model) as counted:
+            loss = trainer.compute_loss(trainer.model, dict(batch))
+        loss.backward()
+        read.append(counted[0])
+        found.append((loss.item(), torch.cat([each.grad.flatten() for each in trained])))
+    (tree, gradient), (rows, expected) = found
+    assert tree == pytest.approx(rows, abs=1e-5)
+    assert torch.allclose(gradient, expected, atol=1e-5) and expected.norm() > 0.1
+    # The template's beginning once, each question once, and of the answers what no other begins with.
+    ids = [
+        scoring.conversation_ids(tiny_tokenizer, each.prompt.messages, answer, 99)
+        for each in ranked(3)
+        for answer in (each.chosen, each.rejected)
+    ]
+    assert read[0] == len({tuple(row[:end]) for row in ids for end in range(1, len(row) + 1)})
+    assert read[1] == len(set(map(tuple, ids))) * max(map(len, ids))
+    assert read[0] < 0.6 * read[1]
+
+
+def test_dropout_in_the_attention_is_nothing_for_a_tree(tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    model = load_scorer(tiny, seed=1, training=True)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    setting = Setting(model=model, tokenizer=tiny_tokenizer, output_dir=tmp_path, seed=1)
+    algorithm = reward_model.Config()
+    trainer: Any = algorithm.trainer(algorithm.rows(ranked(3)), setting)
+    assert not trainer.trees
+    (batch,) = trainer.get_train_dataloader()
+    assert np.isfinite(trainer.compute_loss(trainer.model, dict(batch)).item())
 
 
 def test_answers_are_scored_at_their_end_of_turn_and_cut_ones_at_their_last_token(tiny_tokenizer: Any) -> None:
@@ -389,8 +450,15 @@ def test_neither_the_batch_nor_its_order_changes_a_score(once: Any, tiny: ModelC
 
     policy = with_adapter(load_model(tiny))
     reward = scoring.SharedReward(scoring.load_reward(once("none")[0] / "out"), policy, tiny_tokenizer)
+    assert reward.trees
     rows = [[5] * length for length in (*range(1, 20), 200)]
-    together = reward.score_ids(rows)
+    with tokens_read(policy) as counted:
+        together = reward.score_ids(rows)
+    # Rows that begin alike are read as far as the longest of them, sixteen at a time.
+    assert counted == [16, 200]
+    reward.trees = False
+    assert together == pytest.approx(reward.score_ids(rows), abs=1e-5)
+    reward.trees = True
     assert together == pytest.approx([reward.score_ids([row])[0] for row in rows], abs=1e-5)
     assert reward.score_ids(rows[::-1]) == pytest.approx(together[::-1], abs=1e-5)
 
