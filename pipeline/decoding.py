@@ -61,32 +61,32 @@ class _Decoder:
 
         ids_BT, mask_BT = padded(prefixes, model.device, left=True)
         made = cls(model, mask_BT)
-        reading = Reading.of(prefixes, model.device)
-        if reading is None or not grows(made.cache):
+        passes = Passes.of(prefixes, model.device)
+        if passes is None or not grows(made.cache):
             return made, made._forward(ids_BT)
-        made._read(prefixes, reading)
+        made._read(prefixes, passes)
         # The last tokens together, so that the states and logits from which all go on are those of one pass.
         return made, made.step(ids_BT[:, -1])
 
-    def _read(self, prefixes: Sequence[Sequence[int]], reading: "Reading") -> None:
+    def _read(self, prefixes: Sequence[Sequence[int]], passes: "Passes") -> None:
         """All but the last token of each: the opening once, and each part behind it."""
         import torch
 
         from pipeline.growing_cache import join
 
-        device, begun = self.model.device, len(reading.opening)
-        ids_1T, mask_1T = padded([reading.opening], device)
+        device, begun = self.model.device, len(passes.opening)
+        ids_1T, mask_1T = padded([passes.opening], device)
         opened = type(self)(self.model, mask_1T)
         if begun:
             opened._forward(ids_1T)
         caches = []
-        for rows in reading.parts:
+        for rows in passes.parts:
             ids_BT, mask_BT = padded([prefixes[row][begun:-1] for row in rows], device, left=True)
             part = opened.copied(torch.zeros(len(rows), dtype=torch.long, device=device))
             part.mask_BT = torch.cat([part.mask_BT, mask_BT], dim=1)
             part._forward(ids_BT)
             caches.append(part.cache)
-        join(self.cache, opened.cache, caches, reading.parts, len(prefixes))
+        join(self.cache, opened.cache, caches, passes.parts, len(prefixes))
         # Padding stands between the opening and the rest.
         rest_BT = padded([prefix[begun:-1] for prefix in prefixes], device, left=True)[1]
         self.mask_BT = torch.cat([mask_1T.expand(len(prefixes), -1), rest_BT], dim=1)
@@ -158,7 +158,7 @@ class _EncoderDecoder:
         return logits_BV
 
 
-class Reading(NamedTuple):
+class Passes(NamedTuple):
     """How conversations are read in several passes, all but the last token of each."""
 
     opening: Sequence[int]
@@ -167,7 +167,7 @@ class Reading(NamedTuple):
     """The places of those that are more than that and a last token."""
 
     @classmethod
-    def of(cls, prefixes: Sequence[Sequence[int]], device: "torch.device") -> "Reading | None":
+    def of(cls, prefixes: Sequence[Sequence[int]], device: "torch.device") -> "Passes | None":
         """None: padded and read together they cost no more."""
         fixed = PASS.get(device.type, PASS_ELSEWHERE)
         begun = min(len(shared(prefixes)), min(map(len, prefixes)) - 1)
@@ -177,8 +177,8 @@ class Reading(NamedTuple):
         places = [*rest]
         parts = [[places[at] for at in part] for part in by_length([*rest.values()], device)]
         tokens = begun + sum(rest[part[-1]] * len(part) for part in parts) + len(prefixes)
-        passes = (begun > 0) + len(parts) + 1
-        if tokens + passes * fixed >= max(map(len, prefixes)) * len(prefixes) + fixed:
+        number = (begun > 0) + len(parts) + 1
+        if tokens + number * fixed >= max(map(len, prefixes)) * len(prefixes) + fixed:
             return None
         return cls(prefixes[0][:begun], parts)
 

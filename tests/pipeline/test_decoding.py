@@ -11,7 +11,7 @@ import torch
 from tiny import full_logprobs
 
 from pipeline import decoding
-from pipeline.decoding import PASS, Reading, begin, by_length
+from pipeline.decoding import PASS, Passes, begin, by_length
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LENGTHS = (23, 4, 11, 1, 40, 24)
@@ -61,19 +61,19 @@ def test_an_opening_is_read_once_and_the_last_tokens_together() -> None:
     opening = list(range(100, 120))
     prefixes = [[*opening, *[place] * length] for place, length in enumerate((30, 1, 2, 31))]
     # 29 and 30 tokens together, one alone, and one has nothing between the opening and its last token.
-    assert Reading.of(prefixes, CPU) == (opening, [[0, 3], [2]])
+    assert Passes.of(prefixes, CPU) == (opening, [[0, 3], [2]])
 
 
 def test_conversations_are_read_together_where_that_costs_no_more() -> None:
-    assert Reading.of([[1, 2, 3, 4]], CPU) is None
-    assert Reading.of([[1] * 20, [2] * 21], CPU) is None
-    assert Reading.of([[1] * 200, [2] * 20], GPU) is None
+    assert Passes.of([[1, 2, 3, 4]], CPU) is None
+    assert Passes.of([[1] * 20, [2] * 21], CPU) is None
+    assert Passes.of([[1] * 200, [2] * 20], GPU) is None
     # An opening of two tokens is not worth a pass.
-    assert Reading.of([[7, 7, each, *[each] * 40] for each in range(3)], CPU) is None
+    assert Passes.of([[7, 7, each, *[each] * 40] for each in range(3)], CPU) is None
 
 
 @contextmanager
-def passes(model: Any) -> Iterator[list[tuple[int, ...]]]:
+def shapes_read(model: Any) -> Iterator[list[tuple[int, ...]]]:
     """The shape of every forward pass inside."""
     read: list[tuple[int, ...]] = []
     hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, given: read.append(tuple(given[0].shape)))
@@ -95,7 +95,7 @@ def test_what_is_read_in_parts_goes_on_as_what_was_padded_together(
     opening, shapes = CASES[case]
     random = np.random.default_rng(2)
     prefixes = [[*opening, *random.integers(10, 259, size=length).tolist()] for length in LENGTHS]
-    with torch.inference_mode(), passes(tiny_model) as read:
+    with torch.inference_mode(), shapes_read(tiny_model) as read:
         apart, logits_apart = begin(tiny_model, prefixes)
         monkeypatch.setattr(decoding, "PASS", {"cpu": 10**6})
         together, logits_together = begin(tiny_model, prefixes)
@@ -112,7 +112,7 @@ def test_what_is_read_in_parts_goes_on_as_what_was_padded_together(
 def test_what_is_read_in_parts_is_what_each_conversation_says_alone(tiny_model: Any) -> None:
     random = np.random.default_rng(3)
     rows = [[*OPENING, *random.integers(10, 259, size=length).tolist()] for length in LENGTHS]
-    with torch.inference_mode(), passes(tiny_model) as read:
+    with torch.inference_mode(), shapes_read(tiny_model) as read:
         logits_BV = begin(tiny_model, [row[:-1] for row in rows])[1]
     assert len(read) > 2
     for row, logits_V in zip(rows, logits_BV, strict=True):
