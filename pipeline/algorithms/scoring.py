@@ -184,7 +184,7 @@ class SharedReward:
         self.weight_1H = head.weight_1H.to(model.device)
         self.base = self.model.get_base_model()
         self.body = getattr(self.base, self.base.base_model_prefix)
-        with frozen_role(self.model, name), short_attention(self.base):
+        with self._acting(), short_attention(self.base):
             self.trees = takes_trees(self.base, self.body)
         """Whether rows that begin alike are computed as a tree: see `ppo_packing.py`."""
 
@@ -202,16 +202,27 @@ class SharedReward:
 
     def score_ids(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """One score for each row of prompt and answer, the end of turn included where the answer has one."""
-        import torch
-
         scores = [0.0] * len(rows)
-        with frozen_role(self.model, self.name), torch.no_grad():
+        with self._acting():
             for chosen in self._together(rows):
                 hidden_BH = self._ends([rows[index] for index in chosen])
                 scores_B = (hidden_BH.float() @ self.weight_1H.T)[:, 0]
                 for index, score in zip(chosen, scores_B.tolist(), strict=True):
                     scores[index] = score
         return scores
+
+    @contextlib.contextmanager
+    def _acting(self) -> Iterator[None]:
+        """Inside, the model is the reward model, and has no dropout, which a policy in training may have."""
+        import torch
+
+        training = self.model.training
+        self.model.eval()
+        try:
+            with frozen_role(self.model, self.name), torch.no_grad():
+                yield
+        finally:
+            self.model.train(training)
 
     def _together(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
         """The places of rows that share a forward pass: those that begin alike, or those that are alike in length."""

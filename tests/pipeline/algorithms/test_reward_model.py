@@ -463,6 +463,27 @@ def test_neither_the_batch_nor_its_order_changes_a_score(once: Any, tiny: ModelC
     assert reward.score_ids(rows[::-1]) == pytest.approx(together[::-1], abs=1e-5)
 
 
+def test_a_policy_in_training_is_scored_without_dropout_and_goes_on_with_it(
+    once: Any, tiny: ModelConfig, tiny_tokenizer: Any
+) -> None:
+    from pipeline.models import load_model
+
+    policy = with_adapter(load_model(tiny))
+    for layer in policy.get_base_model().model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    reward = scoring.SharedReward(scoring.load_reward(once("none")[0] / "out"), policy.train(), tiny_tokenizer)
+    rows = [[5, 6, 7, 8], [5, 6, 9], [10, 11]]
+    found = [reward.score_ids(rows) for _ in range(2)]
+    assert policy.training and reward.trees
+    assert (
+        found[0]
+        == found[1]
+        == pytest.approx(
+            scoring.SharedReward(reward.head, with_adapter(load_model(tiny)), tiny_tokenizer).score_ids(rows), abs=1e-6
+        )
+    )
+
+
 def test_the_policy_computes_as_before_once_a_reward_is_on_it(
     once: Any, tiny: ModelConfig, tiny_tokenizer: Any
 ) -> None:
