@@ -22,7 +22,7 @@ from pydantic import model_validator
 from pipeline import store
 from pipeline.architectures import alike, experts_in_full, is_encoder_decoder, read_past
 from pipeline.contents import content_of
-from pipeline.decoding import by_length, padded, positions, start_token
+from pipeline.decoding import padded, positions, start_token
 from pipeline.errors import ModelError
 from pipeline.plugins import Config
 from pipeline.records import Message
@@ -565,7 +565,7 @@ def padded_logprobs(
     Args:
         prefixes: token ids of the conversations.
         answers: token ids of the answers, none of them empty.
-        rows: at most so many are computed at a time.
+        rows: so many are computed at a time, in their order.
 
     Returns:
         For each answer a float32 tensor of its length, on the processor.
@@ -575,9 +575,8 @@ def padded_logprobs(
     logits_of = seq2seq_logits if is_encoder_decoder(model) else _causal_logits
     found: dict[int, torch.Tensor] = {}
     for group in alike(model, prefixes):
-        lengths = [len(prefixes[place]) + len(answers[place]) for place in group]
-        for part in by_length(lengths, model.device, most=rows):
-            chosen = [group[at] for at in part]
+        for start in range(0, len(group), rows):
+            chosen = group[start : start + rows]
             after = [answers[place] for place in chosen]
             with torch.inference_mode():
                 logits_BLV = logits_of(model, [prefixes[place] for place in chosen], after)
