@@ -575,6 +575,7 @@ def padded_logprobs(
     logits_of = seq2seq_logits if is_encoder_decoder(model) else _causal_logits
     found: dict[int, torch.Tensor] = {}
     for group in alike(model, prefixes):
+        # Not by length: int8 rounds by what a batch holds, and what is scored again has to be in the same one.
         for start in range(0, len(group), rows):
             chosen = group[start : start + rows]
             after = [answers[place] for place in chosen]
