@@ -40,7 +40,7 @@ def _packs(dtype: torch.dtype) -> bool:
     x, weight = torch.arange(96.0).view(3, 32).to(dtype), torch.arange(512.0).view(16, 32).to(dtype)
     try:
         able = dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        # Sums of whole numbers that neither dtype rounds on the way to the sum.
+        # Whole numbers so small that fp32, in which both are added up, has the same sum in any order.
         return bool(able) and torch.equal(_times(_packed(weight), None, x), F.linear(x, weight))
     except (AttributeError, RuntimeError, TypeError):
         return False

@@ -133,9 +133,10 @@ def answer_logprobs(
         return padded_logprobs(model, [prefix_T] * len(answers), answers)
     found: dict[int, torch.Tensor] = {}
     with torch.inference_mode():
-        begun = opening if opening is not None and opening.begins(prefix_T) else Opening((), None)
-        cache = copy.deepcopy(begun.cache) if begun.ids else DynamicCache(config=model.config)
-        prefix_1T = torch.tensor([list(prefix_T[len(begun.ids) :])], device=model.device)
+        if opening is None or not opening.begins(prefix_T):
+            opening = Opening((), DynamicCache(config=model.config))
+        cache = copy.deepcopy(opening.cache)
+        prefix_1T = torch.tensor([list(prefix_T[len(opening.ids) :])], device=model.device)
         logits_11V = model(prefix_1T, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         for rows in by_length([len(answer) - 1 for answer in answers], model.device):
             # Padded on the right, where a causal model's earlier positions cannot see.

@@ -5,7 +5,8 @@ large, so that its distributions are far from flat and a mistake of one position
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,17 @@ def job_of(
         rank=rank,
         world=world,
     )
+
+
+@contextmanager
+def inputs_read(model: Any, told: Callable[[Any], Any] = lambda ids: ids.numel()) -> Iterator[list[Any]]:
+    """What `told` says of the token ids of every forward pass inside; how many they are, padding included."""
+    read: list[Any] = []
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, given: read.append(told(given[0])))
+    try:
+        yield read
+    finally:
+        hook.remove()
 
 
 def full_logprobs(model: Any, ids: Sequence[int]) -> Any:

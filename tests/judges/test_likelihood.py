@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import CHATML, CONTEXT, END, full_logprobs, make_tokenizer, prompt_of, response_of
+from tiny import CHATML, CONTEXT, END, full_logprobs, inputs_read, make_tokenizer, prompt_of, response_of
 
 from judges.base import Session
 from judges.likelihood import Config, LikelihoodJudge
@@ -58,11 +58,9 @@ def test_the_score_is_the_mean_log_probability_under_the_constitution(
 def test_the_constitution_is_read_once_whatever_system_message_a_prompt_has(
     own: tuple[Message, ...], judge: LikelihoodJudge
 ) -> None:
-    read: list[int] = []
     prompt = Prompt(id="p", messages=(*own, Message(role="user", content="Three and three?")))
-    hook = judge.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: read.append(given[0].numel()))
-    judge.judge([Pair.of(prompt, LONG, SHORT)])
-    hook.remove()
+    with inputs_read(judge.model) as read:
+        judge.judge([Pair.of(prompt, LONG, SHORT)])
     rest = "".join(f"\n\n{each.content}" for each in own) + spelled("", prompt.text).removeprefix(
         "<|im_start|>system\n"
     )

@@ -2,13 +2,12 @@
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import full_logprobs
+from tiny import full_logprobs, inputs_read
 
 from pipeline import decoding
 from pipeline.decoding import PASS, Passes, begin, by_length
@@ -72,15 +71,6 @@ def test_conversations_are_read_together_where_that_costs_no_more() -> None:
     assert Passes.of([[7, 7, each, *[each] * 40] for each in range(3)], CPU) is None
 
 
-@contextmanager
-def shapes_read(model: Any) -> Iterator[list[tuple[int, ...]]]:
-    """The shape of every forward pass inside."""
-    read: list[tuple[int, ...]] = []
-    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, given: read.append(tuple(given[0].shape)))
-    yield read
-    hook.remove()
-
-
 OPENING = [9, 8, 7, 6, 5, 4, 3]
 CASES = {
     "unlike": ([], [(1, 39), (2, 23), (2, 10), (6, 1)]),
@@ -95,7 +85,7 @@ def test_what_is_read_in_parts_goes_on_as_what_was_padded_together(
     opening, shapes = CASES[case]
     random = np.random.default_rng(2)
     prefixes = [[*opening, *random.integers(10, 259, size=length).tolist()] for length in LENGTHS]
-    with torch.inference_mode(), shapes_read(tiny_model) as read:
+    with torch.inference_mode(), inputs_read(tiny_model, lambda ids: tuple(ids.shape)) as read:
         apart, logits_apart = begin(tiny_model, prefixes)
         monkeypatch.setattr(decoding, "PASS", {"cpu": 10**6})
         together, logits_together = begin(tiny_model, prefixes)
@@ -112,7 +102,7 @@ def test_what_is_read_in_parts_goes_on_as_what_was_padded_together(
 def test_what_is_read_in_parts_is_what_each_conversation_says_alone(tiny_model: Any) -> None:
     random = np.random.default_rng(3)
     rows = [[*OPENING, *random.integers(10, 259, size=length).tolist()] for length in LENGTHS]
-    with torch.inference_mode(), shapes_read(tiny_model) as read:
+    with torch.inference_mode(), inputs_read(tiny_model, lambda ids: tuple(ids.shape)) as read:
         logits_BV = begin(tiny_model, [row[:-1] for row in rows])[1]
     assert len(read) > 2
     for row, logits_V in zip(rows, logits_BV, strict=True):

@@ -1,13 +1,11 @@
 """What was read once gives every answer the log-probabilities of a plain forward pass, however often it is asked."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import full_logprobs
+from tiny import full_logprobs, inputs_read
 
 from pipeline.decoding import shared
 from pipeline.reading import ROWS, Opening, Read, answer_logprobs
@@ -16,15 +14,6 @@ random = np.random.default_rng(1)
 PREFIXES = [random.integers(3, 259, size=length).tolist() for length in (23, 4, 11, 1, 40)]
 PLACES = [0, 1, 1, 2, 3, 4, 0, 4, 2, 2]
 ANSWERS = [random.integers(2, 259, size=length).tolist() for length in (1, 17, 3, 30, 9, 1, 2, 12, 5, 30)]
-
-
-@contextmanager
-def tokens_read(model: Any) -> Iterator[list[int]]:
-    """The tokens of every forward pass inside, padding included."""
-    counted: list[int] = []
-    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, given: counted.append(given[0].numel()))
-    yield counted
-    hook.remove()
 
 
 def assert_as_alone(model: Any, found: list[torch.Tensor], places: list[int], answers: list[list[int]]) -> None:
@@ -51,14 +40,14 @@ def test_what_was_asked_before_leaves_no_trace(tiny_model: Any) -> None:
 
 def test_one_token_answers_need_no_further_pass(tiny_model: Any) -> None:
     read = Read(tiny_model, PREFIXES)
-    with tokens_read(tiny_model) as counted:
+    with inputs_read(tiny_model) as counted:
         found = read.logprobs([0, 2], [[9], [33]])
     assert counted == []
     assert_as_alone(tiny_model, found, [0, 2], [[9], [33]])
 
 
 def test_the_conversations_are_read_once(tiny_model: Any) -> None:
-    with tokens_read(tiny_model) as counted:
+    with inputs_read(tiny_model) as counted:
         read = Read(tiny_model, PREFIXES)
         for _ in range(3):
             read.logprobs([0, 1], [[9, 9, 9, 9], [5, 6]])
@@ -94,7 +83,7 @@ def test_an_opening_that_was_read_before_is_not_read_again(tiny_model: Any) -> N
     prefix, answers = PREFIXES[4], [ANSWERS[1], ANSWERS[3], ANSWERS[7]]
     opening = Opening.of(tiny_model, prefix[:30])
     for _ in range(2):
-        with tokens_read(tiny_model) as counted:
+        with inputs_read(tiny_model) as counted:
             found = answer_logprobs(tiny_model, prefix, answers, opening)
         # Ten tokens behind the opening, then all but the last of the answers: of 30 alone, of 17 and 12 together.
         assert counted == [10, 29, 2 * 16]
@@ -104,7 +93,7 @@ def test_an_opening_that_was_read_before_is_not_read_again(tiny_model: Any) -> N
 def test_a_conversation_that_begins_otherwise_is_read_whole(tiny_model: Any) -> None:
     opening = Opening.of(tiny_model, PREFIXES[4])
     for place in (0, 4):  # the fifth is the opening and nothing more, and what follows it has to be read off something
-        with tokens_read(tiny_model) as counted:
+        with inputs_read(tiny_model) as counted:
             found = answer_logprobs(tiny_model, PREFIXES[place], [[9]], opening)
         assert counted == [len(PREFIXES[place])]
         assert_as_alone(tiny_model, found, [place], [[9]])

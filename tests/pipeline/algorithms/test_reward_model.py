@@ -1,8 +1,7 @@
 """The reward model learns what the judge preferred, as surely as it did, and says how well on prompts it never saw."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,18 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from tiny import ENCODERS, END, job_of, make_architecture, preference_of, preferences_of, prompt_of, response_of, said
+from tiny import (
+    ENCODERS,
+    END,
+    inputs_read,
+    job_of,
+    make_architecture,
+    preference_of,
+    preferences_of,
+    prompt_of,
+    response_of,
+    said,
+)
 
 from pipeline import agreement, store, train
 from pipeline.algorithms import held_out, reward_model, scoring
@@ -181,15 +191,6 @@ def test_each_answer_is_read_once_and_each_pair_keeps_its_own_confidence(
     assert batch["weight"].sum().item() == pytest.approx(1.0)
 
 
-@contextmanager
-def tokens_read(model: Any) -> Iterator[list[int]]:
-    """The tokens of every forward pass inside, padding included."""
-    counted: list[int] = []
-    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, given: counted.append(given[0].numel()))
-    yield counted
-    hook.remove()
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_prompt_is_read_once_for_all_its_answers_and_loss_and_gradients_stay(
     checkpointing: bool, tiny: ModelConfig, tiny_tokenizer: Any, tmp_path: Path
@@ -210,7 +211,7 @@ def test_a_prompt_is_read_once_for_all_its_answers_and_loss_and_gradients_stay(
             for parameter in trained:
                 parameter.normal_(std=0.2, generator=generator)
         (batch,) = trainer.get_train_dataloader()
-        with tokens_read(trainer.model) as counted:
+        with inputs_read(trainer.model) as counted:
             loss = trainer.compute_loss(trainer.model, dict(batch))
         loss.backward()
         read.append(counted[0])
@@ -452,7 +453,7 @@ def test_neither_the_batch_nor_its_order_changes_a_score(once: Any, tiny: ModelC
     reward = scoring.SharedReward(scoring.load_reward(once("none")[0] / "out"), policy, tiny_tokenizer)
     assert reward.trees
     rows = [[5] * length for length in (*range(1, 20), 200)]
-    with tokens_read(policy) as counted:
+    with inputs_read(policy) as counted:
         together = reward.score_ids(rows)
     # Rows that begin alike are read as far as the longest of them, sixteen at a time.
     assert counted == [16, 200]
